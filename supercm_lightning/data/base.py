@@ -1,0 +1,289 @@
+"""What every data module shares: loaders that move row numbers or raw images, and batched augmentation on the device."""
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from supercm_lightning.data.augment import Normalization, WeakAugmentation
+from supercm_lightning.data.randomness import generator
+from supercm_lightning.data.samplers import CyclingSampler
+from supercm_lightning.data.splits import check_labels
+from supercm_lightning.data.stores import ArrayStore, Rows
+
+
+class RawBatch(NamedTuple):
+    """What a loader yields.
+
+    Attributes:
+        part: Set of the rows: `labeled`, `unlabeled`, `val` or `test`.
+        position: Places of the rows in their set, (n,) int64.
+        pixels: The rows as read by workers, or None where they are gathered from memory later.
+    """
+
+    part: str
+    position: Tensor
+    pixels: Tensor | None
+
+
+class _RowDataset(Dataset[Any]):
+    """Row numbers only, for sets in memory; rows read one by one, for the others."""
+
+    def __init__(self, part: str, rows: Rows) -> None:
+        self.part = part
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, positions: list[int]) -> RawBatch:
+        position = torch.tensor(positions)
+        store = self.rows.store
+        if isinstance(store, ArrayStore):
+            return RawBatch(self.part, position, None)
+        return RawBatch(self.part, position, torch.stack([store[row] for row in self.rows.index[position].tolist()]))
+
+
+def _as_collated(batch: RawBatch) -> RawBatch:
+    return batch
+
+
+class ViewDataModule(LightningDataModule, ABC):
+    """Base of the data modules: labelled, unlabelled, validation, test and prediction rows as batches of views.
+
+    A training batch is `{"labeled": (x, y), "unlabeled": (views, index)}` with the views that the method declares; an
+    evaluation batch is `(x, y, index)`. Rows in memory stay on the device where they fit, a loader step moves row numbers,
+    and gathering, augmentation and normalisation run batched on the device. All randomness is a function of the run's
+    seed, the step and the rank. Batch sizes are per device.
+
+    Subclasses set `num_classes` and `input_shape` in their constructor and fill `rows` in `read`.
+
+    Args:
+        labeled_batch_size: Labelled rows per step.
+        unlabeled_batch_size: Unlabelled rows per step.
+        eval_batch_size: Rows per step of validation, test and prediction.
+        steps_per_epoch: Steps per epoch; None: one pass over the unlabelled set (the labelled set, for methods that need
+            no unlabelled rows).
+        predict_on: Rows that `predict` reads: `test`, `val`, `unlabeled` or `labeled`.
+        num_workers: Worker processes per loader, for data that is not held in memory.
+    """
+
+    num_classes: int
+    input_shape: tuple[int, ...]
+    class_names: tuple[str, ...] | None = None
+
+    def __init__(
+        self,
+        labeled_batch_size: int,
+        unlabeled_batch_size: int,
+        eval_batch_size: int,
+        steps_per_epoch: int | None,
+        predict_on: str,
+        num_workers: int,
+    ) -> None:
+        super().__init__()
+        sizes = {
+            "labeled_batch_size": labeled_batch_size,
+            "unlabeled_batch_size": unlabeled_batch_size,
+            "eval_batch_size": eval_batch_size,
+            "steps_per_epoch": steps_per_epoch,
+        }
+        for name, value in sizes.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: must be at least 1.")
+        if predict_on not in ("test", "val", "unlabeled", "labeled"):
+            raise ValueError(f"predict_on={predict_on!r}: choose one of test, val, unlabeled, labeled.")
+        self.labeled_batch_size = labeled_batch_size
+        self.unlabeled_batch_size = unlabeled_batch_size
+        self.eval_batch_size = eval_batch_size
+        self.steps_per_epoch = steps_per_epoch
+        self.predict_on = predict_on
+        self.num_workers = num_workers
+        self.rows: dict[str, Rows] = {}
+        self.seed: int | None = None
+        self.augmentations: dict[str, Any] = {}
+
+    # ------------------------------------------------------------------------------------- what subclasses give
+    @abstractmethod
+    def read(self) -> dict[str, Rows]:
+        """Reads the data: `labeled`, and `unlabeled`, `val`, `test` where there are such rows."""
+
+    def configure_augmentations(self) -> dict[str, Any]:
+        """Augmentation of each named view: a callable of (rows, torch.Generator) on the device; override to add or change."""
+        return {"weak": WeakAugmentation(Normalization())}
+
+    def normalize(self, rows: Tensor) -> Tensor:
+        """Rows without augmentation, for evaluation and clean views."""
+        return Normalization()(rows)
+
+    # --------------------------------------------------------------------------------------------------- set-up
+    def setup(self, stage: str) -> None:
+        """Reads and checks the data, once."""
+        if self.trainer is not None and self.seed is None:
+            # Ranks must agree on the walk through the data even when the user seeded none of them.
+            self.seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
+        if self.rows:
+            return
+        rows = self.read()
+        check_labels(rows["labeled"].labels, self.num_classes, self.class_names, "labelled set")
+        for part in ("val", "test"):
+            if part in rows and len(rows[part]) and int(rows[part].labels.max()) >= self.num_classes:
+                raise ValueError(
+                    f"{part} set: label {int(rows[part].labels.max())}, but num_classes={self.num_classes} allows 0 to "
+                    f"{self.num_classes - 1}."
+                )
+        self.rows = rows
+        self.augmentations = self.configure_augmentations()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The seed of the run, so that a resumed run walks on where it was."""
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the seed of the run."""
+        self.seed = state_dict["seed"]
+
+    def describe_row(self, part: str, index: int) -> str | None:
+        """File of a row of a part (`test`, `val`, `unlabeled`, `labeled`, `predict`), or None where it has none."""
+        rows = self.rows[self.predict_on if part == "predict" else part]
+        return rows.store.names[int(rows.index[index])] if rows.store.names is not None else None
+
+    # --------------------------------------------------------------------------------------------------- loaders
+    @property
+    def _views(self) -> tuple[str, ...]:
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        views = tuple(getattr(module, "views", ("weak",)))
+        for view in views:
+            if view not in self.augmentations:
+                raise ValueError(
+                    f"{type(module).__name__} asks for the view {view!r}; {type(self).__name__} has "
+                    f"{', '.join(self.augmentations)}. Add it in configure_augmentations."
+                )
+        return views
+
+    def train_dataloader(self) -> dict[str, DataLoader[Any]]:
+        """A loader for the labelled rows and, where the method has views, one for the unlabelled rows.
+
+        Raises:
+            ValueError: If the method needs unlabelled rows and there are none.
+        """
+        parts = {"labeled": self.labeled_batch_size}
+        if self._views:
+            if not len(self.rows.get("unlabeled", ())):
+                raise ValueError(
+                    "The unlabelled set is empty, and the method learns from it. Give unlabelled data, lower num_labeled "
+                    "or num_val, or set labeled_in_unlabeled=true."
+                )
+            parts["unlabeled"] = self.unlabeled_batch_size
+        trainer = self.trainer
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+        seed = self.seed if self.seed is not None else torch.initial_seed()
+        longest = "unlabeled" if "unlabeled" in parts else "labeled"
+        steps = self.steps_per_epoch or -(-len(self.rows[longest]) // (parts[longest] * world))
+        return {
+            part: self._loader(
+                part, size, CyclingSampler(len(self.rows[part]), size, steps, seed, part, rank, world)
+            )
+            for part, size in parts.items()
+        }
+
+    def _eval_dataloader(self, part: str) -> DataLoader[Any]:
+        if not len(self.rows.get(part, ())):
+            raise ValueError(f"There are no {part} rows. {self._how_to_get(part)}")
+        return self._loader(part, self.eval_batch_size, None)
+
+    def _how_to_get(self, part: str) -> str:
+        return {"val": "Set num_val.", "test": "Give a test set, or set num_test."}.get(part, "Give unlabelled data.")
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """The validation rows; an empty list, which Lightning skips, where there are none."""
+        return self._eval_dataloader("val") if len(self.rows.get("val", ())) else []
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """The test rows."""
+        return self._eval_dataloader("test")
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """The rows chosen by `predict_on`."""
+        return self._eval_dataloader(self.predict_on)
+
+    def _loader(self, part: str, batch_size: int, sampler: CyclingSampler | None) -> DataLoader[Any]:
+        rows = self.rows[part]
+        workers = 0 if isinstance(rows.store, ArrayStore) else self.num_workers
+        return DataLoader(
+            _RowDataset(part, rows),
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=workers > 0 and torch.cuda.is_available(),
+            collate_fn=_as_collated,
+        )
+
+    # --------------------------------------------------------------------------------------------------- batches
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Gathers rows on the host where they do not fit on the device."""
+        if isinstance(batch, dict):
+            return {name: self.on_before_batch_transfer(raw, dataloader_idx) for name, raw in batch.items()}
+        assert self.trainer is not None
+        store = self.rows[batch.part].store
+        if isinstance(store, ArrayStore):
+            device = self.trainer.strategy.root_device
+            store.place(device)
+            if store.data.device != device:
+                return batch._replace(pixels=store.data[self.rows[batch.part].index[batch.position]])
+        return batch
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Gathers, augments and normalises on the device."""
+        if isinstance(batch, RawBatch):
+            pixels, y = self._gather(batch)
+            return self.normalize(pixels), y, batch.position
+        assert self.trainer is not None
+        pixels, y = self._gather(batch["labeled"])
+        out: dict[str, Any] = {"labeled": (self._view("weak", pixels, "labeled"), y)}
+        if any(getattr(callback, "needs_clean_labeled", False) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            out["clean"] = (self.normalize(pixels), y)
+        if "unlabeled" in batch:
+            pixels, _ = self._gather(batch["unlabeled"])
+            views = tuple(self._view(view, pixels, f"unlabeled {number}") for number, view in enumerate(self._views))
+            out["unlabeled"] = (views, batch["unlabeled"].position)
+        return out
+
+    def _gather(self, raw: RawBatch) -> tuple[Tensor, Tensor]:
+        rows = self.rows[raw.part]
+        index, labels = rows.on(raw.position.device)
+        if raw.pixels is not None:
+            return raw.pixels, labels[raw.position]
+        assert isinstance(rows.store, ArrayStore)
+        return rows.store.data[index[raw.position]], labels[raw.position]
+
+    def _view(self, view: str, pixels: Tensor, name: str) -> Tensor:
+        assert self.trainer is not None
+        step = self.trainer.fit_loop.total_batch_idx + 1
+        stream = generator(self.seed or 0, step, self.trainer.global_rank, name, device=pixels.device)
+        return self.augmentations[view](pixels, stream)
+
+
+def move_batch(batch: Any, trainer: Trainer, module: LightningModule, dataloader_idx: int = 0) -> Any:
+    """Brings a loader's batch to the device the way the trainer does, for code outside its loops.
+
+    Args:
+        batch: A batch of any loader of the trainer's data.
+        trainer: The trainer.
+        module: Its module.
+        dataloader_idx: Number of the loader.
+
+    Returns:
+        The batch as `training_step` or `validation_step` would receive it.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, ViewDataModule):
+        return module.transfer_batch_to_device(batch, module.device, dataloader_idx)
+    batch = data.on_before_batch_transfer(batch, dataloader_idx)
+    batch = data.transfer_batch_to_device(batch, module.device, dataloader_idx)
+    return data.on_after_batch_transfer(batch, dataloader_idx)
+

@@ -1,0 +1,264 @@
+"""Few labelled and many unlabelled images."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset
+
+from supercm_lightning.data.augment import Normalization, WeakAugmentation
+from supercm_lightning.data.base import ViewDataModule
+from supercm_lightning.data.datasets import DATASETS, scan_folder
+from supercm_lightning.data.splits import Split, make_split
+from supercm_lightning.data.stores import ArrayStore, DatasetStore, FileStore, Rows, Store, image_shape
+from supercm_lightning.data.whitening import ZCA, global_contrast_normalize
+
+_MEMORY = 4 * 2**30
+
+
+class SemiSupervisedDataModule(ViewDataModule):
+    """Labelled, unlabelled, validation and test images of a registered data set, a folder, or torch data sets.
+
+    The labelled images are drawn from the training set, the same number of every class, by `split_seed` alone; the
+    validation images too, before them; all others are unlabelled. The test set is never split nor trained on; data
+    without one gives `num_test` rows, the same for every `split_seed`.
+
+    Args:
+        dataset: `digits`, `mnist`, `fashion_mnist`, `usps`, `svhn`, `cifar10`, `cifar100`, `cifar20`, `stl10`; `folder`
+            for image files under `root`; or, from Python, a torch data set of (image, label).
+        root: Folder of the data. For `folder`: `labeled/<class>/…` and `unlabeled/…`, or `train/<class>/…`, or
+            `<class>/…`, and optionally `val/<class>/…` and `test/<class>/…`.
+        num_labeled: Number of labelled images; None: every training image that has a label.
+        labeled_batch_size: Labelled images per step and device.
+        unlabeled_batch_size: Unlabelled images per step and device.
+        eval_batch_size: Images per step of validation, test and prediction.
+        steps_per_epoch: Steps per epoch; None: one pass over the unlabelled images.
+        num_val: Number of validation images, or their share of the training set below 1; None: the data set's custom
+            (digits 150, MNIST and CIFAR 5,000, SVHN 7,326, STL-10 500; a tenth for `train/<class>` or `<class>` folders, none for `labeled/<class>`).
+        num_test: Number or share of test images for data without a test set; None: the data set's custom (digits 450,
+            otherwise 0).
+        split_seed: Seed of the split, apart from the run's own seed.
+        split_file: JSON file of the split: read if it exists, else written.
+        labeled_in_unlabeled: Let the labelled images appear among the unlabelled ones too.
+        flip: Mirror left-right with probability 1/2; None: where the data set allows it.
+        shift: Largest shift in pixels; None: the data set's custom (2; 1 for digits and USPS; an eighth for folders).
+        noise: Standard deviation of the noise added to normalised pixels; None: the data set's custom (CIFAR 0.15, others 0).
+        mean: Mean per channel, or one for all, on the scale [0, 1].
+        std: Standard deviation likewise.
+        whitening: Global contrast normalisation and ZCA in place of `mean` and `std`, as in the published CIFAR runs.
+        image_size: For folders: images are resized on the shorter side and cut to this square; None: all have one size.
+        in_memory: Hold all images in memory; None: if they take at most 4 GiB (a torch data set stays as it is).
+        num_workers: Worker processes per loader, for images that are not held in memory.
+        predict_on: Images that `predict` reads: `test`, `val`, `unlabeled` or `labeled`.
+        download: Fetch a registered data set that is missing.
+        unlabeled: A torch data set of unlabelled images, beside those of `dataset` (from Python).
+        val: A torch data set of validation images (from Python).
+        test: A torch data set of test images (from Python).
+        num_classes: For torch data sets: the number of classes; None: that of its `classes`, else its largest label + 1.
+
+    Raises:
+        FileNotFoundError: If the data is missing; the message tells where it was expected.
+        ValueError: If an option contradicts the data; the message names it.
+    """
+
+    def __init__(
+        self,
+        dataset: str | Dataset[Any] = "digits",
+        root: str | Path = "data",
+        num_labeled: int | None = None,
+        labeled_batch_size: int = 50,
+        unlabeled_batch_size: int = 50,
+        eval_batch_size: int = 500,
+        steps_per_epoch: int | None = None,
+        num_val: int | float | None = None,
+        num_test: int | float | None = None,
+        split_seed: int = 0,
+        split_file: str | Path | None = None,
+        labeled_in_unlabeled: bool = False,
+        flip: bool | None = None,
+        shift: int | None = None,
+        noise: float | None = None,
+        mean: tuple[float, ...] = (0.5,),
+        std: tuple[float, ...] = (0.5,),
+        whitening: bool = False,
+        image_size: int | None = None,
+        in_memory: bool | None = None,
+        num_workers: int = 4,
+        predict_on: str = "test",
+        download: bool = False,
+        unlabeled: Dataset[Any] | None = None,
+        val: Dataset[Any] | None = None,
+        test: Dataset[Any] | None = None,
+        num_classes: int | None = None,
+    ) -> None:
+        super().__init__(
+            labeled_batch_size, unlabeled_batch_size, eval_batch_size, steps_per_epoch, predict_on, num_workers
+        )
+        self.dataset = dataset
+        self.root = Path(root).expanduser()
+        self.num_labeled = num_labeled
+        self.num_val = num_val
+        self.num_test = num_test
+        self.split_seed = split_seed
+        self.split_file = Path(split_file).expanduser() if split_file is not None else None
+        self.labeled_in_unlabeled = labeled_in_unlabeled
+        self.whitening = whitening
+        self.image_size = image_size
+        self.in_memory = in_memory
+        self.download = download
+        self._given = {"unlabeled": unlabeled, "val": val, "test": test}
+        self.split: Split | None = None
+        self._customs: tuple[int | float, int | float]
+
+        flip_by_default, default_shift, default_noise = False, 0, 0.0
+        if not isinstance(dataset, str):
+            store = DatasetStore(dataset)
+            if not len(store):
+                raise ValueError("dataset: the labelled data set is empty.")
+            names = getattr(dataset, "classes", None)
+            self.class_names = tuple(map(str, names)) if names else None
+            self.num_classes = num_classes or (len(names) if names else int(store.labels.max()) + 1)
+            self.input_shape = tuple(store[0].shape)
+            self._customs = (0, 0)
+        elif dataset == "folder":
+            self._folder = scan_folder(self.root)
+            self.class_names = self._folder.class_names
+            self.num_classes = len(self.class_names)
+            self.input_shape = image_shape(self._folder.labeled[0][0], image_size)
+            # Where a few images were labelled by hand, none is taken away from training unasked.
+            self._customs = (0.1 if self._folder.fully_labeled else 0, 0)
+            flip_by_default, default_shift = True, self.input_shape[-1] // 8
+        elif dataset in DATASETS:
+            spec = DATASETS[dataset]
+            self.class_names, self.num_classes, self.input_shape = spec.class_names, spec.num_classes, spec.input_shape
+            self._customs = (spec.num_val, spec.num_test)
+            flip_by_default, default_shift, default_noise = spec.flip, spec.shift, spec.noise
+        else:
+            raise ValueError(f"dataset={dataset!r}: choose one of {', '.join(DATASETS)}, folder.")
+        if num_labeled is not None and num_labeled < self.num_classes:
+            raise ValueError(
+                f"num_labeled={num_labeled}: fewer labels than the {self.num_classes} classes; every class needs one."
+            )
+        self.flip = flip_by_default if flip is None else flip
+        self.shift = default_shift if shift is None else shift
+        self.noise = default_noise if noise is None else noise
+        if not 0 <= self.shift < min(self.input_shape[1:]):
+            raise ValueError(f"shift={shift}: must be from 0 to less than the images' {tuple(self.input_shape[1:])}.")
+        if whitening and in_memory is False:
+            raise ValueError("whitening=true needs all images in memory: leave in_memory unset.")
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) not in (1, self.input_shape[0]):
+                raise ValueError(f"{name}: give one value or one for each of the {self.input_shape[0]} channels.")
+        self.normalization = Normalization(tuple(mean), tuple(std))
+
+    # ------------------------------------------------------------------------------------------------- reading
+    def prepare_data(self) -> None:
+        """Downloads a registered data set, in one process, if asked to."""
+        if self.download and self.dataset in DATASETS:
+            spec = DATASETS[self.dataset]
+            for part in ("train", *(() if spec.num_test else ("test",)), *(("unlabeled",) if spec.has_unlabeled else ())):
+                spec.store(self.dataset, self.root, part, download=True)
+
+    def read(self) -> dict[str, Rows]:
+        """Reads the images and draws the split."""
+        stores = self._read_images()
+        train = stores["train"]
+        self.split = self._read_split(train.labels, held_out={part for part in ("val", "test") if part in stores})
+        rows = {part: Rows(train, index) for part, index in self.split.rows(self.labeled_in_unlabeled).items()}
+        return rows | {part: Rows.all_of(store) for part, store in stores.items() if part != "train"}
+
+    def _read_images(self) -> dict[str, Store]:
+        """Stores of `train` (labelled images first, further unlabelled ones after), `val` and `test`."""
+        if not isinstance(self.dataset, str):
+            stores = self._read_datasets(self.dataset)
+        elif self.dataset == "folder":
+            stores = self._read_folder()
+        else:
+            stores = self._read_registered(self.dataset)
+        if self.whitening:
+            if not all(isinstance(store, ArrayStore) for store in stores.values()):
+                raise ValueError("whitening=true needs all images in memory: set in_memory=true.")
+            # Fitted on every training image, as published; labels play no part in it.
+            for store in stores.values():
+                store.data = global_contrast_normalize(store.data)
+            zca = ZCA.fit(stores["train"].data)
+            for store in stores.values():
+                store.data = zca(store.data)
+        return stores
+
+    def _read_registered(self, name: str) -> dict[str, Store]:
+        spec = DATASETS[name]
+        train = spec.store(name, self.root, "train", download=False)
+        if spec.has_unlabeled:
+            more = spec.store(name, self.root, "unlabeled", download=False)
+            train = ArrayStore(torch.cat([train.data, more.data]), torch.cat([train.labels, more.labels]))
+        stores: dict[str, Store] = {"train": train}
+        if not spec.num_test:
+            stores["test"] = spec.store(name, self.root, "test", download=False)
+        return stores
+
+    def _read_folder(self) -> dict[str, Store]:
+        folder = self._folder
+        parts = {"train": folder.labeled + [(file, -1) for file in folder.unlabeled]}
+        parts |= {part: files for part in ("val", "test") if (files := getattr(folder, part)) is not None}
+        size = sum(map(len, parts.values())) * math.prod(self.input_shape)
+        in_memory = size <= _MEMORY if self.in_memory is None else self.in_memory
+        stores: dict[str, Store] = {}
+        for part, files in parts.items():
+            labels = torch.tensor([label for _, label in files], dtype=torch.int64)
+            store = FileStore([file for file, _ in files], labels, self.input_shape[0], self.image_size)
+            stores[part] = store.in_memory(self.input_shape) if in_memory else store.checked(self.input_shape)
+        return stores
+
+    def _read_datasets(self, labeled: Dataset[Any]) -> dict[str, Store]:
+        train = DatasetStore(labeled)
+        if (more := self._given["unlabeled"]) is not None:
+            labels = torch.cat([train.labels, torch.full((len(more),), -1)])  # type: ignore[arg-type]
+            train = DatasetStore(ConcatDataset([labeled, more]), labels)
+        given = {part: self._given[part] for part in ("val", "test")}
+        stores = {"train": train} | {part: DatasetStore(data) for part, data in given.items() if data is not None}
+        return {part: store.in_memory(self.input_shape) if self.in_memory or self.whitening else store for part, store in stores.items()}
+
+    # ----------------------------------------------------------------------------------------------- splitting
+    def _read_split(self, labels: Tensor, held_out: set[str]) -> Split:
+        name = self.dataset if isinstance(self.dataset, str) else type(self.dataset).__name__
+        known = int((labels >= 0).sum())
+        if self.split_file is not None and self.split_file.exists():
+            split = Split.load(self.split_file)
+            if (split.dataset, split.num_rows) != (name, len(labels)):
+                raise ValueError(
+                    f"split_file={self.split_file}: made for {split.num_rows:,} rows of {split.dataset}, but the data is "
+                    f"{name} with {len(labels):,} rows. Name another file to draw a new split."
+                )
+            return split
+        count = {
+            part: 0 if part in held_out else _count(custom if asked is None else asked, known)
+            for part, asked, custom in zip(("val", "test"), (self.num_val, self.num_test), self._customs, strict=True)
+        }
+        if sum(count.values()) + (self.num_labeled or self.num_classes) > known:
+            raise ValueError(
+                f"num_labeled={self.num_labeled}, num_val={count['val']} and num_test={count['test']} ask for more than "
+                f"the {known:,} images that have labels. Lower one of them."
+            )
+        split = make_split(labels, name, self.num_labeled, count["val"], count["test"], self.split_seed)
+        if self.split_file is not None and rank_zero_only.rank == 0:
+            split.save(self.split_file)
+        return split
+
+    # -------------------------------------------------------------------------------------------- augmentation
+    def normalize(self, rows: Tensor) -> Tensor:
+        """Normalised images without augmentation."""
+        return self.normalization(rows)
+
+    def configure_augmentations(self) -> dict[str, Any]:
+        """The weak view: flip, shift and noise."""
+        return {"weak": WeakAugmentation(self.normalization, self.flip, self.shift, self.noise)}
+
+
+def _count(amount: int | float, of: int) -> int:
+    if amount < 0:
+        raise ValueError(f"num_val and num_test must not be negative, but one is {amount}.")
+    return round(amount * of) if 0 < amount < 1 else int(amount)

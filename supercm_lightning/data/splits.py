@@ -1,0 +1,156 @@
+"""Seeded, stratified splits of a training set into labelled, unlabelled and validation rows."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from supercm_lightning.data.randomness import generator
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers of one training set; unlabelled rows are all that are neither labelled nor held out.
+
+    Attributes:
+        dataset: Name of the data set.
+        num_rows: Number of rows of the training set.
+        seed: Seed that drew the split.
+        labeled: Rows whose labels may be used, sorted.
+        val: Rows held out for validation, sorted.
+        test: Rows held out for the test, sorted; empty where the data has its own test set.
+    """
+
+    dataset: str
+    num_rows: int
+    seed: int
+    labeled: list[int]
+    val: list[int]
+    test: list[int]
+
+    def rows(self, labeled_in_unlabeled: bool) -> dict[str, Tensor]:
+        """Row numbers (n,) int64 of `labeled`, `unlabeled`, `val` and `test`, each sorted.
+
+        Args:
+            labeled_in_unlabeled: Whether the labelled rows are among the unlabelled ones too.
+        """
+        taken = self.val + self.test + ([] if labeled_in_unlabeled else self.labeled)
+        keep = torch.ones(self.num_rows, dtype=torch.bool)
+        keep[taken] = False
+        given = {"labeled": self.labeled, "val": self.val, "test": self.test}
+        numbers = {part: torch.tensor(rows, dtype=torch.int64) for part, rows in given.items()}
+        return numbers | {"unlabeled": keep.nonzero().flatten()}
+
+    def save(self, path: Path) -> None:
+        """Writes the split as JSON, in one piece: a reader never sees half a file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial.write_text(json.dumps(asdict(self)))
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Split":
+        """Reads a split written by `save`.
+
+        Raises:
+            ValueError: If the file is not such a split.
+        """
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(f"split_file={path}: not a split written by this library ({error}).") from error
+
+
+def stratified_draw(labels: Tensor, rows: Tensor, count: int, stream: torch.Generator, balanced: bool) -> Tensor:
+    """Draws `count` of `rows`, spread over the classes.
+
+    Args:
+        labels: Labels of the whole set, (N,); rows with negative labels are never drawn.
+        rows: Candidates, (R,) int64.
+        count: Number of rows to draw, at most the number of labelled candidates.
+        stream: Source of randomness.
+        balanced: Equal numbers per class as far as each class reaches (the convention for labelled sets), instead of
+            numbers in proportion to the classes.
+
+    Returns:
+        The drawn rows, (count,) int64, sorted.
+    """
+    rows = rows[labels[rows] >= 0]
+    rows = rows[torch.randperm(len(rows), generator=stream)]
+    of = labels[rows]
+    size = torch.bincount(of, minlength=1)
+    # Rank of each row within its class, in the random order.
+    by_class = of.argsort(stable=True)
+    rank = torch.empty_like(of)
+    rank[by_class] = torch.arange(len(of)) - (size.cumsum(0) - size)[of[by_class]]
+    # Sorting by the rank takes one row of every class in turn; by the relative rank, rows in proportion.
+    key = rank.double() if balanced else (rank.double() + 0.5) / size[of]
+    return rows[key.argsort(stable=True)[:count]].sort().values
+
+
+def make_split(
+    labels: Tensor, dataset: str, num_labeled: int | None, num_val: int, num_test: int, seed: int
+) -> Split:
+    """Splits one training set.
+
+    The test rows depend on the data alone, never on `seed`, so that runs with different label draws share a test set.
+
+    Args:
+        labels: Labels, (N,) int64, negative where unknown.
+        dataset: Name of the data set, recorded in the split.
+        num_labeled: Number of labelled rows, balanced over the classes; None labels every remaining row that has a label.
+        num_val: Number of validation rows, in proportion to the classes.
+        num_test: Number of test rows, likewise.
+        seed: Seed of the draw.
+
+    Returns:
+        The split.
+    """
+    rest = torch.arange(len(labels))
+
+    def draw(count: int | None, stream: torch.Generator, balanced: bool) -> list[int]:
+        nonlocal rest
+        if count is None:
+            drawn = rest[labels[rest] >= 0]
+        else:
+            drawn = stratified_draw(labels, rest, count, stream, balanced)
+        keep = torch.ones(len(labels), dtype=torch.bool)
+        keep[drawn] = False
+        rest = rest[keep[rest]]
+        return drawn.tolist()
+
+    test = draw(num_test, generator(0, "test split"), balanced=False)
+    stream = generator(seed, "split")
+    val = draw(num_val, stream, balanced=False)
+    labeled = draw(num_labeled, stream, balanced=True)
+    return Split(dataset, len(labels), seed, labeled, val, test)
+
+
+def check_labels(labels: Tensor, num_classes: int, class_names: Sequence[str] | None, what: str) -> None:
+    """Checks the labels of a labelled set.
+
+    Args:
+        labels: Labels of the labelled rows, (B,).
+        num_classes: Number of classes K.
+        class_names: Names for the message, or None.
+        what: What the labels belong to, for the message.
+
+    Raises:
+        ValueError: If a label lies outside [0, K), or a class has no row.
+    """
+    if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < num_classes):
+        raise ValueError(
+            f"{what}: labels run from {int(labels.min())} to {int(labels.max())}, but num_classes={num_classes} allows "
+            f"0 to {num_classes - 1}."
+        )
+    missing = (torch.bincount(labels, minlength=num_classes) == 0).nonzero().flatten().tolist()
+    if missing:
+        names = ", ".join(str(class_names[k]) if class_names else str(k) for k in missing[:10])
+        raise ValueError(
+            f"{what}: {len(missing)} of {num_classes} classes have no labelled row ({names}"
+            f"{', …' if len(missing) > 10 else ''}). Every class needs at least one: raise num_labeled or add labels."
+        )

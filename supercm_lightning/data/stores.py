@@ -1,0 +1,249 @@
+"""Where rows come from: arrays in memory, image files decoded by workers, or a torch data set."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from PIL import Image
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import Dataset
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+
+
+@dataclass
+class ArrayStore:
+    """Rows that live in memory, and on the training device when they fit.
+
+    Attributes:
+        data: uint8 images (N, C, H, W), or float rows of any shape, used as they are.
+        labels: Labels (N,) int64, -1 where unknown.
+        names: File of each row, or None.
+    """
+
+    data: Tensor
+    labels: Tensor
+    names: Sequence[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def place(self, device: torch.device) -> None:
+        """Moves the rows to `device` if they take at most half of its free memory; otherwise they stay where they are."""
+        if device.type == "cuda" and self.data.device != device:
+            free, _ = torch.cuda.mem_get_info(device)
+            if self.data.nbytes <= free // 2:
+                self.data = self.data.to(device)
+
+
+class WorkerStore(ABC):
+    """Rows that workers fetch one by one.
+
+    Attributes:
+        labels: Labels (N,) int64, -1 where unknown.
+        names: File of each row, or None.
+    """
+
+    labels: Tensor
+    names: Sequence[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def __getitem__(self, row: int) -> Tensor:
+        """The row as a uint8 image (C, H, W) or a float tensor."""
+
+    def in_memory(self, shape: tuple[int, ...]) -> ArrayStore:
+        """Fetches all rows, with a progress bar.
+
+        Args:
+            shape: Expected shape of every row.
+
+        Raises:
+            ValueError: If a row cannot be read, or has another shape; the message names it.
+        """
+        first = self[0]
+        data = torch.empty((len(self), *shape), dtype=first.dtype)
+
+        def fill(row: int) -> None:
+            data[row] = self.of_shape(row, shape)
+
+        with ThreadPoolExecutor() as pool:
+            done = pool.map(fill, range(len(self)))
+            try:
+                for _ in _track(done, f"Reading {len(self):,} images", len(self)):
+                    pass
+            finally:
+                pool.shutdown(cancel_futures=True)
+        return ArrayStore(data, self.labels, self.names)
+
+    def of_shape(self, row: int, shape: tuple[int, ...]) -> Tensor:
+        """A row, checked for its shape."""
+        value = self[row]
+        if tuple(value.shape) != shape:
+            name = self.names[row] if self.names is not None else f"row {row}"
+            raise ValueError(
+                f"{name}: shape {tuple(value.shape)} where {shape} was expected. "
+                "Set image_size to bring all images to one size."
+            )
+        return value
+
+
+def _track(work: Iterable[Any], what: str, total: int) -> Iterable[Any]:
+    return track(work, what, total=total, disable=rank_zero_only.rank != 0 or total < 1000)
+
+
+class FileStore(WorkerStore):
+    """Image files.
+
+    Args:
+        paths: The files.
+        labels: Labels, (N,) int64, -1 where unknown.
+        channels: 1 (grey) or 3 (RGB).
+        image_size: The shorter side is resized to this and the centre square cut out; None keeps images as they are.
+    """
+
+    def __init__(self, paths: Sequence[Path], labels: Tensor, channels: int, image_size: int | None) -> None:
+        self.names = [str(path) for path in paths]
+        self.labels = labels
+        self.channels = channels
+        self.image_size = image_size
+
+    def __getitem__(self, row: int) -> Tensor:
+        """Decodes one file to uint8 (C, H, W).
+
+        Raises:
+            ValueError: If the file cannot be read as an image; the message names it.
+        """
+        assert self.names is not None
+        try:
+            with Image.open(self.names[row]) as image:
+                pixels = _decode(image, self.channels, self.image_size)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise _unreadable(self.names[row], error) from error
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+    def checked(self, shape: tuple[int, ...]) -> "FileStore":
+        """Opens every file once, without decoding, so that a broken one stops the run before it starts.
+
+        Raises:
+            ValueError: If a file is no image, or its size is not that of `shape` and `image_size` is unset.
+        """
+        assert self.names is not None
+        for name in _track(self.names, f"Checking {len(self):,} images", len(self)):
+            found = image_shape(Path(name), self.image_size)
+            if found[1:] != shape[1:]:
+                raise ValueError(
+                    f"{name}: size {found[1:]} where {shape[1:]} was expected. "
+                    "Set image_size to bring all images to one size."
+                )
+        return self
+
+
+def image_shape(file: Path, image_size: int | None) -> tuple[int, int, int]:
+    """Shape (C, H, W) that a file will have: grey files have one channel, all others three.
+
+    Raises:
+        ValueError: If the file cannot be read; the message names it.
+    """
+    try:
+        with Image.open(file) as image:
+            channels = 1 if image.mode in ("1", "L", "I", "I;16") else 3
+            width, height = image.size
+    except (OSError, SyntaxError) as error:
+        raise _unreadable(file, error) from error
+    return (channels, image_size, image_size) if image_size else (channels, height, width)
+
+
+def _unreadable(file: Path | str, error: Exception) -> ValueError:
+    return ValueError(f"{file}: cannot be read as an image ({error}). Repair or remove the file.")
+
+
+def _decode(image: Image.Image, channels: int, image_size: int | None) -> np.ndarray:
+    if image_size is not None:
+        # JPEG can be decoded at a fraction of its size, which large photographs gain from.
+        image.draft("L" if channels == 1 else "RGB", (image_size, image_size))
+    image = image.convert("L" if channels == 1 else "RGB")
+    if image_size is not None and image.size != (image_size, image_size):
+        scale = image_size / min(image.size)
+        width, height = (max(image_size, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
+        left, top = (width - image_size) // 2, (height - image_size) // 2
+        image = image.crop((left, top, left + image_size, top + image_size))
+    return np.array(image, dtype=np.uint8).reshape(image.height, image.width, channels)
+
+
+class DatasetStore(WorkerStore):
+    """A torch data set of images or (image, label) pairs, as its author wrote it.
+
+    Args:
+        dataset: The data set; its items are PIL images, uint8 tensors (C, H, W), or float tensors, which are used as
+            they are, alone or first in a tuple whose second entry is the label.
+        labels: Its labels, (N,); None: those of its attribute `targets` or `labels`, else read item by item.
+    """
+
+    def __init__(self, dataset: Dataset[Any], labels: Tensor | None = None) -> None:
+        self.dataset = dataset
+        known = labels if labels is not None else getattr(dataset, "targets", getattr(dataset, "labels", None))
+        if known is None:
+            count = len(dataset)  # type: ignore[arg-type]
+            known = [_label(dataset[row]) for row in _track(range(count), f"Reading {count:,} labels", count)]
+        self.labels = torch.as_tensor(known, dtype=torch.int64).flatten()
+
+    def __getitem__(self, row: int) -> Tensor:
+        """One row as a tensor."""
+        item = self.dataset[row]
+        image = item[0] if isinstance(item, (tuple, list)) else item
+        if isinstance(image, Image.Image):
+            return torch.from_numpy(_decode(image, len(image.getbands()), None)).permute(2, 0, 1)
+        return torch.as_tensor(image)
+
+
+def _label(item: Any) -> int:
+    if not isinstance(item, (tuple, list)) or len(item) < 2:
+        raise ValueError("The labelled data set must yield (image, label) pairs.")
+    return int(item[1])
+
+
+Store = ArrayStore | WorkerStore
+
+
+@dataclass
+class Rows:
+    """Some rows of a store.
+
+    Attributes:
+        store: Where they are.
+        index: Their row numbers in the store, (n,) int64.
+    """
+
+    store: Store
+    index: Tensor
+    _on: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def labels(self) -> Tensor:
+        """Their labels, (n,) int64."""
+        return self.store.labels[self.index]
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Row numbers and labels on a device, copied there once."""
+        if device not in self._on:
+            self._on[device] = (self.index.to(device), self.labels.to(device))
+        return self._on[device]
+
+    @classmethod
+    def all_of(cls, store: Store) -> "Rows":
+        """Every row of a store."""
+        return cls(store, torch.arange(len(store)))

@@ -1,0 +1,49 @@
+"""Global contrast normalisation and ZCA whitening, the preprocessing of the published CIFAR experiments."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def global_contrast_normalize(images: Tensor, scale: float = 55.0) -> Tensor:
+    """Subtracts each image's mean and divides by its L2 norm.
+
+    Args:
+        images: (n, C, H, W), uint8 or float on the scale [0, 255].
+        scale: Norm of every image afterwards.
+
+    Returns:
+        Float images of the same shape; images of one value become zero.
+    """
+    rows = images.flatten(1).float()
+    rows = rows - rows.mean(dim=1, keepdim=True)
+    norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return (scale * rows / torch.where(norm < 1e-10, 1.0, norm)).view(images.shape)
+
+
+@dataclass(frozen=True)
+class ZCA:
+    """Whitening that stays closest to the images: x ↦ (x - mean) U diag(1/√λ) Uᵀ.
+
+    Attributes:
+        mean: (D,).
+        matrix: (D, D), symmetric.
+    """
+
+    mean: Tensor
+    matrix: Tensor
+
+    @classmethod
+    def fit(cls, images: Tensor, regularization: float = 0.1) -> "ZCA":
+        """Estimates the whitening from images (n, C, H, W), adding `regularization` to every eigenvalue."""
+        rows = images.flatten(1)
+        mean = rows.mean(dim=0)
+        covariance = (rows - mean).double().T @ (rows - mean).double() / len(rows)
+        eigenvalues, vectors = torch.linalg.eigh(covariance)
+        matrix = (vectors / (eigenvalues.clamp_min(0) + regularization).sqrt()) @ vectors.T
+        return cls(mean, matrix.float())
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Whitens images (n, C, H, W)."""
+        return ((images.flatten(1) - self.mean) @ self.matrix).view(images.shape)

@@ -1,0 +1,338 @@
+"""The base of every method: one joint forward, a dictionary of weighted losses, evaluation and the optimiser."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics.classification import MulticlassAccuracy
+
+from supercm_lightning.nn import build_backbone
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one joint training forward produced; the input of `Method.losses`.
+
+    Rows are ordered: the `B` labelled ones, then the `U` unlabelled ones of the first view, then those of the second …
+
+    Attributes:
+        x: Labelled inputs, (B, *input_shape).
+        y: Labels, (B,), int64 in [0, K).
+        views: Inputs of each unlabelled view, a tuple of (U, *input_shape).
+        index: Position of each unlabelled row in the unlabelled set, (U,), or None without unlabelled rows.
+        all_features: Features of all rows of all views, (B + V·U, d).
+        all_logits: Class logits of the same rows, (B + V·U, K).
+        temperature: Softmax temperature of the assignments.
+    """
+
+    x: Tensor
+    y: Tensor
+    views: tuple[Tensor, ...]
+    index: Tensor | None
+    all_features: Tensor
+    all_logits: Tensor
+    temperature: float = 1.0
+
+    def _first(self, rows: Tensor) -> Tensor:
+        return rows[: len(self.y) + (len(self.views[0]) if self.views else 0)]
+
+    def _per_view(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return rows[len(self.y) :].chunk(len(self.views)) if self.views else ()
+
+    @property
+    def features(self) -> Tensor:
+        """Features of the labelled rows and of the first unlabelled view, (B + U, d)."""
+        return self._first(self.all_features)
+
+    @property
+    def logits(self) -> Tensor:
+        """Logits of the same rows as `features`, (B + U, K)."""
+        return self._first(self.all_logits)
+
+    @property
+    def assignments(self) -> Tensor:
+        """softmax(logits / temperature) in float32 or wider, (B + U, K)."""
+        logits = self.logits
+        return (logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits).div(
+            self.temperature
+        ).softmax(dim=1)
+
+    @property
+    def labeled_features(self) -> Tensor:
+        """Features of the labelled rows, (B, d)."""
+        return self.all_features[: len(self.y)]
+
+    @property
+    def labeled_logits(self) -> Tensor:
+        """Logits of the labelled rows, (B, K)."""
+        return self.all_logits[: len(self.y)]
+
+    @property
+    def unlabeled_features(self) -> tuple[Tensor, ...]:
+        """Features of each unlabelled view, a tuple of (U, d)."""
+        return self._per_view(self.all_features)
+
+    @property
+    def unlabeled_logits(self) -> tuple[Tensor, ...]:
+        """Logits of each unlabelled view, a tuple of (U, K)."""
+        return self._per_view(self.all_logits)
+
+
+class Method(LightningModule):
+    """A backbone, a linear head and cross-entropy on the labelled rows; methods add their terms to `losses`.
+
+    A method declares the unlabelled `views` it needs and extends `losses` through `super()`. The base makes one joint
+    forward over labelled and unlabelled rows, sums the terms and logs each as `train/<name>`, already weighted, so that
+    they add up to `train/loss`. A class with several methods as bases is their combination; it takes the longest `views`.
+
+    Args:
+        num_classes: Number of classes K; the command line takes it from the data.
+        input_shape: Shape of one input, (C, H, W) for images or (d,) for features; the command line takes it from the data.
+        backbone: Name understood by `supercm_lightning.nn.build_backbone` (`small_cnn`, `wrn_28_2`, `wrn_28_8`,
+            `resnet18_32`, `mlp`, `identity`, or any timm model), or a module with an attribute `num_features`.
+        backbone_options: Keyword arguments for the backbone's constructor, such as `{"pretrained": True}` for timm.
+        optimizer: `adam`, `adamw`, or `sgd` (Nesterov).
+        lr: Learning rate, > 0.
+        momentum: Momentum of `sgd`, in [0, 1).
+        weight_decay: Weight decay, >= 0, on all parameters.
+        lr_schedule: Multiplier of `lr` at every step: `constant`; `step`, x 0.2 after 80 % of the steps;
+            `cosine`, cos(7π/16 · progress) (FixMatch); `inverse`, (1 + 0.001 step)^-0.75 (DANN).
+        backbone_lr_scale: Factor on `lr` for the backbone's parameters, for pretrained backbones.
+        ramp_up: Fraction of the training, in [0, 1], over which unlabelled terms that ramp up reach their full weight.
+        batch_norm: `joint`: labelled and unlabelled rows share one forward and its batch statistics; `split`: one
+            forward each.
+        channels_last: Keep images and convolutions in channels-last memory order.
+        compile: Compile the backbone with `torch.compile`.
+
+    Raises:
+        ValueError: If an option is outside its range, or the data contradicts `num_classes` or `input_shape`.
+    """
+
+    views: tuple[str, ...] = ("weak",)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Lets a combination of methods take the longest of its bases' views."""
+        super().__init_subclass__(**kwargs)
+        if "views" not in vars(cls):
+            cls.views = max((base.views for base in cls.__bases__ if issubclass(base, Method)), key=len)
+
+    def __init__(
+        self,
+        num_classes: int,
+        input_shape: tuple[int, ...],
+        backbone: str | nn.Module = "small_cnn",
+        backbone_options: dict[str, Any] | None = None,
+        optimizer: Literal["adam", "adamw", "sgd"] = "adam",
+        lr: float = 1e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        lr_schedule: Literal["constant", "step", "cosine", "inverse"] = "constant",
+        backbone_lr_scale: float = 1.0,
+        ramp_up: float = 0.4,
+        batch_norm: Literal["joint", "split"] = "joint",
+        channels_last: bool = False,
+        compile: bool = False,  # noqa: A002 - the field's word
+    ) -> None:
+        super().__init__()
+        # A module cannot be stored in a checkpoint that loads safely; a name can.
+        self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else [])
+        if num_classes < 2:
+            raise ValueError(f"num_classes={num_classes}: a classifier needs at least 2 classes.")
+        for name, value, values in (
+            ("optimizer", optimizer, ("adam", "adamw", "sgd")),
+            ("lr_schedule", lr_schedule, tuple(_SCHEDULES)),
+            ("batch_norm", batch_norm, ("joint", "split")),
+        ):
+            if value not in values:
+                raise ValueError(f"{name}={value!r}: choose one of {', '.join(values)}.")
+        if not lr > 0:
+            raise ValueError(f"lr={lr}: the learning rate must be positive.")
+        if not 0 <= ramp_up <= 1:
+            raise ValueError(f"ramp_up={ramp_up}: give the fraction of the training, between 0 and 1.")
+        self.num_classes = num_classes
+        self.input_shape = tuple(input_shape)
+        self.optimizer_name = optimizer
+        self.lr = lr
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.lr_schedule = lr_schedule
+        self.backbone_lr_scale = backbone_lr_scale
+        self.ramp_up = ramp_up
+        self.batch_norm = batch_norm
+        self.channels_last = channels_last
+        self.compile_backbone = compile
+
+        if isinstance(backbone, str):
+            backbone = build_backbone(backbone, self.input_shape, **(backbone_options or {}))
+        elif not hasattr(backbone, "num_features"):
+            raise ValueError(f"backbone: {type(backbone).__name__} needs an attribute num_features, its output width.")
+        self.backbone = backbone
+        self.head = self.build_head(int(backbone.num_features))  # type: ignore[arg-type]
+        if channels_last:
+            self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+        self.val_acc = MulticlassAccuracy(num_classes, average="micro")
+        self.test_acc = MulticlassAccuracy(num_classes, average="micro")
+        self._finite: Tensor | None = None
+
+    def build_head(self, in_features: int) -> nn.Module:
+        """The classifier on top of the features; called once by the constructor."""
+        return nn.Linear(in_features, self.num_classes)
+
+    # ------------------------------------------------------------------------------------------------ forward
+    def features(self, x: Tensor) -> Tensor:
+        """Features (n, d) of inputs (n, *input_shape)."""
+        if self.channels_last and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return self.backbone(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class logits (n, K) of inputs (n, *input_shape)."""
+        return self.head(self.features(x))
+
+    def joint_forward(self, batch: dict[str, Any]) -> Step:
+        """Forwards the labelled rows and every unlabelled view together."""
+        x, y = batch["labeled"]
+        views, index = batch["unlabeled"] if self.views else ((), None)
+        groups = [x, *views]
+        if self.batch_norm == "joint" or not views:
+            features = self.features(torch.cat(groups) if views else x)
+        else:
+            features = torch.cat([self.features(x), self.features(torch.cat(groups[1:]))])
+        return Step(x, y, tuple(views), index, features, self.head(features), getattr(self.head, "temperature", 1.0))
+
+    # ------------------------------------------------------------------------------------------------ training
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        """The weighted terms of the loss, scalars by name; extend with `super().losses(step) | {...}`."""
+        return {"ce": F.cross_entropy(step.labeled_logits, step.y)}
+
+    def diagnostics(self, step: Step) -> dict[str, Tensor]:
+        """Scalars worth a curve, computed without gradient and only at steps that are logged; extend like `losses`."""
+        return {}
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Joint forward, sum of the terms, logs."""
+        step = self.joint_forward(batch)
+        # Lightning has no hook between forward and loss; callbacks that follow the features need one.
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if hasattr(callback, "on_train_forward"):
+                callback.on_train_forward(self.trainer, self, step)
+        terms = self.losses(step)
+        loss = torch.stack([term.float() for term in terms.values()]).sum()
+        logged = {f"train/{name}": term.detach() for name, term in terms.items()}
+        at_log_step = (self.trainer.global_step + 1) % max(self.trainer.log_every_n_steps, 1) == 0
+        if at_log_step:
+            with torch.no_grad():
+                logged |= {f"train/{name}": value for name, value in self.diagnostics(step).items()}
+        self._stop_if_not_finite(terms, check=at_log_step or loss.device.type == "cpu")
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(step.y))
+        self.log_dict(logged, batch_size=len(step.y))
+        return loss
+
+    def _stop_if_not_finite(self, terms: dict[str, Tensor], check: bool) -> None:
+        # Reading a flag from an accelerator waits for it, so flags gather on the device between logged steps.
+        finite = torch.stack([term.detach().isfinite() for term in terms.values()])
+        self._finite = finite if self._finite is None else self._finite & finite
+        if check:
+            flags, self._finite = self._finite.tolist(), None
+            bad = [f"train/{name}" for name, flag in zip(terms, flags, strict=True) if not flag]
+            if bad:
+                raise FloatingPointError(
+                    f"{' and '.join(bad)} became NaN or infinite at or before step {self.trainer.global_step}. "
+                    f"Lower lr or the weight of that term, or clip gradients with --trainer.gradient_clip_val."
+                )
+
+    @property
+    def total_steps(self) -> int:
+        """Number of optimiser steps of the whole training.
+
+        Raises:
+            ValueError: If the trainer has no end.
+        """
+        steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(steps):
+            raise ValueError("The schedule needs the length of the training: set trainer.max_epochs or trainer.max_steps.")
+        return int(steps)
+
+    @property
+    def progress(self) -> float:
+        """Fraction of the training that is done, in [0, 1]."""
+        return min(self.trainer.global_step / max(self.total_steps, 1), 1.0)
+
+    def ramp(self) -> float:
+        """Weight exp(-5 (1 - t)²) of a term that ramps up, t reaching 1 after the fraction `ramp_up` of the training."""
+        t = min(self.progress / self.ramp_up, 1.0) if self.ramp_up else 1.0
+        return math.exp(-5.0 * (1.0 - t) ** 2)
+
+    # ---------------------------------------------------------------------------------------------- evaluation
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Accuracy and cross-entropy as `val/acc` and `val/loss`."""
+        self._evaluate(batch, "val", self.val_acc)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Accuracy and cross-entropy as `test/acc` and `test/loss`."""
+        self._evaluate(batch, "test", self.test_acc)
+
+    def _evaluate(self, batch: Any, stage: str, accuracy: MulticlassAccuracy) -> None:
+        x, y = batch[0], batch[1]
+        logits = self(x).float()
+        accuracy(logits, y)
+        self.log(f"{stage}/loss", F.cross_entropy(logits, y), batch_size=len(y), on_epoch=True, sync_dist=True)
+        self.log(f"{stage}/acc", accuracy, prog_bar=True, batch_size=len(y), on_step=False, on_epoch=True)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor | None]:
+        """Class probabilities (n, K) and, where the loader gives it, the index (n,) of each row."""
+        rows = batch if isinstance(batch, (tuple, list)) else (batch,)
+        return {"probabilities": self(rows[0]).float().softmax(dim=1), "index": rows[2] if len(rows) > 2 else None}
+
+    # ----------------------------------------------------------------------------------------------- optimiser
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameter groups of the optimiser; extend to give new parameters their own settings."""
+        backbone = [p for p in self.backbone.parameters() if p.requires_grad]
+        seen = {id(p) for p in backbone}
+        rest = [p for p in self.parameters() if p.requires_grad and id(p) not in seen]
+        groups = [{"params": backbone, "lr": self.lr * self.backbone_lr_scale}, {"params": rest, "lr": self.lr}]
+        return [group for group in groups if group["params"]]
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser and its per-step schedule."""
+        groups = self.parameter_groups()
+        optimizer: torch.optim.Optimizer
+        if self.optimizer_name == "sgd":
+            optimizer = torch.optim.SGD(
+                groups, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.momentum > 0
+            )
+        else:
+            kind = torch.optim.Adam if self.optimizer_name == "adam" else torch.optim.AdamW
+            optimizer = kind(groups, self.lr, weight_decay=self.weight_decay)
+        if self.lr_schedule == "constant":
+            return optimizer
+        factor = _SCHEDULES[self.lr_schedule]
+        total = self.total_steps if self.lr_schedule != "inverse" else 1
+        scheduler = LambdaLR(optimizer, lambda step: factor(step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # --------------------------------------------------------------------------------------------------- setup
+    def setup(self, stage: str) -> None:
+        """Compares the model with the data, so that a contradiction is an error before the first step."""
+        data = getattr(self.trainer, "datamodule", None)
+        for name in ("num_classes", "input_shape"):
+            theirs = getattr(data, name, None)
+            theirs = tuple(theirs) if isinstance(theirs, (list, tuple)) else theirs
+            if theirs is not None and theirs != getattr(self, name):
+                raise ValueError(f"{name}: the model was built for {getattr(self, name)}, the data has {theirs}.")
+        if self.compile_backbone and self.backbone._compiled_call_impl is None:
+            self.backbone.compile()
+
+
+_SCHEDULES = {
+    "constant": lambda step, total: 1.0,
+    "step": lambda step, total: 0.2 if step >= 0.8 * total else 1.0,
+    "cosine": lambda step, total: math.cos(7 * math.pi / 16 * min(step / max(total, 1), 1.0)),
+    "inverse": lambda step, total: (1 + 0.001 * step) ** -0.75,
+}

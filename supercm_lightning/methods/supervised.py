@@ -1,0 +1,21 @@
+"""Cross-entropy on the labelled rows: the baseline of every comparison."""
+
+from typing import Any
+
+from supercm_lightning.methods.base import Method
+
+
+class Supervised(Method):
+    """Cross-entropy on the labelled rows alone.
+
+    Args:
+        use_unlabeled: Also forward the unlabelled rows, without a loss on them: a baseline with the batch norm
+            statistics and the cost per step of the semi-supervised methods.
+        **kwargs: Options of `Method`.
+    """
+
+    views: tuple[str, ...] = ()
+
+    def __init__(self, use_unlabeled: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.views = ("weak",) if use_unlabeled else ()

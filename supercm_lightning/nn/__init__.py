@@ -1,0 +1,20 @@
+"""Networks and their parts: no Lightning."""
+
+from supercm_lightning.nn.backbones import TimmBackbone, build_backbone
+from supercm_lightning.nn.batch_norm import evaluating, frozen_batch_norm_stats
+from supercm_lightning.nn.clustering_head import ClusteringHead
+from supercm_lightning.nn.small import MLP, Identity, ResNet18, SmallCNN
+from supercm_lightning.nn.wide_resnet import WideResNet
+
+__all__ = [
+    "MLP",
+    "ClusteringHead",
+    "Identity",
+    "ResNet18",
+    "SmallCNN",
+    "TimmBackbone",
+    "WideResNet",
+    "build_backbone",
+    "evaluating",
+    "frozen_batch_norm_stats",
+]

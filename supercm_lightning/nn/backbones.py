@@ -1,0 +1,103 @@
+"""Backbones by name: ours, else timm's."""
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from supercm_lightning.nn.batch_norm import evaluating
+from supercm_lightning.nn.small import MLP, Identity, ResNet18, SmallCNN
+from supercm_lightning.nn.wide_resnet import WideResNet
+
+_FEATURE_BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    "mlp": lambda shape, **kwargs: MLP(shape[0], **kwargs),
+    "identity": lambda shape, **kwargs: Identity(shape[0], **kwargs),
+}
+_IMAGE_BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    "small_cnn": SmallCNN,
+    "wrn_28_2": lambda shape, **kwargs: WideResNet(28, 2, shape[0], **kwargs),
+    "wrn_28_8": lambda shape, **kwargs: WideResNet(28, 8, shape[0], **kwargs),
+    "resnet18_32": lambda shape, **kwargs: ResNet18(shape[0], **kwargs),
+}
+
+
+class TimmBackbone(nn.Module):
+    """A model of timm without its classifier.
+
+    Args:
+        name: Name of the model in timm, with or without a tag of its weights.
+        input_shape: (C, H, W) of the images.
+        **kwargs: Arguments of `timm.create_model`, such as `pretrained=True` (downloads the weights).
+
+    Attributes:
+        model: timm's module.
+        num_features: Width of the output.
+
+    Raises:
+        ValueError: If the model does not take images of this shape, or does not reduce them to vectors.
+    """
+
+    def __init__(self, name: str, input_shape: tuple[int, ...], **kwargs: Any) -> None:
+        super().__init__()
+        import timm
+
+        self.model = timm.create_model(name, num_classes=0, in_chans=input_shape[0], **kwargs)
+        # timm's own num_features is not the width of the output in every family (MobileNetV3 has a layer behind it).
+        try:
+            with evaluating(self.model), torch.no_grad():
+                output = self.model(torch.zeros(1, *input_shape))
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(
+                f"timm's {name} does not take images of shape {tuple(input_shape)} ({error}); resize them, or give the "
+                f"backbone their size if it has such an option (transformers: img_size={input_shape[-1]})."
+            ) from error
+        if output.ndim != 2:
+            raise ValueError(f"timm's {name} gives {tuple(output.shape[1:])} per image, not a vector: pool its output.")
+        self.num_features = output.shape[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (n, num_features) of images (n, C, H, W)."""
+        return self.model(x)
+
+
+def build_backbone(name: str, input_shape: tuple[int, ...], **kwargs: Any) -> nn.Module:
+    """Builds a backbone by name.
+
+    Args:
+        name: For images `small_cnn`, `wrn_28_2`, `wrn_28_8`, `resnet18_32` or any model of timm; for vectors `mlp` or
+            `identity`.
+        input_shape: Shape of one input, (C, H, W) for images or (d,) for vectors.
+        **kwargs: Arguments of the backbone's constructor. timm's models are untrained unless `pretrained=True`.
+
+    Returns:
+        A module that maps (n, *input_shape) to (n, num_features) and has the attribute `num_features`.
+
+    Raises:
+        ValueError: If the name is unknown or the backbone does not fit the shape of the inputs.
+    """
+    shape = tuple(input_shape)
+    of_vectors = name in _FEATURE_BACKBONES
+    build = _FEATURE_BACKBONES.get(name) or _IMAGE_BACKBONES.get(name) or _timm_constructor(name)
+    if len(shape) != (1 if of_vectors else 3):
+        takes, instead = ("vectors (d,)", _IMAGE_BACKBONES) if of_vectors else ("images (C, H, W)", _FEATURE_BACKBONES)
+        raise ValueError(
+            f"backbone {name!r} takes {takes}, but the inputs have shape {shape}; for those there are "
+            f"{', '.join(instead)}, or give a module of your own."
+        )
+    return build(shape, **kwargs)
+
+
+def _timm_constructor(name: str) -> Callable[..., nn.Module]:
+    import timm
+
+    # A prefix such as hf-hub: or local-dir: names a source outside timm's registry.
+    if not timm.is_model(name) and ":" not in name:
+        ours = [*_IMAGE_BACKBONES, *_FEATURE_BACKBONES]
+        close = difflib.get_close_matches(name, ours, 2) + difflib.get_close_matches(name, timm.list_models(), 3)
+        raise ValueError(
+            f"backbone {name!r} is neither ours ({', '.join(ours)}) nor timm's."
+            + (f" Did you mean {', '.join(close)}?" if close else "")
+        )
+    return lambda shape, **kwargs: TimmBackbone(name, shape, **kwargs)

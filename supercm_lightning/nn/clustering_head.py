@@ -1,0 +1,92 @@
+"""The clustering module's head: a linear classifier and the centroids of its classes."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, distributed, nn
+
+
+class ClusteringHead(nn.Module):
+    """A linear layer whose softmax is both the class and the cluster assignment, and one centroid per class.
+
+    The centroids are a buffer that `update` moves and no gradient reaches: each is the cumulative mean of the mean
+    feature its class had in the batches seen, μ_k ← μ_k + (m_k − μ_k) / c_k.
+
+    Args:
+        in_features: Width d of the features.
+        num_classes: Number of classes K.
+        temperature: Softmax temperature of the assignments, > 0. The logits are not divided by it.
+        counter: What c_k counts: `per_class`, the updates in which class k was present, or `global`, all updates (the
+            published rule, which leaves a centroid short of its class mean by the steps in which the class was absent).
+
+    Attributes:
+        linear: The classifier, with bias.
+        centroids: μ, (K, d), zero until the class is first seen.
+        updates: c, (K,), int64.
+
+    Raises:
+        ValueError: If the temperature is not positive or the counter is unknown.
+
+    Source: Singh et al., "SuperCM: Revisiting Clustering for Semi-Supervised Learning", ICASSP 2025.
+    """
+
+    centroids: Tensor
+    updates: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        temperature: float = 1.0,
+        counter: Literal["per_class", "global"] = "per_class",
+    ) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature={temperature}: the temperature of a softmax must be positive.")
+        if counter not in ("per_class", "global"):
+            raise ValueError(f"counter={counter!r}: choose per_class or global.")
+        self.temperature = temperature
+        self.counter = counter
+        self.linear = nn.Linear(in_features, num_classes)
+        nn.init.xavier_normal_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        self.register_buffer("centroids", torch.zeros(num_classes, in_features))
+        self.register_buffer("updates", torch.zeros(num_classes, dtype=torch.int64))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Class logits (n, K) of features (n, d)."""
+        return self.linear(features)
+
+    def assignments(self, features: Tensor) -> Tensor:
+        """Cluster probabilities softmax(logits / temperature), (n, K), of features (n, d)."""
+        return (self(features) / self.temperature).softmax(dim=1)
+
+    @torch.no_grad()
+    def update(self, features: Tensor, labels: Tensor) -> None:
+        """Moves the centroids of the classes present in a batch; the others stay.
+
+        In a distributed run this is a collective call: every process gives its own rows, all get the centroids of the
+        whole batch.
+
+        Args:
+            features: Features, (n, d).
+            labels: Labels, (n,), integer. Rows outside [0, K), such as -1 for unknown, are ignored.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.to(torch.promote_types(features.dtype, torch.float32))
+            classes = torch.arange(len(self.centroids), device=labels.device)
+            members = (labels[:, None] == classes).to(features.dtype)
+            # A column of ones makes the row counts part of the sums: one product, one all-reduce.
+            totals = members.T @ torch.cat([features, features.new_ones(len(features), 1)], dim=1)
+            if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+                distributed.all_reduce(totals)
+            sums, counts = totals[:, :-1], totals[:, -1:]
+            present = counts > 0
+            self.updates += present.squeeze(1) if self.counter == "per_class" else 1
+            centroids = self.centroids.to(totals.dtype)
+            change = (sums / counts.clamp_min(1) - centroids) / self.updates.clamp_min(1)[:, None]
+            self.centroids.copy_(torch.where(present, centroids + change, centroids))
+
+    def extra_repr(self) -> str:
+        """The options that the submodules do not show."""
+        return f"temperature={self.temperature}, counter={self.counter!r}"

@@ -1,0 +1,78 @@
+"""Wide residual networks in the variant of the semi-supervised literature."""
+
+from torch import Tensor, nn
+
+
+def _norm(channels: int) -> nn.Sequential:
+    return nn.Sequential(nn.BatchNorm2d(channels, eps=1e-3, momentum=1e-3), nn.LeakyReLU(0.1, inplace=True))
+
+
+class _Block(nn.Module):
+    """A pre-activation residual block.
+
+    Args:
+        in_channels: Channels of the input.
+        channels: Channels of the output.
+        stride: Stride of the first convolution.
+        activate_before_residual: Give the shortcut the normalised and activated input instead of the raw one.
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int, activate_before_residual: bool) -> None:
+        super().__init__()
+        self.activate_before_residual = activate_before_residual
+        self.activation = _norm(in_channels)
+        self.residual = nn.Sequential(
+            nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False),
+            _norm(channels),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != channels:
+            self.shortcut = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = self.activation(x)
+        return self.shortcut(activated if self.activate_before_residual else x) + self.residual(activated)
+
+
+class WideResNet(nn.Module):
+    """A wide residual network that maps images to the globally averaged features of its last group.
+
+    As in the semi-supervised benchmarks: batch norm with momentum and epsilon 1e-3, LeakyReLU(0.1), convolutions
+    without bias and with Kaiming-normal (fan-out) weights; only the first block activates before its branches part.
+
+    Args:
+        depth: Number of layers, 6 · blocks per group + 4.
+        width: Factor on the widths 16, 32, 64 of the three groups.
+        in_channels: Channels of the images, of any size from 4x4.
+
+    Attributes:
+        num_features: Width of the output, 64 · width.
+
+    Raises:
+        ValueError: If no whole number of blocks gives the depth.
+
+    Source: Zagoruyko and Komodakis, "Wide Residual Networks", BMVC 2016; Oliver et al., "Realistic Evaluation of Deep
+    Semi-Supervised Learning Algorithms", NeurIPS 2018.
+    """
+
+    def __init__(self, depth: int = 28, width: int = 2, in_channels: int = 3) -> None:
+        super().__init__()
+        if depth < 10 or (depth - 4) % 6:
+            raise ValueError(f"depth={depth}: a wide residual network has 6 · blocks + 4 layers, such as 10, 16 or 28.")
+        channels = 16
+        layers: list[nn.Module] = [nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)]
+        for group, base in enumerate((16, 32, 64)):
+            for block in range((depth - 4) // 6):
+                stride = 2 if group > 0 and block == 0 else 1
+                layers.append(_Block(channels, base * width, stride, activate_before_residual=group == block == 0))
+                channels = base * width
+        self.num_features = channels
+        self.layers = nn.Sequential(*layers, _norm(channels), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (n, num_features) of images (n, in_channels, H, W)."""
+        return self.layers(x)

@@ -1,0 +1,68 @@
+"""Fixtures for all tests."""
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed
+
+WORLD = 2
+
+
+@pytest.fixture(autouse=True)
+def run_in_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps logs and checkpoints out of the checkout."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Small tensors gain nothing from threads, and results stay comparable between machines."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Folder of the real data sets; tests that need it skip without it."""
+    folder = os.environ.get("SUPERCM_DATA")
+    if not folder:
+        pytest.skip("SUPERCM_DATA is not set")
+    return Path(folder)
+
+
+def _join(rank: int, port: int) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD, timeout=timedelta(seconds=60)
+    )
+
+
+@pytest.fixture(scope="session")
+def two_processes() -> Iterator[Callable[..., list[Any]]]:
+    """Runs a module-level function in two processes joined by gloo; gives their results by rank.
+
+    The processes live as long as the session: starting them is what takes time.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # Joining blocks until both are there, so each process takes exactly one of the two tasks, then and later.
+    with get_context("spawn").Pool(WORLD) as pool:
+        pool.starmap(_join, [(rank, port) for rank in range(WORLD)], chunksize=1)
+
+        def run(function: Callable[..., Any], *args: Any) -> list[Any]:
+            results = pool.starmap_async(_by_rank, [(function, args)] * WORLD, chunksize=1).get(timeout=300)
+            return [result for _, result in sorted(results, key=lambda pair: pair[0])]
+
+        yield run
+
+
+def _by_rank(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[int, Any]:
+    distributed.barrier()
+    return distributed.get_rank(), function(*args)

@@ -1,0 +1,277 @@
+"""The base of every method: joint forward, sum of terms, evaluation, schedules, checks."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, Trainer, seed_everything
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from supercm_lightning import Method, SemiSupervisedDataModule, Step, SuperCM, Supervised
+
+SHAPE: dict[str, Any] = {"num_classes": 3, "input_shape": (4,)}
+
+
+def fit(model: Method, steps: int = 5, **data: Any) -> Trainer:
+    """A short run on the built-in digits."""
+    seed_everything(0)
+    module = SemiSupervisedDataModule(num_labeled=20, steps_per_epoch=steps, **data)
+    trainer = Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0, log_every_n_steps=1,
+    )  # fmt: skip
+    trainer.fit(model, datamodule=module)
+    return trainer
+
+
+def digits_model(kind: type[Method] = Supervised, **kwargs: Any) -> Method:
+    """A small network for the built-in digits, with known initial weights."""
+    seed_everything(1)
+    return kind(num_classes=10, input_shape=(1, 8, 8), **kwargs)
+
+
+class Recorder(Callback):
+    """Keeps the steps of a run."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+
+    def on_train_forward(self, trainer: Trainer, pl_module: Method, step: Step) -> None:
+        """Called between forward and loss."""
+        self.steps.append(step)
+
+
+class TwoViews(Method):
+    """Needs two views; its term is a constant."""
+
+    views = ("weak", "weak")
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        return super().losses(step) | {"two": step.unlabeled_logits[1].mean() * 0 + 2.0}
+
+
+class OneView(Method):
+    """Adds a constant term."""
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        return super().losses(step) | {"one": step.features.mean() * 0 + 1.0}
+
+
+class Both(OneView, TwoViews):
+    """The combination of the two."""
+
+
+def test_step_orders_labelled_rows_then_views() -> None:
+    x, first, second = torch.randn(2, 4), torch.randn(3, 4), torch.randn(3, 4)
+    model = TwoViews(**SHAPE, backbone="identity")
+    step = model.joint_forward({"labeled": (x, torch.tensor([0, 1])), "unlabeled": ((first, second), torch.arange(3))})
+    assert torch.equal(step.labeled_features, x)
+    assert torch.equal(step.unlabeled_features[0], first)
+    assert torch.equal(step.unlabeled_features[1], second)
+    assert torch.equal(step.features, torch.cat([x, first]))
+    assert torch.equal(step.logits, model.head(torch.cat([x, first])))
+    torch.testing.assert_close(step.unlabeled_logits[1], model.head(second))
+    torch.testing.assert_close(step.assignments.sum(1), torch.ones(5))
+
+
+@pytest.mark.parametrize("mode", ["joint", "split"])
+def test_batch_norm_sees_rows_together_or_apart(mode: str) -> None:
+    backbone = nn.Sequential(nn.BatchNorm1d(4, affine=False))
+    backbone.num_features = 4  # type: ignore[assignment]
+    model = OneView(**SHAPE, backbone=backbone, batch_norm=mode)
+    x, u = torch.randn(6, 4), torch.randn(10, 4) * 3 + 5
+    step = model.joint_forward({"labeled": (x, torch.zeros(6, dtype=torch.long)), "unlabeled": ((u,), torch.arange(10))})
+    rows = torch.cat([x, u])
+    groups = [rows] if mode == "joint" else [x, u]
+    expected = torch.cat([(g - g.mean(0)) / (g.var(0, unbiased=False) + 1e-5).sqrt() for g in groups])
+    torch.testing.assert_close(step.features, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_combination_sums_terms_of_all_bases_and_takes_longest_views() -> None:
+    assert Both.views == ("weak", "weak")
+    trainer = fit(digits_model(Both), steps=1)
+    logged = {name: float(value) for name, value in trainer.logged_metrics.items()}
+    assert logged["train/one"] == 1
+    assert logged["train/two"] == 2
+    assert logged["train/loss"] == pytest.approx(logged["train/ce"] + 3)
+
+
+def test_supervised_ignores_the_unlabelled_rows_unless_asked() -> None:
+    assert Supervised(**SHAPE, backbone="mlp").views == ()
+    assert Supervised(**SHAPE, backbone="mlp", use_unlabeled=True).views == ("weak",)
+    x, y, u = torch.randn(4, 4), torch.tensor([0, 1, 2, 0]), torch.randn(4, 4)
+    model = Supervised(**SHAPE, backbone="identity", use_unlabeled=True)
+    step = model.joint_forward({"labeled": (x, y), "unlabeled": ((u,), torch.arange(4))})
+    assert list(model.losses(step)) == ["ce"]
+    torch.testing.assert_close(model.losses(step)["ce"], F.cross_entropy(model(x), y))
+
+
+def test_callbacks_see_the_step_between_forward_and_loss() -> None:
+    recorder = Recorder()
+    seed_everything(0)
+    trainer = Trainer(
+        max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[recorder],
+    )  # fmt: skip
+    trainer.fit(digits_model(OneView), datamodule=SemiSupervisedDataModule(num_labeled=20))
+    assert len(recorder.steps) == 3
+    assert all(step.features.requires_grad for step in recorder.steps)
+
+
+def test_cross_entropy_and_accuracy_of_evaluation_match_a_plain_loop() -> None:
+    x, y = torch.randn(50, 4), torch.randint(0, 3, (50,))
+    model = Supervised(**SHAPE, backbone="mlp")
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    (result,) = trainer.test(model, DataLoader(TensorDataset(x, y), batch_size=16), verbose=False)
+    model.eval()
+    with torch.no_grad():
+        assert result["test/acc"] == pytest.approx((model(x).argmax(1) == y).float().mean().item())
+        assert result["test/loss"] == pytest.approx(F.cross_entropy(model(x), y).item(), rel=1e-5)
+
+
+def test_predictions_are_probabilities_with_their_index() -> None:
+    model = digits_model()
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    data = SemiSupervisedDataModule(num_labeled=20, eval_batch_size=100)
+    outputs = trainer.predict(model, datamodule=data)
+    assert outputs is not None
+    index = torch.cat([out["index"] for out in outputs])
+    probabilities = torch.cat([out["probabilities"] for out in outputs])
+    assert torch.equal(index, torch.arange(450))
+    rows = data.rows["test"]
+    expected = model.eval()(data.normalize(rows.store.data[rows.index])).softmax(1)
+    torch.testing.assert_close(probabilities, expected.detach())
+
+
+@pytest.mark.parametrize("kind", [Supervised, SuperCM])
+def test_checkpoint_loads_safely_with_the_same_logits(kind: type[Method]) -> None:
+    trainer = fit(digits_model(kind, lr=0.003))
+    trainer.save_checkpoint("run.ckpt")
+    loaded = kind.load_from_checkpoint("run.ckpt", weights_only=True)
+    assert loaded.hparams == trainer.lightning_module.hparams
+    x = torch.randn(5, 1, 8, 8)
+    assert torch.equal(loaded.eval()(x), trainer.lightning_module.eval()(x))
+
+
+def test_a_module_as_backbone_stays_out_of_the_checkpoint() -> None:
+    backbone = nn.Flatten()
+    backbone.num_features = 64  # type: ignore[assignment]
+    trainer = fit(digits_model(Supervised, backbone=backbone))
+    trainer.save_checkpoint("run.ckpt")
+    again = nn.Flatten()
+    again.num_features = 64  # type: ignore[assignment]
+    loaded = Supervised.load_from_checkpoint("run.ckpt", backbone=again, weights_only=True)
+    assert torch.equal(loaded.head.weight, trainer.lightning_module.head.weight)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", lambda t: 1.0),
+        ("step", lambda t: 1.0 if t < 8 else 0.2),
+        ("cosine", lambda t: math.cos(7 * math.pi / 16 * t / 10)),
+        ("inverse", lambda t: (1 + 0.001 * t) ** -0.75),
+    ],
+)
+def test_learning_rate_follows_its_schedule_every_step(schedule: str, expected: Any) -> None:
+    rates: list[tuple[float, float]] = []
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+            groups = trainer.optimizers[0].param_groups
+            rates.append((groups[0]["lr"], groups[1]["lr"]))
+
+    trainer = Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[Watch()],
+    )  # fmt: skip
+    model = digits_model(Supervised, lr=0.01, lr_schedule=schedule, backbone_lr_scale=0.1, optimizer="sgd")
+    trainer.fit(model, datamodule=SemiSupervisedDataModule(num_labeled=20, steps_per_epoch=5))
+    for t, (backbone, head) in enumerate(rates):
+        assert head == pytest.approx(0.01 * expected(t))
+        assert backbone == pytest.approx(0.001 * expected(t))
+    assert len(rates) == 10
+
+
+def test_ramp_reaches_full_weight_after_its_fraction() -> None:
+    weights: list[float] = []
+
+    class Ramped(OneView):
+        def losses(self, step: Step) -> dict[str, Tensor]:
+            weights.append(self.ramp())
+            return super().losses(step)
+
+    fit(digits_model(Ramped, ramp_up=0.5), steps=10)
+    assert weights == pytest.approx([math.exp(-5 * (1 - min(t / 5, 1)) ** 2) for t in range(10)])
+
+
+def test_every_parameter_gets_into_the_optimizer_once() -> None:
+    model = digits_model(SuperCM)
+    groups = model.parameter_groups()
+    assert sorted(id(p) for g in groups for p in g["params"]) == sorted(id(p) for p in model.parameters())
+
+
+def test_a_term_that_is_not_finite_stops_the_run_and_is_named() -> None:
+    class Broken(OneView):
+        def losses(self, step: Step) -> dict[str, Tensor]:
+            nan = float("nan") if self.trainer.global_step == 2 else 0.0
+            return super().losses(step) | {"broken": step.features.mean() * nan}
+
+    model = digits_model(Broken)
+    with pytest.raises(FloatingPointError, match=r"train/broken became NaN or infinite at or before step 2"):
+        fit(model)
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_classes": 1}, "num_classes=1"),
+        ({"optimizer": "lion"}, "optimizer='lion': choose one of adam, adamw, sgd"),
+        ({"lr_schedule": "linear"}, "lr_schedule='linear'"),
+        ({"batch_norm": "none"}, "batch_norm='none'"),
+        ({"lr": 0.0}, "lr=0.0"),
+        ({"ramp_up": 2.0}, "ramp_up=2.0"),
+        ({"backbone": nn.Flatten()}, "num_features"),
+    ],
+)
+def test_an_option_out_of_range_is_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Supervised(**({"num_classes": 3, "input_shape": (4,), "backbone": "mlp"} | options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_classes": 7, "input_shape": (1, 8, 8)}, "num_classes: the model was built for 7, the data has 10"),
+        ({"num_classes": 10, "input_shape": (3, 8, 8)}, r"input_shape: the model was built for \(3, 8, 8\)"),
+    ],
+)
+def test_a_model_that_contradicts_the_data_is_refused_before_training(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(Supervised(**options))
+
+
+@pytest.mark.parametrize("kind", [Supervised, SuperCM])
+def test_bfloat16_and_channels_last_train(kind: type[Method]) -> None:
+    seed_everything(0)
+    trainer = Trainer(
+        max_steps=30, accelerator="cpu", precision="bf16-mixed", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
+    )  # fmt: skip
+    model = digits_model(kind, channels_last=True)
+    losses: list[float] = []
+    trainer.callbacks.append(_LossLog(losses))  # type: ignore[attr-defined]
+    trainer.fit(model, datamodule=SemiSupervisedDataModule(num_labeled=20))
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+
+
+class _LossLog(Callback):
+    def __init__(self, losses: list[float]) -> None:
+        self.losses = losses
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *args: Any) -> None:
+        self.losses.append(float(outputs["loss"]))

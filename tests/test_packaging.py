@@ -1,0 +1,72 @@
+"""What the package promises to installers agrees with what it is and with what the tests are run against."""
+
+import re
+import sys
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+import supercm_lightning
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def lower_bound(requirement):
+    return next(Version(spec.version) for spec in requirement.specifier if spec.operator == ">=")
+
+
+def test_minimum_pins_are_the_lower_bounds(project):
+    bounds = {r.name: lower_bound(r) for r in map(Requirement, project["dependencies"])}
+    tools = {r.name: lower_bound(r) for r in map(Requirement, project["optional-dependencies"]["dev"])}
+    lines = (ROOT / "requirements" / "minimum.txt").read_text(encoding="utf-8").splitlines()
+    pins = {}
+    for requirement in (Requirement(line) for line in lines if line and not line.startswith("#")):
+        (spec,) = requirement.specifier
+        assert spec.operator == "=="
+        pins[requirement.name] = Version(spec.version)
+    assert {name: pin for name, pin in pins.items() if name not in tools} == bounds
+    assert {name: pin for name, pin in pins.items() if name in tools}.items() <= tools.items()
+
+
+def test_compromised_lightning_releases_are_refused(project):
+    lightning = next(r for r in map(Requirement, project["dependencies"]) if r.name == "lightning")
+    assert not {"2.6.2", "2.6.3"} & set(lightning.specifier.filter(["2.6.1", "2.6.2", "2.6.3", "2.6.4"]))
+
+
+def test_every_imported_distribution_is_declared(project):
+    # What a dependency happens to bring along can disappear with its next release.
+    modules = {"scikit-learn": "sklearn", "pillow": "PIL", "umap-learn": "umap"}
+    extras = project["optional-dependencies"]["umap"]
+    declared = {modules.get(r.name, r.name) for r in map(Requirement, project["dependencies"] + extras)}
+    imported = set()
+    for file in (ROOT / "supercm_lightning").rglob("*.py"):
+        imported |= set(re.findall(r"^\s*(?:import|from)\s+([A-Za-z_]\w*)", file.read_text(encoding="utf-8"), re.M))
+    assert imported - set(sys.stdlib_module_names) - {"supercm_lightning"} <= declared
+
+
+def test_version_is_the_same_everywhere(project):
+    stated = project["version"]
+    assert version("supercm-lightning") == supercm_lightning.__version__ == stated
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(r"^version: (.+)$", citation, re.M).group(1).strip('"') == stated
+    assert f"## [{stated}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_console_script_leads_to_main():
+    from supercm_lightning.cli import main
+
+    (script,) = entry_points(group="console_scripts", name="supercm")
+    assert script.load() is main
