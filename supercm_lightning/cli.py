@@ -28,8 +28,8 @@ class SuperCMCLI(LightningCLI):
         if config.get("logger") in (None, True):
             root = config.get("default_root_dir") or os.getcwd()
             tensorboard = TensorBoardLogger(root, version=os.environ.get("SLURM_JOB_ID"))
-            # One folder for both: they would count their versions apart.
-            kwargs["logger"] = [tensorboard, CSVLogger(root, version=tensorboard.version)]
+            # One folder for both: they would count their versions apart. CSV first: it warns if its folder is not empty.
+            kwargs["logger"] = [CSVLogger(root, version=tensorboard.version), tensorboard]
         trainer = super().instantiate_trainer(**kwargs)
         for callback in (RunSummary, PredictionWriter):
             if not any(isinstance(given, callback) for given in trainer.callbacks):  # type: ignore[attr-defined]
@@ -43,8 +43,8 @@ class SuperCMCLI(LightningCLI):
             self.trainer.test(self.model, datamodule=self.datamodule)
 
 
-def main(args: ArgsType = None) -> SuperCMCLI:
-    """Runs the command line.
+def run(args: ArgsType = None) -> SuperCMCLI:
+    """Runs the command line from Python.
 
     Args:
         args: Arguments without the program's name, as strings or as a dictionary; None: those of the process.
@@ -67,3 +67,8 @@ def main(args: ArgsType = None) -> SuperCMCLI:
         auto_configure_optimizers=False,
         args=args,
     )
+
+
+def main(args: ArgsType = None) -> None:
+    """The console script; its value would become the exit status, so it has none."""
+    run(args)

@@ -10,6 +10,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import supercm_lightning
+from supercm_lightning.data import DATASETS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -65,8 +66,23 @@ def test_version_is_the_same_everywhere(project):
     assert f"## [{stated}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-def test_console_script_leads_to_main():
-    from supercm_lightning.cli import main
-
+def test_console_script_exits_with_success(tmp_path, monkeypatch):
+    # The installed script does sys.exit(value), so that any value but None or 0 is a failure to the shell.
     (script,) = entry_points(group="console_scripts", name="supercm")
-    assert script.load() is main
+    monkeypatch.chdir(tmp_path)
+    options = ["--data.num_labeled=20", "--trainer.fast_dev_run=1", "--trainer.accelerator=cpu"]
+    arguments = ["fit", "--model=Supervised", "--data=SemiSupervisedDataModule", *options]
+    monkeypatch.setattr(sys, "argv", ["supercm", *arguments])
+    assert script.load()() in (None, 0)
+
+
+def test_documented_data_sets_are_the_registered_ones():
+    rows = re.findall(r"^\| `(\w+)` \|(.+)\|$", (ROOT / "docs" / "data.md").read_text(encoding="utf-8"), re.M)
+    documented = {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows}
+    assert documented.keys() == DATASETS.keys()
+    for name, spec in DATASETS.items():
+        classes, image, _, validation, augmentation = documented[name]
+        assert (classes, image) == (str(spec.num_classes), "×".join(map(str, spec.input_shape)))
+        assert validation == f"{spec.num_val:,}"
+        parts = ["flip"] * spec.flip + [f"shift {spec.shift}"] + [f"noise {spec.noise}"] * bool(spec.noise)
+        assert augmentation == ", ".join(parts)

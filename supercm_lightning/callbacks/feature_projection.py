@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy import ndarray
 
-# Distinct under the common colour vision deficiencies (Paul Tol's "muted" and one "vibrant"); no grey: that is "unknown".
+# Distinct with the common colour vision deficiencies: Paul Tol's "muted" and one "vibrant". No grey: it means unknown.
 _COLORS = (
     "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#EE7733",
 )  # fmt: skip

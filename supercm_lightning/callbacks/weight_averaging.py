@@ -1,7 +1,7 @@
 """Averages of the weights over the training steps, validated, saved and kept in place of the last weights."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -138,7 +138,8 @@ class _StepAveraging(WeightAveraging):
         if step == self._latest_update_step or not self.should_update(step_idx=step - 1):
             return
         # Not AveragedModel.update_parameters: that reads its counter from the device and copies every buffer each time.
-        kept, live = list(self._average.parameters()), list(pl_module.parameters())
+        kept: list[Tensor] = list(self._average.parameters())
+        live: list[Tensor] = list(pl_module.parameters())
         with torch.no_grad():
             if self._num_averaged == 0:
                 torch._foreach_copy_(kept, live)
@@ -220,26 +221,25 @@ class _StepAveraging(WeightAveraging):
             yield move_batch(trainer.precision_plugin.convert_input(batch), trainer, pl_module)
 
     def _refresh_batch_norm(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        layers = [self._average.get_submodule(name) for name in self._batch_norms]
-        before = [(layer.running_mean.clone(), layer.running_var.clone()) for layer in layers]  # type: ignore[union-attr,operator]
+        layers = _batch_norms(self._average, self._batch_norms)
+        before = [[stat.clone() for stat in _running(layer)] for layer in layers]
         momenta = [layer.momentum for layer in layers]
-        counts = [layer.num_batches_tracked.clone() for layer in layers]  # type: ignore[union-attr,operator]
         for layer in layers:
-            layer.reset_running_stats()  # type: ignore[operator]
-            layer.momentum = None  # type: ignore[assignment]
+            layer.reset_running_stats()
+            layer.momentum = None  # the cumulative mean
             layer.train()
         for batch in self._batches(trainer, pl_module):
             with trainer.precision_plugin.forward_context():
                 self._average.joint_forward(batch)  # type: ignore[operator]
-        for layer, (mean, var), momentum, count in zip(layers, before, momenta, counts, strict=True):
-            if layer.num_batches_tracked == 0:  # not part of the forward, a teacher's for instance
-                layer.running_mean.copy_(mean)  # type: ignore[union-attr,operator]
-                layer.running_var.copy_(var)  # type: ignore[union-attr,operator]
-            else:
-                for stat in (layer.running_mean, layer.running_var):
-                    stat.copy_(trainer.strategy.reduce(stat.clone(), reduce_op="mean"))  # type: ignore[union-attr,operator]
+        for layer, momentum, (mean, var, count) in zip(layers, momenta, before, strict=True):
+            running_mean, running_var, batches = _running(layer)
+            if batches > 0:
+                mean, var = (trainer.strategy.reduce(stat, reduce_op="mean") for stat in (running_mean, running_var))
+            # Otherwise it took no part, a teacher's layer for instance, and keeps what it had.
+            running_mean.copy_(mean)
+            running_var.copy_(var)
+            batches.copy_(count)
             layer.momentum = momentum
-            layer.num_batches_tracked.copy_(count)  # type: ignore[union-attr,operator]
             layer.eval()
 
     def _refresh_centroids(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -252,7 +252,7 @@ class _StepAveraging(WeightAveraging):
                 features = self._average.features(x)  # type: ignore[operator]
             members = (y == classes[:, None]).float()
             totals += members @ torch.cat([features.float(), features.new_ones(len(y), 1).float()], dim=1)
-        totals = trainer.strategy.reduce(totals, reduce_op="sum")  # type: ignore[assignment]
+        totals = trainer.strategy.reduce(totals, reduce_op="sum")
         sums, counts = totals[:, :-1], totals[:, -1:]
         centroids.copy_(torch.where(counts > 0, sums / counts.clamp_min(1), centroids))
 
@@ -390,6 +390,18 @@ def averaged_weights(trainer: Trainer, pl_module: LightningModule) -> Iterator[N
         yield
     finally:
         averaging[0]._swap_models(pl_module)
+
+
+def _batch_norms(module: nn.Module, names: Sequence[str]) -> list[_BatchNorm]:
+    layers = [module.get_submodule(name) for name in names]
+    return [layer for layer in layers if isinstance(layer, _BatchNorm)]
+
+
+def _running(layer: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    assert layer.num_batches_tracked is not None
+    return layer.running_mean, layer.running_var, layer.num_batches_tracked
 
 
 def _without_iterator(loader: DataLoader[Any]) -> DataLoader[Any]:

@@ -79,7 +79,8 @@ def test_wide_resnet_equals_its_functional_restatement() -> None:
 def test_wide_resnet_is_initialised_by_fan_out() -> None:
     torch.manual_seed(0)
     net = WideResNet()
-    convolution = [m for m in net.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)][-1]
+    convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+    convolution = next(m for m in convolutions if (m.in_channels, m.out_channels) == (64, 128))
     assert convolution.weight.std().item() == pytest.approx((2 / (9 * convolution.out_channels)) ** 0.5, rel=0.02)
 
 

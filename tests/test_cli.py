@@ -1,0 +1,154 @@
+"""The command line, in process and as a console script."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from supercm_lightning import SuperCM, Supervised
+from supercm_lightning.cli import run
+
+DIGITS = ["--data", "SemiSupervisedDataModule", "--data.num_labeled", "20", "--data.steps_per_epoch", "3"]
+QUICK = [
+    *("--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
+    *("--trainer.enable_model_summary", "false", "--trainer.log_every_n_steps", "1"),
+]
+
+LOCAL_METHOD = '''
+from typing import Any
+from supercm_lightning import SuperCM
+
+class Mine(SuperCM):
+    """SuperCM with a term of my own.
+
+    Args:
+        mine_weight: Weight of my term.
+        **kwargs: Options of SuperCM.
+    """
+
+    def __init__(self, mine_weight: float = 0.1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.mine_weight = mine_weight
+
+    def losses(self, step):
+        return super().losses(step) | {"mine": self.mine_weight * step.features.square().mean()}
+'''
+
+
+def test_fit_by_short_names_logs_tests_and_summarises() -> None:
+    cli = run(["fit", "--model", "SuperCM", "--model.beta", "0.5", *DIGITS, *QUICK])
+    assert isinstance(cli.model, SuperCM)
+    assert cli.model.beta == 0.5
+    assert cli.model.num_classes == 10
+    assert cli.model.input_shape == (1, 8, 8)
+    folder = Path("lightning_logs/version_0")
+    assert "test/acc" in cli.trainer.callback_metrics
+    assert (folder / "config.yaml").exists()
+    assert list(folder.glob("events.out.tfevents.*"))
+    with (folder / "metrics.csv").open() as file:
+        columns = next(csv.reader(file))
+    assert {"train/loss", "train/ce", "train/cm", "val/acc", "test/acc"} <= set(columns)
+    assert json.loads((folder / "summary.json").read_text())["metrics"]["test/acc"] == pytest.approx(
+        float(cli.trainer.callback_metrics["test/acc"])
+    )
+
+
+def test_test_after_fit_can_be_left_out() -> None:
+    cli = run(["fit", "--model", "Supervised", *DIGITS, *QUICK, "--trainer.limit_test_batches", "0"])
+    assert "test/acc" not in cli.trainer.callback_metrics
+
+
+def test_test_and_predict_from_a_checkpoint() -> None:
+    cli = run(["fit", "--model", "SuperCM", "--model.lr", "0.005", *DIGITS, *QUICK])
+    checkpoint = next(Path("lightning_logs/version_0/checkpoints").glob("*.ckpt"))
+    again = run(["test", "--model", "SuperCM", *DIGITS, *QUICK, "--ckpt_path", str(checkpoint)])
+    assert again.model.hparams.lr == 0.005
+    for key in ("test/acc", "test/loss"):
+        assert float(again.trainer.callback_metrics[key]) == float(cli.trainer.callback_metrics[key])
+    run(["predict", "--model", "SuperCM", *DIGITS, *QUICK, "--ckpt_path", str(checkpoint)])
+    (written,) = Path("lightning_logs").rglob("predictions.csv")
+    with written.open() as file:
+        rows = list(csv.DictReader(file))
+    data = again.datamodule.rows["test"]
+    assert [int(row["index"]) for row in rows] == list(range(450))
+    right = torch.tensor([int(row["class"]) for row in rows]) == data.labels
+    assert right.float().mean().item() == pytest.approx(float(cli.trainer.callback_metrics["test/acc"]))
+    assert all(0.1 <= float(row["confidence"]) <= 1 for row in rows)
+
+
+def test_checkpoint_of_the_command_line_loads_from_python() -> None:
+    cli = run(["fit", "--model", "SuperCM", "--model.beta", "0.7", *DIGITS, *QUICK])
+    checkpoint = next(Path("lightning_logs/version_0/checkpoints").glob("*.ckpt"))
+    loaded = SuperCM.load_from_checkpoint(checkpoint, weights_only=True)
+    assert (loaded.beta, loaded.num_classes, loaded.input_shape) == (0.7, 10, (1, 8, 8))
+    x = torch.randn(3, 1, 8, 8)
+    assert torch.equal(loaded.eval()(x), cli.model.eval()(x))
+
+
+def test_print_config_is_a_config_that_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(["fit", "--model", "SuperCM", *DIGITS, *QUICK, "--print_config"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert yaml.safe_load(text)["model"]["init_args"]["beta"] == SuperCM(num_classes=2, input_shape=(1, 8, 8)).beta
+    Path("mine.yaml").write_text(text)
+    cli = run(["fit", "--config", "mine.yaml", "--trainer.fast_dev_run", "true"])
+    assert cli.trainer.global_step == 1
+
+
+@pytest.mark.parametrize("entry", [["supercm"], ["python", "-m", "supercm_lightning"]])
+def test_a_local_method_runs_from_both_entries(entry: list[str]) -> None:
+    Path("my_methods.py").write_text(LOCAL_METHOD)
+    entry = [str(Path(sys.executable).parent / entry[0]), *entry[1:]]
+    options = ["--model", "my_methods.Mine", "--model.mine_weight", "0.3", *DIGITS, *QUICK]
+    done = subprocess.run([*entry, "fit", *options], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    with Path("lightning_logs/version_0/config.yaml").open() as file:
+        assert yaml.safe_load(file)["model"]["init_args"]["mine_weight"] == 0.3
+    checkpoint = next(Path("lightning_logs/version_0/checkpoints").glob("*.ckpt"))
+    tested = subprocess.run(
+        [*entry, "test", *options[:2], *DIGITS, *QUICK, "--ckpt_path", str(checkpoint)],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert tested.returncode == 0, tested.stderr
+    assert "test/acc" in tested.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "SuperCM", "--model.betaa", "1"], "betaa"),
+        (["--model", "SuperCM", "--model.beta", "much"], "beta"),
+        (["--model", "SuperDM"], "SuperDM"),
+        (["--model", "SuperCM", "--data.num_labelled", "20"], "num_labelled"),
+    ],
+)
+def test_a_wrong_option_is_named(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(["fit", *DIGITS, *QUICK, *options])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_options_of_all_bases_are_listed_with_their_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(["fit", "--model.help", "SuperCM"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Weight of the clustering loss" in text
+    assert "Learning rate, > 0" in text
+
+
+def test_bad_data_stops_before_training() -> None:
+    with pytest.raises(ValueError, match="num_labeled=5: fewer labels than the 10 classes"):
+        run(["fit", "--model", "Supervised", *DIGITS, *QUICK, "--data.num_labeled", "5"])
+
+
+def test_supervised_trains_from_the_command_line_with_sgd() -> None:
+    cli = run(["fit", "--model", "Supervised", "--model.optimizer", "sgd", "--model.lr", "0.1", *DIGITS, *QUICK])
+    assert isinstance(cli.model, Supervised)
+    assert isinstance(cli.trainer.optimizers[0], torch.optim.SGD)
