@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -155,7 +155,7 @@ class FeatureProjection(Callback):
         from sklearn.manifold import TSNE
 
         rows = torch.nn.functional.pad(features, (0, max(0, 2 - features.shape[1]))).numpy()
-        if self.method == "pca":
+        if self.method == "pca" or len(rows) < 5:  # too few to have neighbourhoods
             return PCA(2, random_state=self.seed).fit_transform(rows)
         # What t-SNE's and UMAP's authors do first: distances stay, noise and time go.
         rows = PCA(min(50, *rows.shape), random_state=self.seed).fit_transform(rows)
@@ -266,6 +266,14 @@ def _evaluation_loaders(trainer: Trainer) -> Iterator[tuple[str, list[Any]]]:
         return
     stage, trainer.testing = trainer.state.stage, True  # data modules ask which rows a batch belongs to
     try:
-        yield "test", tree_leaves(data.test_dataloader())
+        yield "test", _test_loaders(data)
     finally:
         trainer.state.stage = stage
+
+
+def _test_loaders(data: LightningDataModule) -> list[Any]:
+    try:
+        return tree_leaves(data.test_dataloader())
+    except Exception as error:  # whatever a user's module raises before `test`: a picture must not cost a finished run
+        rank_zero_warn(f"FeatureProjection: there are no validation rows, and no test rows either: {error}")
+        return []

@@ -135,7 +135,10 @@ class RunSummary(Callback):
 
 
 def _metrics(trainer: Trainer) -> dict[str, float]:
-    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+    try:
+        return {name: float(value) for name, value in trainer.callback_metrics.items()}
+    except RuntimeError:  # a failed device gives nothing back, and the failure itself must reach the file
+        return {}
 
 
 def _forwarded_rows(batch: Any) -> int:

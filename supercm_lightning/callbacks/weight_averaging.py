@@ -204,23 +204,15 @@ class _StepAveraging(WeightAveraging):
         with torch.no_grad(), isolate_rng(), evaluating(average):
             for kept, live in zip(average.buffers(), pl_module.buffers(), strict=True):
                 kept.copy_(live)
-            if hasattr(average, "joint_forward"):
-                if self._batch_norms:
-                    self._refresh_batch_norm(trainer, pl_module)
-                if "head.centroids" in self._statistics:
-                    self._refresh_centroids(trainer, pl_module)
+            if hasattr(average, "joint_forward") and self._statistics:
+                batches = _Batches(trainer, pl_module, self.refresh_batches)
+                self._refresh_batch_norm(trainer, batches)
+                # After batch norm, on which the features depend.
+                if hasattr(average.head, "centroids"):
+                    self._refresh_centroids(trainer, batches)
         self._stale = False
 
-    def _batches(self, trainer: Trainer, pl_module: LightningModule) -> Iterator[Any]:
-        if trainer.datamodule is not None:  # type: ignore[attr-defined]
-            source = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
-        else:
-            source = tree_map_only(DataLoader, _without_iterator, trainer.train_dataloader)
-        loader = source if isinstance(source, CombinedLoader) else CombinedLoader(source, "max_size_cycle")
-        for batch, _, _ in islice(loader, self.refresh_batches):
-            yield move_batch(trainer.precision_plugin.convert_input(batch), trainer, pl_module)
-
-    def _refresh_batch_norm(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _refresh_batch_norm(self, trainer: Trainer, batches: "_Batches") -> None:
         layers = _batch_norms(self._average, self._batch_norms)
         before = [[stat.clone() for stat in _running(layer)] for layer in layers]
         momenta = [layer.momentum for layer in layers]
@@ -228,25 +220,25 @@ class _StepAveraging(WeightAveraging):
             layer.reset_running_stats()
             layer.momentum = None  # the cumulative mean
             layer.train()
-        for batch in self._batches(trainer, pl_module):
+        for batch in batches if layers else ():
             with trainer.precision_plugin.forward_context():
                 self._average.joint_forward(batch)  # type: ignore[operator]
         for layer, momentum, (mean, var, count) in zip(layers, momenta, before, strict=True):
-            running_mean, running_var, batches = _running(layer)
-            if batches > 0:
+            running_mean, running_var, num_batches = _running(layer)
+            if num_batches > 0:
                 mean, var = (trainer.strategy.reduce(stat, reduce_op="mean") for stat in (running_mean, running_var))
             # Otherwise it took no part, a teacher's layer for instance, and keeps what it had.
             running_mean.copy_(mean)
             running_var.copy_(var)
-            batches.copy_(count)
+            num_batches.copy_(count)
             layer.momentum = momentum
             layer.eval()
 
-    def _refresh_centroids(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _refresh_centroids(self, trainer: Trainer, batches: "_Batches") -> None:
         centroids: Tensor = self._average.head.centroids  # type: ignore[union-attr,assignment]
         classes = torch.arange(len(centroids), device=centroids.device)
         totals = torch.zeros(len(centroids), centroids.shape[1] + 1, device=centroids.device)
-        for batch in self._batches(trainer, pl_module):
+        for batch in batches:
             x, y = batch["labeled"]
             with trainer.precision_plugin.forward_context():
                 features = self._average.features(x)  # type: ignore[operator]
@@ -390,6 +382,22 @@ def averaged_weights(trainer: Trainer, pl_module: LightningModule) -> Iterator[N
         yield
     finally:
         averaging[0]._swap_models(pl_module)
+
+
+class _Batches:
+    """The first training batches of a fresh loader, as often as one iterates; worker processes start once."""
+
+    def __init__(self, trainer: Trainer, pl_module: LightningModule, limit: int) -> None:
+        if trainer.datamodule is not None:  # type: ignore[attr-defined]
+            source = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
+        else:
+            source = tree_map_only(DataLoader, _without_iterator, trainer.train_dataloader)
+        self.loader = source if isinstance(source, CombinedLoader) else CombinedLoader(source, "max_size_cycle")
+        self.trainer, self.pl_module, self.limit = trainer, pl_module, limit
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch, _, _ in islice(self.loader, self.limit):
+            yield move_batch(self.trainer.precision_plugin.convert_input(batch), self.trainer, self.pl_module)
 
 
 def _batch_norms(module: nn.Module, names: Sequence[str]) -> list[_BatchNorm]:

@@ -82,5 +82,6 @@ class WeakAugmentation:
             rows = flip_and_shift(rows, self.flip, self.shift, stream)
         rows = self.normalization(rows)
         if self.noise:
-            rows = rows + self.noise * torch.randn(rows.shape, generator=stream, device=rows.device)
+            noise = torch.randn(rows.shape, generator=stream, device=rows.device)
+            rows = noise.mul_(self.noise).add_(rows)
         return rows

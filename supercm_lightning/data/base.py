@@ -1,18 +1,27 @@
-"""What every data module shares: loaders that move row numbers or raw images, and batched augmentation on the device."""
+"""What every data module shares: loaders that move row numbers or raw images, batched augmentation on the device."""
 
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from supercm_lightning.data.augment import Normalization, WeakAugmentation
 from supercm_lightning.data.randomness import generator
 from supercm_lightning.data.samplers import CyclingSampler
-from supercm_lightning.data.splits import check_labels
+from supercm_lightning.data.splits import check_label_range, check_labels
 from supercm_lightning.data.stores import ArrayStore, Rows
+
+_NO_ROWS = {
+    "labeled": "The labelled set is empty.",
+    "unlabeled": "The unlabelled set is empty, and it is needed. Give unlabelled data, or set num_labeled below the "
+    "number of labelled rows: the rest is unlabelled.",
+    "val": "There are no validation rows. Give a validation set, or set num_val.",
+    "test": "There are no test rows. Give a test set, or set num_test.",
+}
 
 
 class RawBatch(NamedTuple):
@@ -32,9 +41,10 @@ class RawBatch(NamedTuple):
 class _RowDataset(Dataset[Any]):
     """Row numbers only, for sets in memory; rows read one by one, for the others."""
 
-    def __init__(self, part: str, rows: Rows) -> None:
+    def __init__(self, part: str, rows: Rows, shape: tuple[int, ...]) -> None:
         self.part = part
         self.rows = rows
+        self.shape = shape
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -44,7 +54,21 @@ class _RowDataset(Dataset[Any]):
         store = self.rows.store
         if isinstance(store, ArrayStore):
             return RawBatch(self.part, position, None)
-        return RawBatch(self.part, position, torch.stack([store[row] for row in self.rows.index[position].tolist()]))
+        read = [store.of_shape(row, self.shape) for row in self.rows.index[position].tolist()]
+        return RawBatch(self.part, position, torch.stack(read))
+
+
+class _TrainLoader(DataLoader[Any]):
+    """A loader that a resumed run may start anywhere in an epoch: its sampler asks the trainer for the step.
+
+    The empty state tells Lightning so; without it, Lightning warns that the loader cannot be resumed.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
 
 
 def _as_collated(batch: RawBatch) -> RawBatch:
@@ -55,9 +79,9 @@ class ViewDataModule(LightningDataModule, ABC):
     """Base of the data modules: labelled, unlabelled, validation, test and prediction rows as batches of views.
 
     A training batch is `{"labeled": (x, y), "unlabeled": (views, index)}` with the views that the method declares; an
-    evaluation batch is `(x, y, index)`. Rows in memory stay on the device where they fit, a loader step moves row numbers,
-    and gathering, augmentation and normalisation run batched on the device. All randomness is a function of the run's
-    seed, the step and the rank. Batch sizes are per device.
+    evaluation batch is `(x, y, index)`. Rows in memory stay on the device where they fit, a loader step moves row
+    numbers, and gathering, augmentation and normalisation run batched on the device. All randomness is a function of
+    the run's seed, the step and the rank. Batch sizes are per device.
 
     Subclasses set `num_classes` and `input_shape` in their constructor and fill `rows` in `read`.
 
@@ -65,8 +89,8 @@ class ViewDataModule(LightningDataModule, ABC):
         labeled_batch_size: Labelled rows per step.
         unlabeled_batch_size: Unlabelled rows per step.
         eval_batch_size: Rows per step of validation, test and prediction.
-        steps_per_epoch: Steps per epoch; None: one pass over the unlabelled set (the labelled set, for methods that need
-            no unlabelled rows).
+        steps_per_epoch: Steps per epoch; None: one pass over the unlabelled set (the labelled set, for methods that
+            need no unlabelled rows).
         predict_on: Rows that `predict` reads: `test`, `val`, `unlabeled` or `labeled`.
         num_workers: Worker processes per loader, for data that is not held in memory.
     """
@@ -94,6 +118,8 @@ class ViewDataModule(LightningDataModule, ABC):
         for name, value in sizes.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1.")
+        if num_workers < 0:
+            raise ValueError(f"num_workers={num_workers}: must not be negative.")
         if predict_on not in ("test", "val", "unlabeled", "labeled"):
             raise ValueError(f"predict_on={predict_on!r}: choose one of test, val, unlabeled, labeled.")
         self.labeled_batch_size = labeled_batch_size
@@ -112,7 +138,7 @@ class ViewDataModule(LightningDataModule, ABC):
         """Reads the data: `labeled`, and `unlabeled`, `val`, `test` where there are such rows."""
 
     def configure_augmentations(self) -> dict[str, Any]:
-        """Augmentation of each named view: a callable of (rows, torch.Generator) on the device; override to add or change."""
+        """Augmentation of each named view, a callable of (rows, torch.Generator); override to add or change."""
         return {"weak": WeakAugmentation(Normalization())}
 
     def normalize(self, rows: Tensor) -> Tensor:
@@ -121,8 +147,8 @@ class ViewDataModule(LightningDataModule, ABC):
 
     # --------------------------------------------------------------------------------------------------- set-up
     def setup(self, stage: str) -> None:
-        """Reads and checks the data, once."""
-        if self.trainer is not None and self.seed is None:
+        """Takes the seed of the run; reads and checks the data, once."""
+        if self.trainer is not None and stage == "fit":
             # Ranks must agree on the walk through the data even when the user seeded none of them.
             self.seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
         if self.rows:
@@ -130,11 +156,8 @@ class ViewDataModule(LightningDataModule, ABC):
         rows = self.read()
         check_labels(rows["labeled"].labels, self.num_classes, self.class_names, "labelled set")
         for part in ("val", "test"):
-            if part in rows and len(rows[part]) and int(rows[part].labels.max()) >= self.num_classes:
-                raise ValueError(
-                    f"{part} set: label {int(rows[part].labels.max())}, but num_classes={self.num_classes} allows 0 to "
-                    f"{self.num_classes - 1}."
-                )
+            if part in rows:
+                check_label_range(rows[part].labels, self.num_classes, f"{part} set")
         self.rows = rows
         self.augmentations = self.configure_augmentations()
 
@@ -146,10 +169,10 @@ class ViewDataModule(LightningDataModule, ABC):
         """Restores the seed of the run."""
         self.seed = state_dict["seed"]
 
-    def describe_row(self, part: str, index: int) -> str | None:
-        """File of a row of a part (`test`, `val`, `unlabeled`, `labeled`, `predict`), or None where it has none."""
+    def describe_row(self, part: str, index: int) -> str:
+        """File of a row of a part (`test`, `val`, `unlabeled`, `labeled`, `predict`); its index where it has none."""
         rows = self.rows[self.predict_on if part == "predict" else part]
-        return rows.store.names[int(rows.index[index])] if rows.store.names is not None else None
+        return rows.store.names[int(rows.index[index])] if rows.store.names is not None else str(index)
 
     # --------------------------------------------------------------------------------------------------- loaders
     @property
@@ -170,37 +193,26 @@ class ViewDataModule(LightningDataModule, ABC):
         Raises:
             ValueError: If the method needs unlabelled rows and there are none.
         """
-        parts = {"labeled": self.labeled_batch_size}
+        sizes = {"labeled": self.labeled_batch_size}
         if self._views:
-            if not len(self.rows.get("unlabeled", ())):
-                raise ValueError(
-                    "The unlabelled set is empty, and the method learns from it. Give unlabelled data, lower num_labeled "
-                    "or num_val, or set labeled_in_unlabeled=true."
-                )
-            parts["unlabeled"] = self.unlabeled_batch_size
+            sizes["unlabeled"] = self.unlabeled_batch_size
+        parts = {part: self._part(part) for part in sizes}
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-        seed = self.seed if self.seed is not None else torch.initial_seed()
         longest = "unlabeled" if "unlabeled" in parts else "labeled"
-        steps = self.steps_per_epoch or -(-len(self.rows[longest]) // (parts[longest] * world))
+        steps = self.steps_per_epoch or -(-len(parts[longest]) // (sizes[longest] * world))
+        samplers = {
+            part: CyclingSampler(len(parts[part]), size, steps, self._seed, part, rank, world, lambda: self._step)
+            for part, size in sizes.items()
+        }
         return {
-            part: self._loader(
-                part, size, CyclingSampler(len(self.rows[part]), size, steps, seed, part, rank, world)
-            )
-            for part, size in parts.items()
+            part: _TrainLoader(sampler=samplers[part], batch_size=sizes[part], **self._reading(part)) for part in sizes
         }
 
-    def _eval_dataloader(self, part: str) -> DataLoader[Any]:
-        if not len(self.rows.get(part, ())):
-            raise ValueError(f"There are no {part} rows. {self._how_to_get(part)}")
-        return self._loader(part, self.eval_batch_size, None)
-
-    def _how_to_get(self, part: str) -> str:
-        return {"val": "Set num_val.", "test": "Give a test set, or set num_test."}.get(part, "Give unlabelled data.")
-
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """The validation rows; an empty list, which Lightning skips, where there are none."""
-        return self._eval_dataloader("val") if len(self.rows.get("val", ())) else []
+        """The validation rows; for `fit` without such rows an empty list, which Lightning skips."""
+        validating = self.trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING
+        return self._eval_dataloader("val") if validating or len(self.rows.get("val", ())) else []
 
     def test_dataloader(self) -> DataLoader[Any]:
         """The test rows."""
@@ -210,18 +222,26 @@ class ViewDataModule(LightningDataModule, ABC):
         """The rows chosen by `predict_on`."""
         return self._eval_dataloader(self.predict_on)
 
-    def _loader(self, part: str, batch_size: int, sampler: CyclingSampler | None) -> DataLoader[Any]:
-        rows = self.rows[part]
+    def _eval_dataloader(self, part: str) -> DataLoader[Any]:
+        return DataLoader(batch_size=self.eval_batch_size, **self._reading(part))
+
+    def _part(self, part: str) -> Rows:
+        if not self.rows:
+            raise RuntimeError('The data has not been read: call setup("fit") first.')
+        if not len(self.rows.get(part, ())):
+            raise ValueError(_NO_ROWS[part])
+        return self.rows[part]
+
+    def _reading(self, part: str) -> dict[str, Any]:
+        rows = self._part(part)
         workers = 0 if isinstance(rows.store, ArrayStore) else self.num_workers
-        return DataLoader(
-            _RowDataset(part, rows),
-            batch_size=batch_size,
-            sampler=sampler,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=workers > 0 and torch.cuda.is_available(),
-            collate_fn=_as_collated,
-        )
+        return {
+            "dataset": _RowDataset(part, rows, self.input_shape),
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            "pin_memory": workers > 0 and torch.cuda.is_available(),
+            "collate_fn": _as_collated,
+        }
 
     # --------------------------------------------------------------------------------------------------- batches
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -230,19 +250,21 @@ class ViewDataModule(LightningDataModule, ABC):
             return {name: self.on_before_batch_transfer(raw, dataloader_idx) for name, raw in batch.items()}
         assert self.trainer is not None
         store = self.rows[batch.part].store
-        if isinstance(store, ArrayStore):
-            device = self.trainer.strategy.root_device
-            store.place(device)
-            if store.data.device != device:
-                return batch._replace(pixels=store.data[self.rows[batch.part].index[batch.position]])
+        if isinstance(store, ArrayStore) and not store.place(self.trainer.strategy.root_device):
+            return batch._replace(pixels=store.data[self.rows[batch.part].index[batch.position]])
         return batch
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Gathers, augments and normalises on the device."""
+        assert self.trainer is not None
+        # The rows became floats here, after Lightning has converted its batches to the run's precision.
+        return self.trainer.precision_plugin.convert_input(self._on_device(batch))
+
+    def _on_device(self, batch: Any) -> Any:
+        assert self.trainer is not None
         if isinstance(batch, RawBatch):
             pixels, y = self._gather(batch)
             return self.normalize(pixels), y, batch.position
-        assert self.trainer is not None
         pixels, y = self._gather(batch["labeled"])
         out: dict[str, Any] = {"labeled": (self._view("weak", pixels, "labeled"), y)}
         if any(getattr(callback, "needs_clean_labeled", False) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
@@ -263,9 +285,17 @@ class ViewDataModule(LightningDataModule, ABC):
 
     def _view(self, view: str, pixels: Tensor, name: str) -> Tensor:
         assert self.trainer is not None
-        step = self.trainer.fit_loop.total_batch_idx + 1
-        stream = generator(self.seed or 0, step, self.trainer.global_rank, name, device=pixels.device)
+        stream = generator(self._seed, self._step, self.trainer.global_rank, name, device=pixels.device)
         return self.augmentations[view](pixels, stream)
+
+    @property
+    def _seed(self) -> int:
+        return self.seed if self.seed is not None else torch.initial_seed()
+
+    @property
+    def _step(self) -> int:
+        """Number of the training step whose batch is being made, counted over epochs and restarts."""
+        return self.trainer.fit_loop.total_batch_idx + 1 if self.trainer is not None else 0
 
 
 def move_batch(batch: Any, trainer: Trainer, module: LightningModule, dataloader_idx: int = 0) -> Any:
@@ -280,10 +310,6 @@ def move_batch(batch: Any, trainer: Trainer, module: LightningModule, dataloader
     Returns:
         The batch as `training_step` or `validation_step` would receive it.
     """
-    data = getattr(trainer, "datamodule", None)
-    if not isinstance(data, ViewDataModule):
-        return module.transfer_batch_to_device(batch, module.device, dataloader_idx)
-    batch = data.on_before_batch_transfer(batch, dataloader_idx)
-    batch = data.transfer_batch_to_device(batch, module.device, dataloader_idx)
-    return data.on_after_batch_transfer(batch, dataloader_idx)
-
+    # What Lightning's loops do themselves; they offer it under no public name.
+    batch = module._on_before_batch_transfer(batch, dataloader_idx)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=dataloader_idx)

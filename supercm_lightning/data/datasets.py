@@ -1,6 +1,7 @@
 """The registry of image data sets and the layouts of a user's own folder."""
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,16 +73,20 @@ def _digits(root: Path, part: str, download: bool) -> Part:
     return pixels.view(-1, 1, 8, 8), torch.from_numpy(labels).long()
 
 
-def _torchvision(name: str, folder: str = "", **parts: dict[str, Any]) -> Callable[[Path, str, bool], Part]:
+def _from_torchvision(dataset: Any) -> Part:
+    """Arrays of a torchvision data set: (N, H, W), (N, H, W, 3) or (N, 3, H, W)."""
+    images = torch.as_tensor(dataset.data)
+    if images.ndim == 3:
+        images = images.unsqueeze(1)
+    elif images.shape[-1] == 3:
+        images = images.permute(0, 3, 1, 2)
+    labels = getattr(dataset, "targets", getattr(dataset, "labels", None))
+    return images.contiguous(), torch.as_tensor(np.asarray(labels), dtype=torch.int64)
+
+
+def _torchvision(name: str, parts: dict[str, dict[str, Any]], folder: str = "") -> Callable[[Path, str, bool], Part]:
     def load(root: Path, part: str, download: bool) -> Part:
-        dataset = getattr(torchvision.datasets, name)(root / folder, download=download, **parts[part])
-        images = torch.as_tensor(dataset.data)
-        if images.ndim == 3:
-            images = images.unsqueeze(1)
-        elif images.shape[-1] == 3:
-            images = images.permute(0, 3, 1, 2)
-        labels = getattr(dataset, "targets", getattr(dataset, "labels", None))
-        return images.contiguous(), torch.as_tensor(np.asarray(labels), dtype=torch.int64)
+        return _from_torchvision(getattr(torchvision.datasets, name)(root / folder, download=download, **parts[part]))
 
     return load
 
@@ -96,7 +101,7 @@ CIFAR20_OF_CIFAR100 = (
     *(12, 16, 12, 1, 9, 19, 2, 10, 0, 1, 16, 12, 9, 13, 15, 13, 16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0),
     *(17, 8, 14, 13),
 )
-_cifar100 = _torchvision("CIFAR100", **_TRAIN_TEST)
+_cifar100 = _torchvision("CIFAR100", _TRAIN_TEST)
 
 
 def _cifar20(root: Path, part: str, download: bool) -> Part:
@@ -112,7 +117,10 @@ _CIFAR20_CLASSES = (
     *("medium-sized mammals", "non-insect invertebrates", "people", "reptiles", "small mammals", "trees"),
     *("vehicles 1", "vehicles 2"),
 )
-_FASHION_CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+_FASHION_CLASSES = (
+    *("T-shirt", "trouser", "pullover", "dress", "coat"),
+    *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+)
 _STL10_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 
 DATASETS: dict[str, DatasetSpec] = {
@@ -129,7 +137,7 @@ DATASETS: dict[str, DatasetSpec] = {
     "mnist": DatasetSpec(
         num_classes=10,
         input_shape=(1, 28, 28),
-        load=_torchvision("MNIST", **_TRAIN_TEST),
+        load=_torchvision("MNIST", _TRAIN_TEST),
         num_val=5000,
         flip=False,
         shift=2,
@@ -138,7 +146,7 @@ DATASETS: dict[str, DatasetSpec] = {
     "fashion_mnist": DatasetSpec(
         num_classes=10,
         input_shape=(1, 28, 28),
-        load=_torchvision("FashionMNIST", **_TRAIN_TEST),
+        load=_torchvision("FashionMNIST", _TRAIN_TEST),
         num_val=5000,
         flip=True,
         shift=2,
@@ -148,7 +156,7 @@ DATASETS: dict[str, DatasetSpec] = {
     "usps": DatasetSpec(
         num_classes=10,
         input_shape=(1, 16, 16),
-        load=_torchvision("USPS", "USPS", **_TRAIN_TEST),
+        load=_torchvision("USPS", _TRAIN_TEST, "USPS"),
         num_val=1000,
         flip=False,
         shift=1,
@@ -157,7 +165,7 @@ DATASETS: dict[str, DatasetSpec] = {
     "svhn": DatasetSpec(
         num_classes=10,
         input_shape=(3, 32, 32),
-        load=_torchvision("SVHN", "SVHN", **_SPLITS),
+        load=_torchvision("SVHN", _SPLITS, "SVHN"),
         num_val=7326,
         flip=False,
         shift=2,
@@ -166,7 +174,7 @@ DATASETS: dict[str, DatasetSpec] = {
     "cifar10": DatasetSpec(
         num_classes=10,
         input_shape=(3, 32, 32),
-        load=_torchvision("CIFAR10", **_TRAIN_TEST),
+        load=_torchvision("CIFAR10", _TRAIN_TEST),
         num_val=5000,
         flip=True,
         shift=2,
@@ -198,7 +206,7 @@ DATASETS: dict[str, DatasetSpec] = {
     "stl10": DatasetSpec(
         num_classes=10,
         input_shape=(3, 96, 96),
-        load=_torchvision("STL10", **_SPLITS),
+        load=_torchvision("STL10", _SPLITS),
         num_val=500,
         flip=True,
         shift=8,
@@ -218,7 +226,7 @@ class FolderLayout:
         class_names: Names of the class folders, sorted; a class's label is its place.
         labeled: Files and labels of the tree that carries labels.
         unlabeled: Files without labels.
-        val: Files and labels of `val`, or None where there is no such folder.
+        val: Files and labels of `val`, or None where there are none.
         test: Files and labels of `test`, likewise.
     """
 
@@ -244,6 +252,8 @@ _LAYOUT = (
 def scan_folder(root: Path) -> FolderLayout:
     """Finds the image files of a folder: `labeled/<class>` and `unlabeled`, or `train/<class>`, or `<class>`.
 
+    Hidden files and folders are left out; links are followed.
+
     Raises:
         FileNotFoundError: If the folder, its class folders or its images are missing.
         ValueError: If `val` or `test` has a class that the labelled tree lacks.
@@ -251,34 +261,43 @@ def scan_folder(root: Path) -> FolderLayout:
     if not root.is_dir():
         raise FileNotFoundError(f"dataset=folder: root={root} is not a folder. Expected there: {_LAYOUT}.")
     tree = next((root / name for name in ("labeled", "train") if (root / name).is_dir()), root)
-    reserved = {"unlabeled", "val", "test"} if tree == root else set()
-    class_names = tuple(
-        sorted(f.name for f in tree.iterdir() if f.is_dir() and f.name not in reserved and not f.name.startswith("."))
-    )
+    class_names = _subfolders(tree) - ({"unlabeled", "val", "test"} if tree == root else set())
     if not class_names:
         raise FileNotFoundError(f"dataset=folder: no class folders in {tree}. Expected: {_LAYOUT}.")
 
-    def labelled(folder: Path) -> list[tuple[Path, int]] | None:
-        if not folder.is_dir():
-            return None
-        strange = {f.name for f in folder.iterdir() if f.is_dir()} - set(class_names)
-        if strange and folder != root:
-            raise ValueError(f"{folder}: class {sorted(strange)[0]!r} does not occur in {tree}.")
-        return [(file, label) for label, name in enumerate(class_names) for file in _images(folder / name)]
+    def labelled(folder: Path) -> list[tuple[Path, int]]:
+        return [(file, label) for label, name in enumerate(sorted(class_names)) for file in _images(folder / name)]
+
+    def held_out(folder: Path) -> list[tuple[Path, int]] | None:
+        if folder.is_dir() and (strange := _subfolders(folder) - class_names):
+            raise ValueError(f"{folder}: class {min(strange)!r} does not occur in {tree}.")
+        return labelled(folder) or None
 
     labeled = labelled(tree)
     if not labeled:
         raise FileNotFoundError(f"dataset=folder: no images in the class folders of {tree}. Expected: {_LAYOUT}.")
     return FolderLayout(
         tree=tree.name if tree != root else "",
-        class_names=class_names,
+        class_names=tuple(sorted(class_names)),
         labeled=labeled,
-        unlabeled=list(_images(root / "unlabeled")),
-        val=labelled(root / "val"),
-        test=labelled(root / "test"),
+        unlabeled=_images(root / "unlabeled"),
+        val=held_out(root / "val"),
+        test=held_out(root / "test"),
     )
 
 
-def _images(folder: Path) -> Iterable[Path]:
-    return sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES) if folder.is_dir() else []
+def _subfolders(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
 
+
+def _images(folder: Path) -> list[Path]:
+    found = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        # Systems leave hidden files such as ._photo.jpg behind, which have an image's name and are none.
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            Path(parent, name)
+            for name in names
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+        ]
+    return sorted(found)

@@ -1,15 +1,18 @@
 """Frozen features, labelled and not."""
 
+from collections.abc import Sized
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from supercm_lightning.data.augment import Normalization, WeakAugmentation
 from supercm_lightning.data.base import ViewDataModule
-from supercm_lightning.data.splits import make_split
+from supercm_lightning.data.splits import check_labels, make_split
 from supercm_lightning.data.stores import ArrayStore, DatasetStore, Rows
 
 
@@ -17,8 +20,8 @@ class FeatureDataModule(ViewDataModule):
     """Feature vectors from files: a labelled, an unlabelled and a test set.
 
     A file is `.npz` or `.pt` with `features` (n, d) and, where known, `labels` (n,) int64 and `classes` (K,) names.
-    Labels of the unlabelled file are never read. Without an unlabelled file, `num_labeled` rows of the labelled file keep
-    their labels and the rest is unlabelled.
+    Labels of the unlabelled file are never read. Without an unlabelled file, `num_labeled` rows of the labelled file
+    keep their labels and the rest is unlabelled.
 
     Args:
         labeled: Labelled features: a file or, from Python, a torch data set of (features, label).
@@ -33,7 +36,8 @@ class FeatureDataModule(ViewDataModule):
         eval_batch_size: Rows per step of validation, test and prediction.
         steps_per_epoch: Steps per epoch; None: one pass over the unlabelled rows.
         split_seed: Seed of the split, apart from the run's own seed.
-        standardize: Subtract the mean and divide by the standard deviation of the training rows, per feature.
+        standardize: Subtract the mean and divide by the standard deviation of the training rows, labelled and not, per
+            feature.
         noise: Standard deviation of the noise in the weak view.
         predict_on: Rows that `predict` reads: `test`, `val`, `unlabeled` or `labeled`.
 
@@ -61,6 +65,8 @@ class FeatureDataModule(ViewDataModule):
         predict_on: str = "test",
     ) -> None:
         super().__init__(labeled_batch_size, unlabeled_batch_size, eval_batch_size, steps_per_epoch, predict_on, 0)
+        if noise < 0:
+            raise ValueError(f"noise={noise}: must not be negative.")
         self.num_labeled = num_labeled
         self.num_val = num_val
         self.num_test = num_test
@@ -72,10 +78,8 @@ class FeatureDataModule(ViewDataModule):
         self.input_shape = tuple(self._train.data.shape[1:])
         self.class_names = names
         self.num_classes = len(names) if names else int(self._train.labels.max()) + 1
-        if num_labeled is not None and num_labeled < self.num_classes:
-            raise ValueError(
-                f"num_labeled={num_labeled}: fewer labels than the {self.num_classes} classes; every class needs one."
-            )
+        if self.num_classes < 2:
+            raise ValueError("labeled: there must be at least two classes.")
 
     def read(self) -> dict[str, Rows]:
         """Reads the other files and draws the split."""
@@ -90,50 +94,46 @@ class FeatureDataModule(ViewDataModule):
                     f"{part}: features of shape {tuple(store.data.shape[1:])}, but labeled has {self.input_shape}."
                 )
         train = self._train
-        count = {part: 0 if part in given else getattr(self, f"num_{part}") for part in ("val", "test")}
-        if sum(count.values()) + (self.num_labeled or self.num_classes) > len(train):
-            raise ValueError(
-                f"num_labeled={self.num_labeled}, num_val={count['val']} and num_test={count['test']} ask for more than "
-                f"the {len(train):,} labelled rows. Lower one of them."
-            )
-        split = make_split(train.labels, "features", self.num_labeled, count["val"], count["test"], self.split_seed)
+        check_labels(train.labels[train.labels >= 0], self.num_classes, self.class_names, "labeled")
+        num_val, num_test = (0 if part in given else getattr(self, f"num_{part}") for part in ("val", "test"))
+        split = make_split(train.labels, "features", self.num_labeled, num_val, num_test, self.split_seed)
+        rows = {part: Rows(train, index) for part, index in split.rows(labeled_in_unlabeled=False).items()}
+        rows |= {part: Rows.all_of(store) for part, store in given.items()}
         if self.standardize:
-            # Over all training rows, labels aside.
-            rows = torch.cat([store.data for store in (train, given.get("unlabeled")) if store is not None])
-            std, mean = torch.std_mean(rows, dim=0)
+            seen = torch.cat([_features(rows[part]) for part in ("labeled", "unlabeled")])
+            std, mean = torch.std_mean(seen, dim=0, correction=0)
             for store in (train, *given.values()):
                 store.data = (store.data - mean) / torch.where(std > 0, std, 1.0)
-        rows = {part: Rows(train, index) for part, index in split.rows(labeled_in_unlabeled=False).items()}
-        return rows | {part: Rows.all_of(store) for part, store in given.items()}
+        return rows
 
     def configure_augmentations(self) -> dict[str, Any]:
         """The weak view: noise, if any."""
         return {"weak": WeakAugmentation(Normalization(), noise=self.noise)}
 
 
-def _read(part: str, source: str | Path | Dataset[Any], needs_labels: bool) -> tuple[ArrayStore, tuple[str, ...] | None]:
+def _features(rows: Rows) -> Tensor:
+    assert isinstance(rows.store, ArrayStore)
+    return rows.store.data[rows.index]
+
+
+def _read(
+    part: str, source: str | Path | Dataset[Any], needs_labels: bool
+) -> tuple[ArrayStore, tuple[str, ...] | None]:
     """Features, labels (-1 where unknown or not needed) and class names of one file or data set."""
-    if isinstance(source, Dataset):
-        count = len(source)  # type: ignore[arg-type]
-        dataset = DatasetStore(source, None if needs_labels else torch.full((count,), -1))
-        data, labels, names = torch.stack([dataset[row] for row in range(count)]), dataset.labels, None
-    else:
+    names = None
+    if isinstance(source, str | Path):
         path = Path(source).expanduser()
-        if not path.exists():
-            raise FileNotFoundError(f"{part}={path}: no such file. Expected .npz or .pt with features (n, d) and labels (n,).")
-        content = _load(path)
-        if "features" not in content or (needs_labels and "labels" not in content):
-            raise ValueError(
-                f"{part}={path}: has {', '.join(sorted(content)) or 'nothing'}, needs features"
-                f"{' and labels' if needs_labels else ''}."
-            )
-        data = torch.as_tensor(content["features"])
-        labels = torch.as_tensor(content["labels"]).long() if needs_labels else torch.full((len(data),), -1)
-        names = tuple(str(name) for name in content["classes"]) if "classes" in content else None
+        data, known, names = _load(part, path, needs_labels)
+    else:
+        count = len(cast(Sized, source))
+        dataset = DatasetStore(source, None if needs_labels else torch.full((count,), -1))
+        data, known = dataset.in_memory(tuple(dataset[0].shape)).data, dataset.labels
     data = data.float()
+    labels = known.long().flatten() if known is not None else torch.full((len(data),), -1)
     if data.ndim != 2 or len(data) != len(labels) or not len(data):
         raise ValueError(
-            f"{part}: features of shape {tuple(data.shape)} with {len(labels)} labels; expected (n, d) and n, n at least 1."
+            f"{part}: features of shape {tuple(data.shape)} with {len(labels)} labels; expected (n, d) and n, with n "
+            "at least 1."
         )
     if not data.isfinite().all():
         row = int((~data.isfinite()).any(1).nonzero()[0])
@@ -141,11 +141,30 @@ def _read(part: str, source: str | Path | Dataset[Any], needs_labels: bool) -> t
     return ArrayStore(data, labels), names
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(part: str, path: Path, needs_labels: bool) -> tuple[Tensor, Tensor | None, tuple[str, ...] | None]:
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{part}={path}: no such file. Expected .npz or .pt with features (n, d) and labels (n,)."
+        )
+    wanted = {"features", "classes", *(["labels"] if needs_labels else [])}
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    if path.suffix in (".pt", ".pth"):
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
-    raise ValueError(f"{path}: features are read from .npz or .pt files.")
-
+            found = set(file.files)
+            content = {name: file[name] for name in wanted & found}
+    elif path.suffix in (".pt", ".pth"):
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+        except UnpicklingError as error:
+            raise ValueError(f"{part}={path}: holds more than tensors, numbers, strings; save only these.") from error
+        content = saved if isinstance(saved, dict) else {}
+        found = set(content)
+    else:
+        raise ValueError(f"{part}={path}: features are read from .npz or .pt files.")
+    if missing := wanted - found - {"classes"}:
+        raise ValueError(
+            f"{part}={path}: has {', '.join(sorted(map(str, found))) or 'nothing by name'}, lacks "
+            f"{' and '.join(sorted(missing))}."
+        )
+    names = tuple(str(name) for name in content["classes"]) if "classes" in found else None
+    labels = torch.as_tensor(content["labels"]) if needs_labels else None
+    return torch.as_tensor(content["features"]), labels, names

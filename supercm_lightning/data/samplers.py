@@ -1,6 +1,6 @@
 """The sampler behind every training loader."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.utils.data import DistributedSampler
@@ -11,8 +11,8 @@ from supercm_lightning.data.randomness import generator
 class CyclingSampler(DistributedSampler[int]):
     """Walks through fresh permutations of a set without end, cut into epochs of a fixed number of steps.
 
-    Every row is visited once before any is visited again, across epochs too; each pass has its own order; the ranks of a
-    distributed run take turns in the same walk, so that together they see what one process with the whole batch sees.
+    Every row is visited once before any is visited again, across epochs too; each pass has its own order. The ranks of
+    a distributed run take turns in the same walk, so that together they see what one process with the whole batch sees.
     A `DistributedSampler`, so that Lightning leaves it in place and tells it the epoch.
 
     Args:
@@ -23,25 +23,38 @@ class CyclingSampler(DistributedSampler[int]):
         name: Distinguishes the walks of several samplers with one seed.
         rank: This process's number.
         world_size: Number of processes.
+        step: Gives the number of the training step at which an iteration starts; None: the first step of the epoch. A
+            run resumed within an epoch walks on from its step, where the epoch's number alone would repeat rows.
     """
 
     def __init__(
-        self, num_rows: int, batch_size: int, steps_per_epoch: int, seed: int, name: str, rank: int, world_size: int
+        self,
+        num_rows: int,
+        batch_size: int,
+        steps_per_epoch: int,
+        seed: int,
+        name: str,
+        rank: int,
+        world_size: int,
+        step: Callable[[], int] | None = None,
     ) -> None:
         super().__init__(range(num_rows), num_replicas=world_size, rank=rank, seed=seed)  # type: ignore[arg-type]
         self.num_rows = num_rows
+        self.batch_size = batch_size
+        self.steps_per_epoch = steps_per_epoch
         self.name = name
+        self.step = step
         self.num_samples = batch_size * steps_per_epoch
         self.total_size = self.num_samples * world_size
 
     def __iter__(self) -> Iterator[int]:
-        """The rows of this rank for the current epoch."""
-        start = self.epoch * self.total_size
-        first, last = start // self.num_rows, (start + self.total_size - 1) // self.num_rows
-        passes = [
-            torch.randperm(self.num_rows, generator=generator(self.seed, self.name, number))
-            for number in range(first, last + 1)
-        ]
-        offset = start - first * self.num_rows
-        walk = torch.cat(passes)[offset : offset + self.total_size]
-        return iter(walk[self.rank :: self.num_replicas].tolist())
+        """The rows of this rank for one epoch."""
+        step = self.step() if self.step is not None else self.epoch * self.steps_per_epoch
+        start = step * self.batch_size * self.num_replicas
+        order, drawn = [], -1
+        for place in range(start + self.rank, start + self.total_size, self.num_replicas):
+            number, row = divmod(place, self.num_rows)
+            if number != drawn:
+                order = torch.randperm(self.num_rows, generator=generator(self.seed, self.name, number)).tolist()
+                drawn = number
+            yield order[row]

@@ -12,7 +12,7 @@ from torch.utils.data import ConcatDataset, Dataset
 from supercm_lightning.data.augment import Normalization, WeakAugmentation
 from supercm_lightning.data.base import ViewDataModule
 from supercm_lightning.data.datasets import DATASETS, scan_folder
-from supercm_lightning.data.splits import Split, make_split
+from supercm_lightning.data.splits import Split, check_labels, make_split
 from supercm_lightning.data.stores import ArrayStore, DatasetStore, FileStore, Rows, Store, image_shape
 from supercm_lightning.data.whitening import ZCA, global_contrast_normalize
 
@@ -37,15 +37,18 @@ class SemiSupervisedDataModule(ViewDataModule):
         eval_batch_size: Images per step of validation, test and prediction.
         steps_per_epoch: Steps per epoch; None: one pass over the unlabelled images.
         num_val: Number of validation images, or their share of the training set below 1; None: the data set's custom
-            (digits 150, MNIST and CIFAR 5,000, SVHN 7,326, STL-10 500; a tenth for `train/<class>` or `<class>` folders, none for `labeled/<class>`).
+            (digits 150, MNIST and CIFAR 5,000, SVHN 7,326, USPS 1,000, STL-10 500; a tenth for `train/<class>` or
+            `<class>` folders, none for `labeled/<class>`).
         num_test: Number or share of test images for data without a test set; None: the data set's custom (digits 450,
             otherwise 0).
         split_seed: Seed of the split, apart from the run's own seed.
-        split_file: JSON file of the split: read if it exists, else written.
+        split_file: JSON file of the split: read if it exists, else written. Numbers given beside a file that exists
+            must agree with it.
         labeled_in_unlabeled: Let the labelled images appear among the unlabelled ones too.
         flip: Mirror left-right with probability 1/2; None: where the data set allows it.
         shift: Largest shift in pixels; None: the data set's custom (2; 1 for digits and USPS; an eighth for folders).
-        noise: Standard deviation of the noise added to normalised pixels; None: the data set's custom (CIFAR 0.15, others 0).
+        noise: Standard deviation of the noise added to normalised pixels; None: the data set's custom (CIFAR 0.15,
+            others 0).
         mean: Mean per channel, or one for all, on the scale [0, 1].
         std: Standard deviation likewise.
         whitening: Global contrast normalisation and ZCA in place of `mean` and `std`, as in the published CIFAR runs.
@@ -57,7 +60,8 @@ class SemiSupervisedDataModule(ViewDataModule):
         unlabeled: A torch data set of unlabelled images, beside those of `dataset` (from Python).
         val: A torch data set of validation images (from Python).
         test: A torch data set of test images (from Python).
-        num_classes: For torch data sets: the number of classes; None: that of its `classes`, else its largest label + 1.
+        num_classes: For torch data sets: the number of classes; None: that of its `classes`, else its largest label
+            + 1.
 
     Raises:
         FileNotFoundError: If the data is missing; the message tells where it was expected.
@@ -112,22 +116,30 @@ class SemiSupervisedDataModule(ViewDataModule):
         self._given = {"unlabeled": unlabeled, "val": val, "test": test}
         self.split: Split | None = None
         self._customs: tuple[int | float, int | float]
+        if isinstance(dataset, str) and (strange := [name for name, data in self._given.items() if data is not None]):
+            raise ValueError(f"{strange[0]}: goes with a torch data set; dataset={dataset!r} brings its own.")
 
         flip_by_default, default_shift, default_noise = False, 0, 0.0
         if not isinstance(dataset, str):
-            store = DatasetStore(dataset)
-            if not len(store):
-                raise ValueError("dataset: the labelled data set is empty.")
+            self._labeled = DatasetStore(dataset)
             names = getattr(dataset, "classes", None)
             self.class_names = tuple(map(str, names)) if names else None
-            self.num_classes = num_classes or (len(names) if names else int(store.labels.max()) + 1)
-            self.input_shape = tuple(store[0].shape)
+            self.num_classes = num_classes or (len(names) if names else int(self._labeled.labels.max()) + 1)
+            self.input_shape = tuple(self._labeled[0].shape)
             self._customs = (0, 0)
+            if len(self.input_shape) != 3:
+                raise ValueError(
+                    f"dataset: items of shape {self.input_shape}, where images (C, H, W) were expected. "
+                    "Vectors go into FeatureDataModule."
+                )
         elif dataset == "folder":
             self._folder = scan_folder(self.root)
             self.class_names = self._folder.class_names
             self.num_classes = len(self.class_names)
-            self.input_shape = image_shape(self._folder.labeled[0][0], image_size)
+            files = [file for file, _ in self._folder.labeled]
+            # A set with colours may well begin with a grey image.
+            shapes = [image_shape(file, image_size) for file in files[:: max(1, len(files) // 100)]]
+            self.input_shape = (max(channels for channels, _, _ in shapes), *shapes[0][1:])
             # Where a few images were labelled by hand, none is taken away from training unasked.
             self._customs = (0.1 if self._folder.fully_labeled else 0, 0)
             flip_by_default, default_shift = True, self.input_shape[-1] // 8
@@ -138,6 +150,8 @@ class SemiSupervisedDataModule(ViewDataModule):
             flip_by_default, default_shift, default_noise = spec.flip, spec.shift, spec.noise
         else:
             raise ValueError(f"dataset={dataset!r}: choose one of {', '.join(DATASETS)}, folder.")
+        if self.num_classes < 2:
+            raise ValueError(f"dataset: {self.num_classes} class, where at least two are needed.")
         if num_labeled is not None and num_labeled < self.num_classes:
             raise ValueError(
                 f"num_labeled={num_labeled}: fewer labels than the {self.num_classes} classes; every class needs one."
@@ -147,25 +161,31 @@ class SemiSupervisedDataModule(ViewDataModule):
         self.noise = default_noise if noise is None else noise
         if not 0 <= self.shift < min(self.input_shape[1:]):
             raise ValueError(f"shift={shift}: must be from 0 to less than the images' {tuple(self.input_shape[1:])}.")
+        if self.noise < 0:
+            raise ValueError(f"noise={noise}: must not be negative.")
         if whitening and in_memory is False:
             raise ValueError("whitening=true needs all images in memory: leave in_memory unset.")
         for name, values in (("mean", mean), ("std", std)):
             if len(values) not in (1, self.input_shape[0]):
                 raise ValueError(f"{name}: give one value or one for each of the {self.input_shape[0]} channels.")
+        if min(std) <= 0:
+            raise ValueError(f"std={std}: must be positive.")
         self.normalization = Normalization(tuple(mean), tuple(std))
 
     # ------------------------------------------------------------------------------------------------- reading
     def prepare_data(self) -> None:
         """Downloads a registered data set, in one process, if asked to."""
-        if self.download and self.dataset in DATASETS:
+        if self.download and isinstance(self.dataset, str) and self.dataset in DATASETS:
             spec = DATASETS[self.dataset]
-            for part in ("train", *(() if spec.num_test else ("test",)), *(("unlabeled",) if spec.has_unlabeled else ())):
+            parts = {"train": True, "test": not spec.num_test, "unlabeled": spec.has_unlabeled}
+            for part in (part for part, exists in parts.items() if exists):
                 spec.store(self.dataset, self.root, part, download=True)
 
     def read(self) -> dict[str, Rows]:
         """Reads the images and draws the split."""
         stores = self._read_images()
         train = stores["train"]
+        check_labels(train.labels[train.labels >= 0], self.num_classes, self.class_names, "training set")
         self.split = self._read_split(train.labels, held_out={part for part in ("val", "test") if part in stores})
         rows = {part: Rows(train, index) for part, index in self.split.rows(self.labeled_in_unlabeled).items()}
         return rows | {part: Rows.all_of(store) for part, store in stores.items() if part != "train"}
@@ -179,13 +199,14 @@ class SemiSupervisedDataModule(ViewDataModule):
         else:
             stores = self._read_registered(self.dataset)
         if self.whitening:
-            if not all(isinstance(store, ArrayStore) for store in stores.values()):
+            arrays = {part: store for part, store in stores.items() if isinstance(store, ArrayStore)}
+            if len(arrays) < len(stores):
                 raise ValueError("whitening=true needs all images in memory: set in_memory=true.")
-            # Fitted on every training image, as published; labels play no part in it.
-            for store in stores.values():
+            for store in arrays.values():
                 store.data = global_contrast_normalize(store.data)
-            zca = ZCA.fit(stores["train"].data)
-            for store in stores.values():
+            # Fitted on every training image, as published; labels play no part in it.
+            zca = ZCA.fit(arrays["train"].data)
+            for store in arrays.values():
                 store.data = zca(store.data)
         return stores
 
@@ -214,38 +235,47 @@ class SemiSupervisedDataModule(ViewDataModule):
         return stores
 
     def _read_datasets(self, labeled: Dataset[Any]) -> dict[str, Store]:
-        train = DatasetStore(labeled)
+        train = self._labeled
+        kind = train[0].dtype
+        for part, data in self._given.items():
+            # uint8 images are normalised and floats are not: together they would be two different inputs.
+            if data is not None and (found := DatasetStore(data, torch.zeros(len(data)))[0].dtype) != kind:  # type: ignore[arg-type]
+                raise ValueError(f"{part}: images of type {found}, but those of the labelled data set are {kind}.")
         if (more := self._given["unlabeled"]) is not None:
             labels = torch.cat([train.labels, torch.full((len(more),), -1)])  # type: ignore[arg-type]
             train = DatasetStore(ConcatDataset([labeled, more]), labels)
         given = {part: self._given[part] for part in ("val", "test")}
         stores = {"train": train} | {part: DatasetStore(data) for part, data in given.items() if data is not None}
-        return {part: store.in_memory(self.input_shape) if self.in_memory or self.whitening else store for part, store in stores.items()}
+        if self.in_memory or self.whitening:
+            return {part: store.in_memory(self.input_shape) for part, store in stores.items()}
+        return dict(stores)
 
     # ----------------------------------------------------------------------------------------------- splitting
     def _read_split(self, labels: Tensor, held_out: set[str]) -> Split:
         name = self.dataset if isinstance(self.dataset, str) else type(self.dataset).__name__
         known = int((labels >= 0).sum())
         if self.split_file is not None and self.split_file.exists():
-            split = Split.load(self.split_file)
-            if (split.dataset, split.num_rows) != (name, len(labels)):
-                raise ValueError(
-                    f"split_file={self.split_file}: made for {split.num_rows:,} rows of {split.dataset}, but the data is "
-                    f"{name} with {len(labels):,} rows. Name another file to draw a new split."
-                )
-            return split
-        count = {
-            part: 0 if part in held_out else _count(custom if asked is None else asked, known)
+            return self._checked_split(Split.load(self.split_file), name, len(labels))
+        num_val, num_test = (
+            0 if part in held_out else _count(part, custom if asked is None else asked, known)
             for part, asked, custom in zip(("val", "test"), (self.num_val, self.num_test), self._customs, strict=True)
-        }
-        if sum(count.values()) + (self.num_labeled or self.num_classes) > known:
-            raise ValueError(
-                f"num_labeled={self.num_labeled}, num_val={count['val']} and num_test={count['test']} ask for more than "
-                f"the {known:,} images that have labels. Lower one of them."
-            )
-        split = make_split(labels, name, self.num_labeled, count["val"], count["test"], self.split_seed)
-        if self.split_file is not None and rank_zero_only.rank == 0:
+        )
+        split = make_split(labels, name, self.num_labeled, num_val, num_test, self.split_seed)
+        if self.split_file is not None and getattr(rank_zero_only, "rank", 0) == 0:
             split.save(self.split_file)
+        return split
+
+    def _checked_split(self, split: Split, name: str, num_rows: int) -> Split:
+        if (split.dataset, split.num_rows) != (name, num_rows):
+            raise ValueError(
+                f"split_file={self.split_file}: made for {split.num_rows:,} rows of {split.dataset}, but the data is "
+                f"{name} with {num_rows:,} rows. Name another file to draw a new split."
+            )
+        if self.num_labeled is not None and len(split.labeled) != self.num_labeled:
+            raise ValueError(
+                f"split_file={self.split_file}: has {len(split.labeled):,} labelled rows, but num_labeled="
+                f"{self.num_labeled}. Name another file to draw a new split."
+            )
         return split
 
     # -------------------------------------------------------------------------------------------- augmentation
@@ -258,7 +288,7 @@ class SemiSupervisedDataModule(ViewDataModule):
         return {"weak": WeakAugmentation(self.normalization, self.flip, self.shift, self.noise)}
 
 
-def _count(amount: int | float, of: int) -> int:
+def _count(part: str, amount: int | float, of: int) -> int:
     if amount < 0:
-        raise ValueError(f"num_val and num_test must not be negative, but one is {amount}.")
+        raise ValueError(f"num_{part}={amount}: must not be negative.")
     return round(amount * of) if 0 < amount < 1 else int(amount)

@@ -57,12 +57,20 @@ class Split:
         """Reads a split written by `save`.
 
         Raises:
-            ValueError: If the file is not such a split.
+            ValueError: If the file is not such a split, or has a row twice or outside the data.
         """
         try:
-            return cls(**json.loads(path.read_text()))
+            split = cls(**json.loads(path.read_text()))
+            rows = split.labeled + split.val + split.test
+            strange = [row for row in rows if not 0 <= row < split.num_rows]
         except (json.JSONDecodeError, TypeError) as error:
             raise ValueError(f"split_file={path}: not a split written by this library ({error}).") from error
+        if strange:
+            raise ValueError(f"split_file={path}: row {strange[0]} is not one of the {split.num_rows} rows.")
+        if len(set(rows)) < len(rows):
+            twice = next(row for row in rows if rows.count(row) > 1)
+            raise ValueError(f"split_file={path}: row {twice} stands twice among labeled, val and test.")
+        return split
 
 
 def stratified_draw(labels: Tensor, rows: Tensor, count: int, stream: torch.Generator, balanced: bool) -> Tensor:
@@ -92,9 +100,7 @@ def stratified_draw(labels: Tensor, rows: Tensor, count: int, stream: torch.Gene
     return rows[key.argsort(stable=True)[:count]].sort().values
 
 
-def make_split(
-    labels: Tensor, dataset: str, num_labeled: int | None, num_val: int, num_test: int, seed: int
-) -> Split:
+def make_split(labels: Tensor, dataset: str, num_labeled: int | None, num_val: int, num_test: int, seed: int) -> Split:
     """Splits one training set.
 
     The test rows depend on the data alone, never on `seed`, so that runs with different label draws share a test set.
@@ -102,22 +108,36 @@ def make_split(
     Args:
         labels: Labels, (N,) int64, negative where unknown.
         dataset: Name of the data set, recorded in the split.
-        num_labeled: Number of labelled rows, balanced over the classes; None labels every remaining row that has a label.
+        num_labeled: Number of labelled rows, balanced over the classes; None: every remaining row that has a label.
         num_val: Number of validation rows, in proportion to the classes.
         num_test: Number of test rows, likewise.
         seed: Seed of the draw.
 
     Returns:
         The split.
+
+    Raises:
+        ValueError: If there are fewer rows with labels than asked for, or fewer labelled rows than classes.
     """
+    known = labels[labels >= 0]
+    num_classes = len(known.unique())
+    if num_labeled is not None and num_labeled < num_classes:
+        raise ValueError(
+            f"num_labeled={num_labeled}: fewer labels than the {num_classes} classes; every class needs one."
+        )
+    if num_val < 0 or num_test < 0:
+        raise ValueError(f"num_val={num_val} and num_test={num_test}: must not be negative.")
+    if num_val + num_test + (num_labeled or num_classes) > len(known):
+        raise ValueError(
+            f"num_labeled={num_labeled}, num_val={num_val} and num_test={num_test} ask for more than the "
+            f"{len(known):,} rows that have labels. Lower one of them."
+        )
     rest = torch.arange(len(labels))
 
     def draw(count: int | None, stream: torch.Generator, balanced: bool) -> list[int]:
         nonlocal rest
-        if count is None:
-            drawn = rest[labels[rest] >= 0]
-        else:
-            drawn = stratified_draw(labels, rest, count, stream, balanced)
+        every = rest[labels[rest] >= 0]
+        drawn = every if count is None else stratified_draw(labels, every, count, stream, balanced)
         keep = torch.ones(len(labels), dtype=torch.bool)
         keep[drawn] = False
         rest = rest[keep[rest]]
@@ -128,6 +148,19 @@ def make_split(
     val = draw(num_val, stream, balanced=False)
     labeled = draw(num_labeled, stream, balanced=True)
     return Split(dataset, len(labels), seed, labeled, val, test)
+
+
+def check_label_range(labels: Tensor, num_classes: int, what: str) -> None:
+    """Checks that labels (n,) lie in [0, num_classes).
+
+    Raises:
+        ValueError: If not; the message names `what` they belong to.
+    """
+    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
+        raise ValueError(
+            f"{what}: labels run from {int(labels.min())} to {int(labels.max())}, but num_classes={num_classes} allows "
+            f"0 to {num_classes - 1}."
+        )
 
 
 def check_labels(labels: Tensor, num_classes: int, class_names: Sequence[str] | None, what: str) -> None:
@@ -142,11 +175,7 @@ def check_labels(labels: Tensor, num_classes: int, class_names: Sequence[str] | 
     Raises:
         ValueError: If a label lies outside [0, K), or a class has no row.
     """
-    if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < num_classes):
-        raise ValueError(
-            f"{what}: labels run from {int(labels.min())} to {int(labels.max())}, but num_classes={num_classes} allows "
-            f"0 to {num_classes - 1}."
-        )
+    check_label_range(labels, num_classes, what)
     missing = (torch.bincount(labels, minlength=num_classes) == 0).nonzero().flatten().tolist()
     if missing:
         names = ", ".join(str(class_names[k]) if class_names else str(k) for k in missing[:10])

@@ -1,11 +1,11 @@
 """Where rows come from: arrays in memory, image files decoded by workers, or a torch data set."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,16 +31,24 @@ class ArrayStore:
     data: Tensor
     labels: Tensor
     names: Sequence[str] | None = None
+    _asked: torch.device | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def place(self, device: torch.device) -> None:
-        """Moves the rows to `device` if they take at most half of its free memory; otherwise they stay where they are."""
-        if device.type == "cuda" and self.data.device != device:
+    def place(self, device: torch.device) -> bool:
+        """Moves the rows to `device` if they take at most half of its free memory, else leaves them where they are.
+
+        Returns:
+            Whether the rows are on `device`.
+        """
+        # One question per device: its free memory changes with every step, and asking takes time.
+        if device.type == "cuda" and device not in (self.data.device, self._asked):
+            self._asked = device
             free, _ = torch.cuda.mem_get_info(device)
             if self.data.nbytes <= free // 2:
                 self.data = self.data.to(device)
+        return self.data.device == device
 
 
 class WorkerStore(ABC):
@@ -49,10 +57,14 @@ class WorkerStore(ABC):
     Attributes:
         labels: Labels (N,) int64, -1 where unknown.
         names: File of each row, or None.
+        remedy: What to do about rows of different shapes, for the message.
+        threads: Threads that may fetch rows at a time; None: as many as the machine has use for.
     """
 
     labels: Tensor
     names: Sequence[str] | None = None
+    remedy: str
+    threads: int | None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,6 +73,17 @@ class WorkerStore(ABC):
     def __getitem__(self, row: int) -> Tensor:
         """The row as a uint8 image (C, H, W) or a float tensor."""
 
+    def of_shape(self, row: int, shape: tuple[int, ...]) -> Tensor:
+        """A row, checked for its shape.
+
+        Raises:
+            ValueError: If the row cannot be read, or has another shape; the message names it.
+        """
+        value = self[row]
+        if tuple(value.shape) != shape:
+            raise self._wrong_shape(row, tuple(value.shape), shape)
+        return value
+
     def in_memory(self, shape: tuple[int, ...]) -> ArrayStore:
         """Fetches all rows, with a progress bar.
 
@@ -68,37 +91,32 @@ class WorkerStore(ABC):
             shape: Expected shape of every row.
 
         Raises:
-            ValueError: If a row cannot be read, or has another shape; the message names it.
+            ValueError: As `of_shape`.
         """
-        first = self[0]
-        data = torch.empty((len(self), *shape), dtype=first.dtype)
+        data = torch.empty((len(self), *shape), dtype=self[0].dtype)
 
         def fill(row: int) -> None:
             data[row] = self.of_shape(row, shape)
 
-        with ThreadPoolExecutor() as pool:
-            done = pool.map(fill, range(len(self)))
+        self._each(fill, "Reading")
+        return ArrayStore(data, self.labels, self.names)
+
+    def _wrong_shape(self, row: int, found: tuple[int, ...], expected: tuple[int, ...]) -> ValueError:
+        name = self.names[row] if self.names is not None else f"row {row}"
+        return ValueError(f"{name}: shape {found} where {expected} was expected. {self.remedy}")
+
+    def _each(self, work: Callable[[int], None], what: str) -> None:
+        with ThreadPoolExecutor(self.threads) as pool:
+            done = pool.map(work, range(len(self)))
             try:
-                for _ in _track(done, f"Reading {len(self):,} images", len(self)):
+                for _ in _track(done, f"{what} {len(self):,} images", len(self)):
                     pass
             finally:
                 pool.shutdown(cancel_futures=True)
-        return ArrayStore(data, self.labels, self.names)
-
-    def of_shape(self, row: int, shape: tuple[int, ...]) -> Tensor:
-        """A row, checked for its shape."""
-        value = self[row]
-        if tuple(value.shape) != shape:
-            name = self.names[row] if self.names is not None else f"row {row}"
-            raise ValueError(
-                f"{name}: shape {tuple(value.shape)} where {shape} was expected. "
-                "Set image_size to bring all images to one size."
-            )
-        return value
 
 
-def _track(work: Iterable[Any], what: str, total: int) -> Iterable[Any]:
-    return track(work, what, total=total, disable=rank_zero_only.rank != 0 or total < 1000)
+def _track(work: Any, what: str, total: int) -> Any:
+    return track(work, what, total=total, disable=getattr(rank_zero_only, "rank", 0) != 0 or total < 1000)
 
 
 class FileStore(WorkerStore):
@@ -111,8 +129,11 @@ class FileStore(WorkerStore):
         image_size: The shorter side is resized to this and the centre square cut out; None keeps images as they are.
     """
 
+    remedy = "Set image_size to bring all images to one size."
+    threads = None
+
     def __init__(self, paths: Sequence[Path], labels: Tensor, channels: int, image_size: int | None) -> None:
-        self.names = [str(path) for path in paths]
+        self.names: Sequence[str] = [str(path) for path in paths]
         self.labels = labels
         self.channels = channels
         self.image_size = image_size
@@ -123,13 +144,11 @@ class FileStore(WorkerStore):
         Raises:
             ValueError: If the file cannot be read as an image; the message names it.
         """
-        assert self.names is not None
         try:
             with Image.open(self.names[row]) as image:
-                pixels = _decode(image, self.channels, self.image_size)
-        except (OSError, ValueError, SyntaxError) as error:
+                return _decode(image, self.channels, self.image_size)
+        except Exception as error:  # a broken file can raise anything
             raise _unreadable(self.names[row], error) from error
-        return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def checked(self, shape: tuple[int, ...]) -> "FileStore":
         """Opens every file once, without decoding, so that a broken one stops the run before it starts.
@@ -137,18 +156,17 @@ class FileStore(WorkerStore):
         Raises:
             ValueError: If a file is no image, or its size is not that of `shape` and `image_size` is unset.
         """
-        assert self.names is not None
-        for name in _track(self.names, f"Checking {len(self):,} images", len(self)):
-            found = image_shape(Path(name), self.image_size)
+
+        def check(row: int) -> None:
+            found = image_shape(self.names[row], self.image_size)
             if found[1:] != shape[1:]:
-                raise ValueError(
-                    f"{name}: size {found[1:]} where {shape[1:]} was expected. "
-                    "Set image_size to bring all images to one size."
-                )
+                raise self._wrong_shape(row, (self.channels, *found[1:]), shape)
+
+        self._each(check, "Checking")
         return self
 
 
-def image_shape(file: Path, image_size: int | None) -> tuple[int, int, int]:
+def image_shape(file: Path | str, image_size: int | None) -> tuple[int, int, int]:
     """Shape (C, H, W) that a file will have: grey files have one channel, all others three.
 
     Raises:
@@ -156,9 +174,8 @@ def image_shape(file: Path, image_size: int | None) -> tuple[int, int, int]:
     """
     try:
         with Image.open(file) as image:
-            channels = 1 if image.mode in ("1", "L", "I", "I;16") else 3
-            width, height = image.size
-    except (OSError, SyntaxError) as error:
+            channels, (width, height) = _channels(image), image.size
+    except Exception as error:  # a broken file can raise anything
         raise _unreadable(file, error) from error
     return (channels, image_size, image_size) if image_size else (channels, height, width)
 
@@ -167,10 +184,20 @@ def _unreadable(file: Path | str, error: Exception) -> ValueError:
     return ValueError(f"{file}: cannot be read as an image ({error}). Repair or remove the file.")
 
 
-def _decode(image: Image.Image, channels: int, image_size: int | None) -> np.ndarray:
+def _channels(image: Image.Image) -> int:
+    return 1 if image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I") else 3
+
+
+def _decode(image: Image.Image, channels: int, image_size: int | None) -> Tensor:
     if image_size is not None:
         # JPEG can be decoded at a fraction of its size, which large photographs gain from.
         image.draft("L" if channels == 1 else "RGB", (image_size, image_size))
+    if image.mode.startswith("I"):
+        # Pillow cuts 16-bit values off at 255 when it converts them.
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode in ("P", "LA", "PA") and channels == 3:
+        # The detour is Pillow's own advice for palettes with transparency.
+        image = image.convert("RGBA")
     image = image.convert("L" if channels == 1 else "RGB")
     if image_size is not None and image.size != (image_size, image_size):
         scale = image_size / min(image.size)
@@ -178,7 +205,8 @@ def _decode(image: Image.Image, channels: int, image_size: int | None) -> np.nda
         image = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
         left, top = (width - image_size) // 2, (height - image_size) // 2
         image = image.crop((left, top, left + image_size, top + image_size))
-    return np.array(image, dtype=np.uint8).reshape(image.height, image.width, channels)
+    pixels = np.array(image, dtype=np.uint8).reshape(image.height, image.width, channels)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 class DatasetStore(WorkerStore):
@@ -188,28 +216,43 @@ class DatasetStore(WorkerStore):
         dataset: The data set; its items are PIL images, uint8 tensors (C, H, W), or float tensors, which are used as
             they are, alone or first in a tuple whose second entry is the label.
         labels: Its labels, (N,); None: those of its attribute `targets` or `labels`, else read item by item.
+
+    Raises:
+        ValueError: If the data set has no item, or no label for each.
     """
+
+    remedy = "Items of a data set must have one shape: give it a transform that resizes them."
+    threads = 1  # a data set may hold an open file or draw random numbers
 
     def __init__(self, dataset: Dataset[Any], labels: Tensor | None = None) -> None:
         self.dataset = dataset
-        known = labels if labels is not None else getattr(dataset, "targets", getattr(dataset, "labels", None))
+        count = len(cast(Sized, dataset))
+        if not count:
+            raise ValueError(f"{type(dataset).__name__}: the data set is empty.")
+        known = labels if labels is not None else self._listed(count)
         if known is None:
-            count = len(dataset)  # type: ignore[arg-type]
             known = [_label(dataset[row]) for row in _track(range(count), f"Reading {count:,} labels", count)]
         self.labels = torch.as_tensor(known, dtype=torch.int64).flatten()
+        if len(self.labels) != count:
+            raise ValueError(f"{type(dataset).__name__}: {len(self.labels)} labels for {count} items.")
+
+    def _listed(self, count: int) -> Any:
+        """Labels that the data set lists, if they are those that its items carry."""
+        if getattr(self.dataset, "target_transform", None) is not None:
+            return None
+        known = getattr(self.dataset, "targets", getattr(self.dataset, "labels", None))
+        return known if known is not None and len(known) == count and not isinstance(known[0], str) else None
 
     def __getitem__(self, row: int) -> Tensor:
         """One row as a tensor."""
         item = self.dataset[row]
         image = item[0] if isinstance(item, (tuple, list)) else item
-        if isinstance(image, Image.Image):
-            return torch.from_numpy(_decode(image, len(image.getbands()), None)).permute(2, 0, 1)
-        return torch.as_tensor(image)
+        return _decode(image, _channels(image), None) if isinstance(image, Image.Image) else torch.as_tensor(image)
 
 
 def _label(item: Any) -> int:
     if not isinstance(item, (tuple, list)) or len(item) < 2:
-        raise ValueError("The labelled data set must yield (image, label) pairs.")
+        raise ValueError("A labelled data set must yield (image, label) pairs.")
     return int(item[1])
 
 

@@ -19,7 +19,8 @@ def global_contrast_normalize(images: Tensor, scale: float = 55.0) -> Tensor:
     rows = images.flatten(1).float()
     rows = rows - rows.mean(dim=1, keepdim=True)
     norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return (scale * rows / torch.where(norm < 1e-10, 1.0, norm)).view(images.shape)
+    # An image of one value has a norm of rounding errors, which must not be blown up to `scale`.
+    return rows.mul_(torch.where(norm < 1e-2, 0.0, scale / norm)).view(images.shape)
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,14 @@ class ZCA:
     def fit(cls, images: Tensor, regularization: float = 0.1) -> "ZCA":
         """Estimates the whitening from images (n, C, H, W), adding `regularization` to every eigenvalue."""
         rows = images.flatten(1)
-        mean = rows.mean(dim=0)
-        covariance = (rows - mean).double().T @ (rows - mean).double() / len(rows)
+        mean = rows.mean(dim=0, dtype=torch.float64)
+        covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
+        for chunk in rows.split(5000):  # all rows at once in double precision would take gigabytes
+            centred = chunk - mean
+            covariance.addmm_(centred.T, centred, alpha=1 / len(rows))
         eigenvalues, vectors = torch.linalg.eigh(covariance)
         matrix = (vectors / (eigenvalues.clamp_min(0) + regularization).sqrt()) @ vectors.T
-        return cls(mean, matrix.float())
+        return cls(mean.float(), matrix.float())
 
     def __call__(self, images: Tensor) -> Tensor:
         """Whitens images (n, C, H, W)."""

@@ -1,5 +1,6 @@
-"""Averages of the weights: their values, what is validated and saved, resuming, and the statistics that go with them."""
+"""Averages of the weights: values, what is validated and saved, resuming, and the statistics that go with them."""
 
+import os
 from itertools import islice
 
 import pytest
@@ -7,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import CombinedLoader
-from torch import nn
+from torch import distributed, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from supercm_lightning.callbacks import EMA, SWA, averaged_weights
@@ -28,7 +30,7 @@ def running_mean(states, steps):
     for number, step in enumerate(steps):
         for name in PARAMETERS:
             new = states[step][name]
-            average[name] = average[name] + (new - average[name]) / (number + 1) if number else new.clone()
+            average[name] = torch.lerp(average[name], new, 1 / (number + 1)) if number else new.clone()
     return average
 
 
@@ -65,7 +67,7 @@ class Stop(Callback):
 )
 def test_swa_is_the_mean_of_the_weights_after_its_steps(short, plain, callback, steps):
     _, model, _ = short.run([callback()])
-    assert_close(short.snapshot(model), running_mean(plain, steps))
+    assert_same(short.snapshot(model), running_mean(plain, steps))
     stacked = {name: torch.stack([plain[step][name] for step in steps]).mean(dim=0) for name in PARAMETERS}
     assert_close(short.snapshot(model), stacked)
 
@@ -186,14 +188,18 @@ def test_a_run_that_ends_before_averaging_keeps_its_weights_and_says_so(short, p
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 @pytest.mark.parametrize("callback", [lambda: SWA(start=4, every_n_steps=2), lambda: EMA(decay=0.9, start_step=3)])
 @pytest.mark.parametrize("step", [2, 6, 8])
-def test_resumed_run_ends_bit_identical(short, plain, tmp_path, callback, step):
+def test_resumed_run_ends_bit_identical(short, tmp_path, callback, step):
     saver = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=2)
     models = {}
     for name, path in (("whole", None), ("resumed", tmp_path / f"step={step}.ckpt")):
-        model = short.make_model(SuperCM, backbone=_without_dropout(short))
-        callbacks = [callback(), saver] if path is None else [callback()]
-        options = {"enable_checkpointing": path is None}
-        trainer, model, _ = short.run(callbacks, model=model, ckpt_path=path, **options)
+        trainer, _, _ = short.run(
+            [callback(), *([saver] if path is None else [])],
+            model=short.make_model(backbone=_without_dropout(short)),
+            data=short.make_data(steps_per_epoch=2),
+            ckpt_path=path,
+            check_val_every_n_epoch=2,
+            enable_checkpointing=path is None,
+        )
         trainer.save_checkpoint(tmp_path / f"{name}.ckpt")
         models[name] = torch.load(tmp_path / f"{name}.ckpt", weights_only=True)
     for part in ("state_dict", "current_model_state"):
@@ -229,35 +235,73 @@ def joint_batches(data, trainer, model, count):
     return [move_batch(batch, trainer, model) for batch, _, _ in islice(loader, count)]
 
 
-def test_batch_norm_statistics_are_those_of_the_averaged_weights(short):
-    data = short.make_data()
-    trainer, model, _ = short.run([SWA(start=4, refresh_batches=3)], data=data)
-    state = short.snapshot(model)
-    moments = {"norm1": [], "norm2": []}
-    for batch in joint_batches(data, trainer, model, 3):
+def hand_moments(state, batches):
+    """Mean over batches of each batch norm's input mean and unbiased variance, in a restated training forward."""
+    moments = {}
+    for batch in batches:
         rows = torch.cat([batch["labeled"][0], *batch["unlabeled"][0]]).flatten(1)
         for linear, norm in (("first", "norm1"), ("second", "norm2")):
             rows = F.linear(rows, state[f"backbone.{linear}.weight"], state[f"backbone.{linear}.bias"])
             mean, var = rows.mean(dim=0), rows.var(dim=0, unbiased=False)
-            moments[norm].append((mean, rows.var(dim=0)))
+            moments.setdefault(f"backbone.{norm}.running_mean", []).append(mean)
+            moments.setdefault(f"backbone.{norm}.running_var", []).append(rows.var(dim=0))
             rows = (rows - mean) / (var + 1e-5).sqrt()
             rows = (rows * state[f"backbone.{norm}.weight"] + state[f"backbone.{norm}.bias"]).relu()
-    for norm, seen in moments.items():
-        for part, values in zip(("mean", "var"), zip(*seen, strict=True), strict=True):
-            expected = torch.stack(values).mean(dim=0)
-            torch.testing.assert_close(state[f"backbone.{norm}.running_{part}"], expected)
+    return {name: torch.stack(values).mean(dim=0) for name, values in moments.items()}
 
 
-def test_centroids_are_the_class_means_of_the_averaged_features(short):
-    data = short.make_data()
-    trainer, model, _ = short.run([EMA(decay=0.9, refresh_batches=2)], data=data)
-    model.eval()
-    batches = joint_batches(data, trainer, model, 2)
+def hand_centroids(model, batches):
+    """Class means of the eval-mode features of the labelled rows."""
     with torch.no_grad():
-        features = torch.cat([model.features(batch["labeled"][0]) for batch in batches])
+        features = torch.cat([model.eval().features(batch["labeled"][0]) for batch in batches])
     labels = torch.cat([batch["labeled"][1] for batch in batches])
-    for number in range(10):
-        torch.testing.assert_close(model.head.centroids[number], features[labels == number].mean(dim=0))
+    return {"head.centroids": torch.stack([features[labels == number].mean(dim=0) for number in range(10)])}
+
+
+def test_statistics_are_those_of_the_averaged_weights(short):
+    data = short.make_data()
+    trainer, model, _ = short.run([SWA(start=4, refresh_batches=3)], data=data)
+    batches = joint_batches(data, trainer, model, 3)
+    assert_close(short.snapshot(model), hand_moments(short.snapshot(model), batches))
+    assert_close(short.snapshot(model), hand_centroids(model, batches))
+
+
+def fit_in_one_of_two(folder):
+    """A distributed run; gives the averaged model, the batches of its rank and the raw state of the checkpoint."""
+    rank = distributed.get_rank()
+    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
+    from tests.callbacks.conftest import Helpers as short
+
+    data = short.make_data(labeled_batch_size=20)
+    trainer, model, recorder = short.run(
+        [SWA(start=4, refresh_batches=2)],
+        data=data,
+        strategy="ddp",
+        devices=2,
+        plugins=[TorchElasticEnvironment()],
+        default_root_dir=folder,
+    )
+    return model, joint_batches(data, trainer, model, 2), recorder.validated[12]
+
+
+def test_two_processes_hold_one_average_and_statistics_of_all_rows(short, two_processes, tmp_path):
+    (first, one, validated), (second, other, _) = two_processes(fit_in_one_of_two, str(tmp_path))
+    assert_same(short.snapshot(first), short.snapshot(second))
+    assert not torch.equal(one[0]["labeled"][0], other[0]["labeled"][0])
+    assert_same(validated, short.snapshot(first))
+    assert_close(short.snapshot(first), hand_moments(short.snapshot(first), one + other))
+    assert_close(short.snapshot(first), hand_centroids(first, one + other))
+
+
+def test_statistics_stay_in_float32_under_autocast(short):
+    data = short.make_data()
+    trainer, model, _ = short.run([EMA(decay=0.5)], data=data, precision="bf16-mixed")
+    batches = joint_batches(data, trainer, model, 4)
+    state = short.snapshot(model)
+    for name, expected in (hand_moments(state, batches) | hand_centroids(model, batches)).items():
+        assert state[name].dtype == torch.float32
+        torch.testing.assert_close(state[name], expected, atol=0.1, rtol=0.1)
 
 
 def test_a_class_without_rows_keeps_the_raw_centroid(short, plain):
@@ -287,9 +331,8 @@ def test_statistics_are_estimated_once_per_average(short, tmp_path):
     data.train_dataloader = lambda: requests.append(1) or original()
     saver = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=4)
     short.run([SWA(start=4), saver], data=data, enable_checkpointing=True)
-    # One for the run itself; after steps 8 and 12, one for batch norm and one for the centroids: validation, checkpoints
-    # and the end of the run share them.
-    assert len(requests) == 1 + 2 * 2
+    # For the run itself, and after steps 8 and 12: validation, checkpoint and the end of the run share the estimate.
+    assert len(requests) == 1 + 2
 
 
 @pytest.mark.filterwarnings("ignore:Found 1 module")
@@ -363,7 +406,7 @@ def test_setups_that_would_go_wrong_are_refused(short):
         short.run([SWA(), WeightAveraging()])
     with pytest.raises(ValueError, match="save_weights_only"):
         short.run([SWA(), ModelCheckpoint(save_weights_only=True)], enable_checkpointing=True)
-    with pytest.raises(ValueError, match="set trainer.max_epochs or max_steps"):
+    with pytest.raises(ValueError, match=r"set trainer\.max_epochs or max_steps"):
         short.run([SWA()], max_steps=-1, max_epochs=-1)
 
 

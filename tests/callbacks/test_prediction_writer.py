@@ -1,0 +1,108 @@
+"""The table of predictions."""
+
+import csv
+import os
+
+import pytest
+import torch
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from torch.utils.data import DataLoader, TensorDataset
+
+from supercm_lightning.callbacks import PredictionWriter
+from supercm_lightning.data import move_batch
+from supercm_lightning.methods import Supervised
+
+
+def read(path):
+    with path.open() as table:
+        return list(csv.DictReader(table))
+
+
+def expected_rows(model, data, trainer):
+    trainer.predicting = True
+    model.eval()
+    with torch.no_grad():
+        batches = [move_batch(batch, trainer, model) for batch in data.predict_dataloader()]
+        return torch.cat([model(x) for x, _, _ in batches]).softmax(dim=1).max(dim=1)
+
+
+def test_every_row_once_in_order_with_its_class_and_confidence(short, tmp_path, capsys):
+    model, data = short.make_model(), short.make_data(eval_batch_size=64)
+    data.class_names = tuple("abcdefghij")
+    trainer = short.make_trainer([PredictionWriter()])
+    trainer.predict(model, datamodule=data)
+    rows = read(tmp_path / "predictions.csv")
+    confidence, label = expected_rows(model, data, trainer)
+    assert [int(row["index"]) for row in rows] == list(range(450))
+    assert [row["class"] for row in rows] == [data.class_names[number] for number in label]
+    assert [float(row["confidence"]) for row in rows] == pytest.approx(confidence.tolist(), abs=1e-6)
+    assert f"450 predictions: {tmp_path / 'predictions.csv'}" in capsys.readouterr().out
+
+
+def test_rows_are_named_by_their_files(short, tmp_path):
+    class Named(type(short.make_data())):
+        def describe_row(self, part, index):
+            assert part == "predict"
+            return f"scans/{index:04d}, left.png"
+
+    data = Named(dataset="digits", num_labeled=40)
+    short.make_trainer([PredictionWriter("names.csv")]).predict(short.make_model(), datamodule=data)
+    rows = read(tmp_path / "names.csv")
+    assert list(rows[0]) == ["file", "class", "confidence"]
+    assert [row["file"] for row in rows] == [f"scans/{number:04d}, left.png" for number in range(450)]
+
+
+def test_a_shuffled_loader_of_the_user_without_class_names(short, tmp_path):
+    x = torch.randn(10, 1, 8, 8)
+    rows = TensorDataset(x, torch.full((10,), -1), torch.arange(10))
+    model = short.make_model(Supervised)
+    trainer = short.make_trainer([PredictionWriter()])
+    order = [7, 1, 9, 0, 3, 2, 8, 5, 4, 6]
+    trainer.predict(model, DataLoader(rows, 4, sampler=order))
+    table = read(tmp_path / "predictions.csv")
+    assert [int(row["index"]) for row in table] == list(range(10))
+    with torch.no_grad():
+        assert [int(row["class"]) for row in table] == model.eval()(x).argmax(dim=1).tolist()
+
+
+def test_a_loader_without_index_is_numbered(short, tmp_path):
+    rows = TensorDataset(torch.randn(10, 1, 8, 8), torch.zeros(10))
+    short.make_trainer([PredictionWriter()]).predict(short.make_model(Supervised), DataLoader(rows, 4))
+    assert [int(row["index"]) for row in read(tmp_path / "predictions.csv")] == list(range(10))
+
+
+def predict_in_one_of_two(folder):
+    """Predicts 9 rows, an odd number, so that the distributed sampler repeats one."""
+    from torch import distributed
+
+    from supercm_lightning.callbacks import PredictionWriter
+    from supercm_lightning.methods import Supervised
+
+    rank = distributed.get_rank()
+    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
+    from lightning.pytorch import Trainer
+
+    torch.manual_seed(0)
+    rows = TensorDataset(torch.randn(9, 6), torch.full((9,), -1), torch.arange(9))
+    model = Supervised(num_classes=3, input_shape=(6,), backbone="identity")
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy="ddp",
+        logger=False,
+        enable_progress_bar=False,
+        default_root_dir=folder,
+        plugins=[TorchElasticEnvironment()],
+        callbacks=[PredictionWriter()],
+    )
+    trainer.predict(model, DataLoader(rows, 2), return_predictions=False)
+    with torch.no_grad():
+        return model.eval()(rows.tensors[0]).argmax(dim=1).tolist()
+
+
+def test_two_processes_write_one_complete_table(two_processes, tmp_path):
+    labels, _ = two_processes(predict_in_one_of_two, str(tmp_path))
+    table = read(tmp_path / "predictions.csv")
+    assert [int(row["index"]) for row in table] == list(range(9))
+    assert [int(row["class"]) for row in table] == labels

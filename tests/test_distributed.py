@@ -1,0 +1,80 @@
+"""Two processes with half the batch each do what one process does with the whole."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+
+from supercm_lightning import EMA, FeatureDataModule, SuperCM
+from supercm_lightning.data import CyclingSampler
+from supercm_lightning.nn import ClusteringHead
+
+FEATURES = torch.randn(6, 8, 5, generator=torch.Generator().manual_seed(0))
+LABELS = torch.randint(0, 4, (6, 8), generator=torch.Generator().manual_seed(1))
+
+
+def head_after_updates(counter: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Six updates, this process giving every second row."""
+    rank = torch.distributed.get_rank()
+    head = ClusteringHead(5, 4, counter=counter)  # type: ignore[arg-type]
+    for features, labels in zip(FEATURES, LABELS, strict=True):
+        head.update(features[rank::2], labels[rank::2])
+    return head.centroids, head.updates
+
+
+@pytest.mark.parametrize("counter", ["per_class", "global"])
+def test_centroids_of_two_processes_are_those_of_one(counter: str, two_processes: Callable[..., list[Any]]) -> None:
+    alone = ClusteringHead(5, 4, counter=counter)  # type: ignore[arg-type]
+    for features, labels in zip(FEATURES, LABELS, strict=True):
+        alone.update(features, labels)
+    for centroids, updates in two_processes(head_after_updates, counter):
+        torch.testing.assert_close(centroids, alone.centroids)
+        assert torch.equal(updates, alone.updates)
+
+
+class Watch(Callback):
+    """Writes down what each rank trains on."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        loaders = trainer.train_dataloader
+        assert all(type(loader.sampler) is CyclingSampler for loader in loaders.values())
+        with Path(f"rows_{trainer.world_size}_{trainer.global_rank}.txt").open("a") as file:
+            file.write(" ".join(map(str, batch["unlabeled"][1].tolist())) + "\n")
+
+
+def fit(devices: int, batch: int, steps: int = 20) -> SuperCM:
+    """SuperCM on frozen features, without anything that is random per rank."""
+    seed_everything(0)
+    data = FeatureDataModule(
+        "features.npz", num_labeled=12, labeled_batch_size=batch, unlabeled_batch_size=batch, steps_per_epoch=steps // 2
+    )
+    model = SuperCM(
+        num_classes=4, input_shape=(5,), backbone="identity", optimizer="sgd", lr=0.1, beta=1.0, lr_schedule="step"
+    )
+    trainer = Trainer(
+        max_epochs=2, accelerator="cpu", devices=devices, strategy="ddp_spawn" if devices > 1 else "auto",
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        num_sanity_val_steps=0, callbacks=[Watch(), EMA(decay=0.9, start_step=10)],
+    )  # fmt: skip
+    trainer.fit(model, datamodule=data)
+    return model
+
+
+def test_training_in_two_processes_equals_training_in_one() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(120) % 4
+    np.savez("features.npz", features=rng.normal(size=(120, 5)).astype("f4") + labels[:, None], labels=labels)
+    alone, together = fit(1, 8), fit(2, 4)
+    for (name, one), two in zip(alone.state_dict().items(), together.state_dict().values(), strict=True):
+        torch.testing.assert_close(two, one, msg=lambda text, name=name: f"{name}: {text}", rtol=1e-4, atol=1e-5)
+    assert alone.head.updates.min() > 10
+    rows = {name: [set(map(int, line.split())) for line in Path(f"rows_{name}.txt").read_text().splitlines()]
+            for name in ("1_0", "2_0", "2_1")}  # fmt: skip
+    assert len(rows["2_0"]) == 20
+    for whole, first, second in zip(rows["1_0"], rows["2_0"], rows["2_1"], strict=True):
+        assert not first & second
+        assert first | second == whole
