@@ -16,7 +16,7 @@ from supercm_lightning.data import ViewDataModule
 
 
 class SuperCMCLI(LightningCLI):
-    """LightningCLI with the data's shape and classes linked to the model, logs in one folder, and a test after `fit`."""
+    """LightningCLI that links the data's shape and classes to the model, logs into one folder and tests after `fit`."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Links what the data knows to the model."""
@@ -29,7 +29,7 @@ class SuperCMCLI(LightningCLI):
         if config.get("logger") in (None, True):
             root = config.get("default_root_dir") or os.getcwd()
             tensorboard = TensorBoardLogger(root, version=os.environ.get("SLURM_JOB_ID"))
-            # One folder for both: they would count their versions apart. CSV first: it warns if its folder is not empty.
+            # One folder for both, which would count their versions apart; CSV first, which warns of a folder in use.
             kwargs["logger"] = [CSVLogger(root, version=tensorboard.version), tensorboard]
         trainer = super().instantiate_trainer(**kwargs)
         for callback in (RunSummary, PredictionWriter):

@@ -58,9 +58,11 @@ class Step:
     def assignments(self) -> Tensor:
         """softmax(logits / temperature) in float32 or wider, (B + U, K)."""
         logits = self.logits
-        return (logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits).div(
-            self.temperature
-        ).softmax(dim=1)
+        return (
+            (logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits)
+            .div(self.temperature)
+            .softmax(dim=1)
+        )
 
     @property
     def labeled_features(self) -> Tensor:
@@ -88,11 +90,11 @@ class Method(LightningModule):
 
     A method declares the unlabelled `views` it needs and extends `losses` through `super()`. The base makes one joint
     forward over labelled and unlabelled rows, sums the terms and logs each as `train/<name>`, already weighted, so that
-    they add up to `train/loss`. A class with several methods as bases is their combination; it takes the longest `views`.
+    they add up to `train/loss`. A class with several methods as bases is their combination, with the longest `views`.
 
     Args:
         num_classes: Number of classes K; the command line takes it from the data.
-        input_shape: Shape of one input, (C, H, W) for images or (d,) for features; the command line takes it from the data.
+        input_shape: Shape of one input, (C, H, W) for images or (d,) for features; likewise.
         backbone: Name understood by `supercm_lightning.nn.build_backbone` (`small_cnn`, `wrn_28_2`, `wrn_28_8`,
             `resnet18_32`, `mlp`, `identity`, or any timm model), or a module with an attribute `num_features`.
         backbone_options: Keyword arguments for the backbone's constructor, such as `{"pretrained": True}` for timm.
@@ -136,7 +138,7 @@ class Method(LightningModule):
         ramp_up: float = 0.4,
         batch_norm: Literal["joint", "split"] = "joint",
         channels_last: bool = False,
-        compile: bool = False,  # noqa: A002 - the field's word
+        compile: bool = False,
     ) -> None:
         super().__init__()
         # A module cannot be stored in a checkpoint that loads safely; a name can.
@@ -174,7 +176,7 @@ class Method(LightningModule):
         self.backbone = backbone
         self.head = self.build_head(int(backbone.num_features))  # type: ignore[arg-type]
         if channels_last:
-            self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.backbone.to(memory_format=torch.channels_last)
 
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")
         self.test_acc = MulticlassAccuracy(num_classes, average="micro")
@@ -225,7 +227,7 @@ class Method(LightningModule):
         terms = self.losses(step)
         loss = torch.stack([term.float() for term in terms.values()]).sum()
         logged = {f"train/{name}": term.detach() for name, term in terms.items()}
-        at_log_step = (self.trainer.global_step + 1) % max(self.trainer.log_every_n_steps, 1) == 0
+        at_log_step = (self.trainer.global_step + 1) % max(self.trainer.log_every_n_steps, 1) == 0  # type: ignore[attr-defined]
         if at_log_step:
             with torch.no_grad():
                 logged |= {f"train/{name}": value for name, value in self.diagnostics(step).items()}
@@ -256,7 +258,9 @@ class Method(LightningModule):
         """
         steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(steps):
-            raise ValueError("The schedule needs the length of the training: set trainer.max_epochs or trainer.max_steps.")
+            raise ValueError(
+                "The schedule needs the length of the training: set trainer.max_epochs or trainer.max_steps."
+            )
         return int(steps)
 
     @property
@@ -265,7 +269,7 @@ class Method(LightningModule):
         return min(self.trainer.global_step / max(self.total_steps, 1), 1.0)
 
     def ramp(self) -> float:
-        """Weight exp(-5 (1 - t)²) of a term that ramps up, t reaching 1 after the fraction `ramp_up` of the training."""
+        """Weight exp(-5 (1 - t)²) of a term that ramps up; t reaches 1 after the fraction `ramp_up` of the training."""
         t = min(self.progress / self.ramp_up, 1.0) if self.ramp_up else 1.0
         return math.exp(-5.0 * (1.0 - t) ** 2)
 

@@ -16,8 +16,8 @@ class SuperCM(Method):
     """Cross-entropy plus `beta` times the soft k-means distortion to the class means of the labelled features.
 
     Singh et al., "SuperCM: Revisiting Clustering for Semi-Supervised Learning", ICASSP 2025 (arXiv 2506.23824).
-    The loss is `clustering_loss` over labelled and unlabelled rows; its centroids are a buffer of `ClusteringHead` that a
-    `CentroidUpdate` callback moves (one with its defaults is added when the trainer has none).
+    The loss is `clustering_loss` over labelled and unlabelled rows; its centroids are a buffer of `ClusteringHead` that
+    a `CentroidUpdate` callback moves (one with its defaults is added when the trainer has none).
 
     Args:
         beta: Weight of the clustering loss, >= 0. The published weights for WRN-28-2 (CIFAR-10, MNIST, SVHN) are 0.372

@@ -67,8 +67,8 @@ class ResNet18(ResNet):
         super().__init__(BasicBlock, [2, 2, 2, 2])
         self.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
-        self.maxpool = nn.Identity()  # type: ignore[assignment]
-        self.fc = nn.Identity()  # type: ignore[assignment]
+        self.maxpool = nn.Identity()
+        self.fc = nn.Identity()
         self.num_features = 512
 
 

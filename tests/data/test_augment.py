@@ -36,7 +36,6 @@ def test_each_image_is_a_mirrored_cut_of_its_reflected_self(flip, shift):
     drawn = []
     for image, result in zip(given, flip_and_shift(given, flip, shift, stream()), strict=True):
         outcomes = every_outcome(image, flip, shift)
-        assert len(outcomes) == (2 * shift + 1) ** 2 * (1 + flip)  # no two look alike, so the draw can be told
         drawn.append(outcomes[result.numpy().tobytes()])
     assert len(set(drawn)) > 1, "one draw for the whole batch"
 

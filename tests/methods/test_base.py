@@ -83,7 +83,9 @@ def test_batch_norm_sees_rows_together_or_apart(mode: str) -> None:
     backbone.num_features = 4  # type: ignore[assignment]
     model = OneView(**SHAPE, backbone=backbone, batch_norm=mode)
     x, u = torch.randn(6, 4), torch.randn(10, 4) * 3 + 5
-    step = model.joint_forward({"labeled": (x, torch.zeros(6, dtype=torch.long)), "unlabeled": ((u,), torch.arange(10))})
+    step = model.joint_forward(
+        {"labeled": (x, torch.zeros(6, dtype=torch.long)), "unlabeled": ((u,), torch.arange(10))}
+    )
     rows = torch.cat([x, u])
     groups = [rows] if mode == "joint" else [x, u]
     expected = torch.cat([(g - g.mean(0)) / (g.var(0, unbiased=False) + 1e-5).sqrt() for g in groups])

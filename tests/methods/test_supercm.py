@@ -79,13 +79,17 @@ def test_centroids_are_the_class_means_of_fixed_features() -> None:
 
 def test_diagnostics_add_up_to_the_unweighted_term() -> None:
     run = trainer(3)
-    run.fit(SuperCM(num_classes=10, input_shape=(1, 8, 8), beta=2.0), datamodule=SemiSupervisedDataModule(num_labeled=20))
+    run.fit(
+        SuperCM(num_classes=10, input_shape=(1, 8, 8), beta=2.0), datamodule=SemiSupervisedDataModule(num_labeled=20)
+    )
     logged = run.logged_metrics
     parts = sum(float(logged[f"train/cm_{name}"]) for name in ("reconstruction", "sparsity", "merging"))
     assert float(logged["train/cm"]) == pytest.approx(2.0 * parts, rel=1e-4)
 
 
-@pytest.mark.parametrize(("options", "message"), [({"beta": -1.0}, "beta=-1.0"), ({"temperature": 0.0}, "temperature=0.0")])
+@pytest.mark.parametrize(
+    ("options", "message"), [({"beta": -1.0}, "beta=-1.0"), ({"temperature": 0.0}, "temperature=0.0")]
+)
 def test_an_option_out_of_range_is_named(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SuperCM(num_classes=3, input_shape=(4,), backbone="mlp", **options)

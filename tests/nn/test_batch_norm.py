@@ -27,7 +27,7 @@ def test_evaluating_restores_mixed_modes_after_an_exception() -> None:
     net = partly_frozen()
     modes = [part.training for part in net.modules()]
     assert len(set(modes)) == 2
-    with pytest.raises(Interrupted), evaluating(net):
+    with pytest.raises(Interrupted), evaluating(net):  # noqa: PT012 - what happens inside is the point
         assert not any(part.training for part in net.modules())
         raise Interrupted
     assert [part.training for part in net.modules()] == modes
