@@ -2,21 +2,19 @@
 
 from supercm_lightning.callbacks import EMA, SWA, CentroidUpdate, FeatureProjection, PredictionWriter, RunSummary
 from supercm_lightning.data import FeatureDataModule, SemiSupervisedDataModule
-from supercm_lightning.methods import Method, Step, SuperCM, Supervised
+from supercm_lightning.methods import *  # noqa: F403 - the public methods, listed once
+from supercm_lightning.methods import __all__ as _methods
 
 __version__ = "0.1.0"
 
-__all__ = [
+__all__ = [  # noqa: PLE0604 - names, by way of the list of the methods
     "EMA",
     "SWA",
     "CentroidUpdate",
     "FeatureDataModule",
     "FeatureProjection",
-    "Method",
     "PredictionWriter",
     "RunSummary",
     "SemiSupervisedDataModule",
-    "Step",
-    "SuperCM",
-    "Supervised",
+    *_methods,
 ]

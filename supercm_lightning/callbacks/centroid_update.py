@@ -12,8 +12,8 @@ class CentroidUpdate(Callback):
     """Updates the centroids of the module's `ClusteringHead` from the labelled rows of every training batch.
 
     Args:
-        mode: Which features the centroids follow. `reuse`: the labelled features of the training forward, between that
-            forward and the loss, at no cost. `eval_forward`: the published rule, one extra eval-mode forward without
+        mode: Which features the centroids follow. `reuse`: those of the training forward that `SuperCM.centroid_rows`
+            names, between that forward and the loss, at no cost. `eval_forward`: the published rule, one extra eval-mode forward without
             gradient of the labelled rows without augmentation, before the training forward.
 
     Attributes:
@@ -33,6 +33,8 @@ class CentroidUpdate(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks that there are centroids to update."""
+        if self.mode == "eval_forward" and getattr(pl_module, "pseudo_centroids", None) is not None:
+            raise ValueError("pseudo_centroids takes unlabelled rows of the training forward: use CentroidUpdate('reuse').")
         head = getattr(pl_module, "head", None)
         if not isinstance(head, ClusteringHead):
             raise ValueError(
@@ -43,7 +45,7 @@ class CentroidUpdate(Callback):
     def on_train_forward(self, trainer: Trainer, pl_module: LightningModule, step: Any) -> None:
         """`reuse`: follows the labelled features of the training forward. `Method.training_step` makes this call."""
         if self.mode == "reuse":
-            pl_module.head.update(step.labeled_features.detach(), step.y)  # type: ignore[operator,union-attr]
+            pl_module.head.update(*pl_module.centroid_rows(step))  # type: ignore[operator,union-attr]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """`eval_forward`: follows the features of the labelled rows without augmentation."""

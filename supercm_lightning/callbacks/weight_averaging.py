@@ -214,7 +214,7 @@ class _StepAveraging(WeightAveraging):
 
     def _refresh_batch_norm(self, trainer: Trainer, batches: "_Batches") -> None:
         layers = _batch_norms(self._average, self._batch_norms)
-        before = [[stat.clone() for stat in _running(layer)] for layer in layers]
+        before = [[stat.clone() for stat in _running(layer)[:2]] for layer in layers]
         momenta = [layer.momentum for layer in layers]
         for layer in layers:
             layer.reset_running_stats()
@@ -223,14 +223,13 @@ class _StepAveraging(WeightAveraging):
         for batch in batches if layers else ():
             with trainer.precision_plugin.forward_context():
                 self._average.joint_forward(batch)  # type: ignore[operator]
-        for layer, momentum, (mean, var, count) in zip(layers, momenta, before, strict=True):
+        for layer, momentum, (mean, var) in zip(layers, momenta, before, strict=True):
             running_mean, running_var, num_batches = _running(layer)
             if num_batches > 0:
                 mean, var = (trainer.strategy.reduce(stat, reduce_op="mean") for stat in (running_mean, running_var))
             # Otherwise it took no part, a teacher's layer for instance, and keeps what it had.
             running_mean.copy_(mean)
             running_var.copy_(var)
-            num_batches.copy_(count)
             layer.momentum = momentum
             layer.eval()
 

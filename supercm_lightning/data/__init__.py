@@ -7,6 +7,7 @@ from supercm_lightning.data.features import FeatureDataModule
 from supercm_lightning.data.samplers import CyclingSampler
 from supercm_lightning.data.semi_supervised import SemiSupervisedDataModule
 from supercm_lightning.data.splits import Split
+from supercm_lightning.data.strong_augment import StrongAugmentation
 
 __all__ = [
     "DATASETS",
@@ -16,6 +17,7 @@ __all__ = [
     "Normalization",
     "SemiSupervisedDataModule",
     "Split",
+    "StrongAugmentation",
     "ViewDataModule",
     "WeakAugmentation",
     "move_batch",

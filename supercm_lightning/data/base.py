@@ -178,7 +178,7 @@ class ViewDataModule(LightningDataModule, ABC):
     @property
     def _views(self) -> tuple[str, ...]:
         module = self.trainer.lightning_module if self.trainer is not None else None
-        views = tuple(getattr(module, "views", ("weak",)))
+        views = tuple(getattr(module, "all_views", ("weak",)))
         for view in views:
             if view not in self.augmentations:
                 raise ValueError(
@@ -193,10 +193,9 @@ class ViewDataModule(LightningDataModule, ABC):
         Raises:
             ValueError: If the method needs unlabelled rows and there are none.
         """
-        sizes = {"labeled": self.labeled_batch_size}
+        parts, sizes = {"labeled": self._part("labeled")}, {"labeled": self.labeled_batch_size}
         if self._views:
-            sizes["unlabeled"] = self.unlabeled_batch_size
-        parts = {part: self._part(part) for part in sizes}
+            parts["unlabeled"], sizes["unlabeled"] = self._part("unlabeled"), self.unlabeled_batch_size
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
         longest = "unlabeled" if "unlabeled" in parts else "labeled"

@@ -5,6 +5,16 @@ import hashlib
 import torch
 
 
+def seed_of(*key: int | str) -> int:
+    """A seed, in [0, 2^63), that depends on `key` alone.
+
+    Args:
+        *key: Numbers and names, such as (seed, "weak", step, rank).
+    """
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
 def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator whose stream depends on `key` alone.
 
@@ -15,5 +25,4 @@ def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Gene
     Returns:
         The generator, freshly seeded.
     """
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
+    return torch.Generator(device).manual_seed(seed_of(*key))

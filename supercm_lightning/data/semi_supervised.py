@@ -14,6 +14,7 @@ from supercm_lightning.data.base import ViewDataModule
 from supercm_lightning.data.datasets import DATASETS, scan_folder
 from supercm_lightning.data.splits import Split, check_labels, make_split
 from supercm_lightning.data.stores import ArrayStore, DatasetStore, FileStore, Rows, Store, image_shape
+from supercm_lightning.data.strong_augment import StrongAugmentation
 from supercm_lightning.data.whitening import ZCA, global_contrast_normalize
 
 _MEMORY = 4 * 2**30
@@ -51,7 +52,8 @@ class SemiSupervisedDataModule(ViewDataModule):
             others 0).
         mean: Mean per channel, or one for all, on the scale [0, 1].
         std: Standard deviation likewise.
-        whitening: Global contrast normalisation and ZCA in place of `mean` and `std`, as in the published CIFAR runs.
+        whitening: Global contrast normalisation and ZCA in place of `mean` and `std`, as in the published CIFAR runs;
+            such images have no strong view.
         image_size: For folders: images are resized on the shorter side and cut to this square; None: all have one size.
         in_memory: Hold all images in memory; None: if they take at most 4 GiB (a torch data set stays as it is).
         num_workers: Worker processes per loader, for images that are not held in memory.
@@ -284,8 +286,22 @@ class SemiSupervisedDataModule(ViewDataModule):
         return self.normalization(rows)
 
     def configure_augmentations(self) -> dict[str, Any]:
-        """The weak view: flip, shift and noise."""
-        return {"weak": WeakAugmentation(self.normalization, self.flip, self.shift, self.noise)}
+        """The weak view: flip, shift and noise; but for whitened images, the strong view: RandAugment and Cutout."""
+        augmentations: dict[str, Any] = {
+            "weak": WeakAugmentation(self.normalization, self.flip, self.shift, self.noise)
+        }
+        if not self.whitening:
+            augmentations["strong"] = StrongAugmentation(self.normalization, self.flip, self.shift)
+        return augmentations
+
+    @property
+    def _views(self) -> tuple[str, ...]:
+        try:
+            return super()._views
+        except ValueError as error:
+            if self.whitening and "'strong'" in str(error):
+                raise ValueError(f"{error} Or set whitening=false: whitened images have no strong view.") from None
+            raise
 
 
 def _count(part: str, amount: int | float, of: int) -> int:

@@ -95,8 +95,11 @@ def stratified_draw(labels: Tensor, rows: Tensor, count: int, stream: torch.Gene
     by_class = of.argsort(stable=True)
     rank = torch.empty_like(of)
     rank[by_class] = torch.arange(len(of)) - (size.cumsum(0) - size)[of[by_class]]
-    # Sorting by the rank takes one row of every class in turn; by the relative rank, rows in proportion.
-    key = rank.double() if balanced else (rank.double() + 0.5) / size[of]
+    if balanced:
+        # One row of every class in turn; which classes get the last rows is a matter of chance, not of their size.
+        key = rank + torch.rand(len(size), generator=stream, dtype=torch.float64)[of]
+    else:
+        key = (rank.double() + 0.5) / size[of]
     return rows[key.argsort(stable=True)[:count]].sort().values
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics.classification import MulticlassAccuracy
 
-from supercm_lightning.nn import build_backbone
+from supercm_lightning.data.randomness import seed_of
+from supercm_lightning.nn import build_backbone, frozen_batch_norm_stats
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Step:
     Attributes:
         x: Labelled inputs, (B, *input_shape).
         y: Labels, (B,), int64 in [0, K).
-        views: Inputs of each unlabelled view, a tuple of (U, *input_shape).
+        views: Inputs of each unlabelled view of the forward, a tuple of (U, *input_shape).
+        target_views: Inputs of each view that only targets are computed from, likewise.
         index: Position of each unlabelled row in the unlabelled set, (U,), or None without unlabelled rows.
         all_features: Features of all rows of all views, (B + V·U, d).
         all_logits: Class logits of the same rows, (B + V·U, K).
@@ -33,6 +35,7 @@ class Step:
     x: Tensor
     y: Tensor
     views: tuple[Tensor, ...]
+    target_views: tuple[Tensor, ...]
     index: Tensor | None
     all_features: Tensor
     all_logits: Tensor
@@ -91,6 +94,7 @@ class Method(LightningModule):
     A method declares the unlabelled `views` it needs and extends `losses` through `super()`. The base makes one joint
     forward over labelled and unlabelled rows, sums the terms and logs each as `train/<name>`, already weighted, so that
     they add up to `train/loss`. A class with several methods as bases is their combination, with the longest `views`.
+    Views that only targets are computed from, such as a teacher's, stand apart in `target_views`.
 
     Args:
         num_classes: Number of classes K; the command line takes it from the data.
@@ -116,12 +120,20 @@ class Method(LightningModule):
     """
 
     views: tuple[str, ...] = ("weak",)
+    target_views: tuple[str, ...] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Lets a combination of methods take the longest of its bases' views."""
         super().__init_subclass__(**kwargs)
-        if "views" not in vars(cls):
-            cls.views = max((base.views for base in cls.__bases__ if issubclass(base, Method)), key=len)
+        for name in ("views", "target_views"):
+            if name not in vars(cls):
+                longest = max((getattr(base, name) for base in cls.__bases__ if issubclass(base, Method)), key=len)
+                setattr(cls, name, longest)
+
+    @property
+    def all_views(self) -> tuple[str, ...]:
+        """Names of the views that a batch must hold, in their order."""
+        return self.views + self.target_views
 
     def __init__(
         self,
@@ -181,6 +193,7 @@ class Method(LightningModule):
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")
         self.test_acc = MulticlassAccuracy(num_classes, average="micro")
         self._finite: Tensor | None = None
+        self._seed: int | None = None
 
     def build_head(self, in_features: int) -> nn.Module:
         """The classifier on top of the features; called once by the constructor."""
@@ -200,15 +213,58 @@ class Method(LightningModule):
     def joint_forward(self, batch: dict[str, Any]) -> Step:
         """Forwards the labelled rows and every unlabelled view together."""
         x, y = batch["labeled"]
-        views, index = batch["unlabeled"] if self.views else ((), None)
+        given, index = batch["unlabeled"] if self.all_views else ((), None)
+        views, target_views = tuple(given[: len(self.views)]), tuple(given[len(self.views) :])
         groups = [x, *views]
         if self.batch_norm == "joint" or not views:
             features = self.features(torch.cat(groups) if views else x)
         else:
             features = torch.cat([self.features(x), self.features(torch.cat(groups[1:]))])
-        return Step(x, y, tuple(views), index, features, self.head(features), getattr(self.head, "temperature", 1.0))
+        logits, temperature = self.head(features), getattr(self.head, "temperature", 1.0)
+        return Step(x, y, views, target_views, index, features, logits, temperature)
+
+    def forward_again(self, step: Step, unlabeled: Tensor) -> Tensor:
+        """Logits (U, K) of other unlabelled inputs in the company in which the first view was forwarded.
+
+        With joint batch norm the labelled rows come along, so that a change of the logits is due to the inputs and not to
+        other batch statistics. Running statistics stay as they are.
+
+        Args:
+            step: The step of the joint forward.
+            unlabeled: Inputs, (U, *input_shape).
+        """
+        with frozen_batch_norm_stats(self.backbone):
+            if self.batch_norm == "joint":
+                return self(torch.cat([step.x, unlabeled]))[len(step.y) :]
+            return self(unlabeled)
 
     # ------------------------------------------------------------------------------------------------ training
+    def on_fit_start(self) -> None:
+        """Agrees on the seed of the run among the ranks."""
+        if self._seed is None:
+            self._seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Ties the random numbers of a step, dropout's and perturbations', to seed, step and rank.
+
+        A resumed run then draws what the uninterrupted one would have drawn.
+        """
+        assert self._seed is not None
+        torch.manual_seed(seed_of(self._seed, self.trainer.fit_loop.total_batch_idx, self.trainer.global_rank))
+
+    def on_train_end(self) -> None:
+        """Leaves the random state of the process to its seed again."""
+        assert self._seed is not None
+        torch.manual_seed(self._seed)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Stores the seed of the run."""
+        checkpoint["seed"] = self._seed
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores the seed of the run."""
+        self._seed = checkpoint.get("seed")
+
     def losses(self, step: Step) -> dict[str, Tensor]:
         """The weighted terms of the loss, scalars by name; extend with `super().losses(step) | {...}`."""
         return {"ce": F.cross_entropy(step.labeled_logits, step.y)}
@@ -330,6 +386,8 @@ class Method(LightningModule):
             theirs = tuple(theirs) if isinstance(theirs, (list, tuple)) else theirs
             if theirs is not None and theirs != getattr(self, name):
                 raise ValueError(f"{name}: the model was built for {getattr(self, name)}, the data has {theirs}.")
+        if stage == "fit":
+            self._seed = None  # a second fit takes the seed of its own time
         if self.compile_backbone and self.backbone._compiled_call_impl is None:
             self.backbone.compile()
 

@@ -23,12 +23,14 @@ class SuperCM(Method):
         beta: Weight of the clustering loss, >= 0. The published weights for WRN-28-2 (CIFAR-10, MNIST, SVHN) are 0.372
             in this convention; small nets and frozen features do better near 1.
         temperature: Softmax temperature of the assignments, > 0.
+        pseudo_centroids: Confidence from which unlabelled rows join the centroid update under their predicted class, in
+            [0, 1]; None: labelled rows alone. The published code uses 0.95.
         counter: What a centroid's cumulative mean divides by: `per_class`, the updates of that class, or `global`, all
             steps (the published rule).
         **kwargs: Options of the next method in a combination, and of `Method`.
 
     Raises:
-        ValueError: If `beta` is negative or `temperature` is not positive.
+        ValueError: If `beta` is negative, `temperature` is not positive or `pseudo_centroids` is no confidence.
     """
 
     head: ClusteringHead
@@ -37,18 +39,30 @@ class SuperCM(Method):
         self,
         beta: float = 1.0,
         temperature: float = 1.0,
+        pseudo_centroids: float | None = None,
         counter: Literal["per_class", "global"] = "per_class",
         **kwargs: Any,
     ) -> None:
         if beta < 0:
             raise ValueError(f"beta={beta}: the weight of the clustering loss must not be negative.")
+        if pseudo_centroids is not None and not 0 <= pseudo_centroids <= 1:
+            raise ValueError(f"pseudo_centroids={pseudo_centroids}: give a confidence between 0 and 1, or null.")
         self._head_options = {"temperature": temperature, "counter": counter}
         super().__init__(**kwargs)
         self.beta = beta
+        self.pseudo_centroids = pseudo_centroids
 
     def build_head(self, in_features: int) -> ClusteringHead:
         """A linear classifier that also owns the centroids."""
         return ClusteringHead(in_features, self.num_classes, **self._head_options)  # type: ignore[arg-type]
+
+    def centroid_rows(self, step: Step) -> tuple[Tensor, Tensor]:
+        """Features (n, d) and labels (n,) that the centroids follow; rows with label -1 are ignored."""
+        if self.pseudo_centroids is None:
+            return step.labeled_features.detach(), step.y
+        confidence, label = step.assignments.detach()[len(step.y) :].max(dim=1)
+        pseudo = torch.where(confidence >= self.pseudo_centroids, label, -1)
+        return step.features.detach(), torch.cat([step.y, pseudo])
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """Adds the clustering term `cm`."""

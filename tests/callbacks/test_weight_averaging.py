@@ -154,6 +154,14 @@ def test_testing_after_fit_uses_the_averaged_weights(short, tmp_path, ckpt_path)
     assert_same(seen[0], kept)
 
 
+def test_validating_after_fit_uses_the_averaged_weights(short):
+    trainer, model, recorder = short.run([SWA(start=4)])
+    kept = short.snapshot(model)
+    trainer.validate(model, datamodule=trainer.datamodule, verbose=False)
+    assert_same(recorder.validated[12], kept)
+    assert_same(short.snapshot(model), kept)
+
+
 def test_averaged_weights_lends_the_average_for_a_while(short, plain):
     class Probe(Callback):
         def on_train_epoch_end(self, trainer, pl_module):

@@ -64,7 +64,9 @@ def test_every_flip_and_shift_is_equally_likely():
 
 def test_bytes_and_floats_are_moved_alike():
     given = images()
-    assert torch.equal(flip_and_shift(given, True, 2, stream()).float(), flip_and_shift(given.float(), True, 2, stream()))
+    assert torch.equal(
+        flip_and_shift(given, True, 2, stream()).float(), flip_and_shift(given.float(), True, 2, stream())
+    )
 
 
 def test_nothing_to_do_changes_nothing():
@@ -120,7 +122,9 @@ def test_generator_alone_decides():
 
 
 def test_streams_differ_for_neighbouring_keys():
-    keys = [(seed, step, rank, name) for seed in (0, 1) for step in (0, 1, 10) for rank in (0, 1) for name in ("a", "b")]
+    keys = [
+        (seed, step, rank, name) for seed in (0, 1) for step in (0, 1, 10) for rank in (0, 1) for name in ("a", "b")
+    ]
     drawn = torch.stack([torch.randn(1000, generator=generator(*key)) for key in keys])
     assert torch.equal(torch.randn(1000, generator=generator(*keys[0])), drawn[0])
     assert (torch.corrcoef(drawn) - torch.eye(len(keys))).abs().max() < 0.2

@@ -50,7 +50,9 @@ def test_fit_in_parts_equals_fit_at_once():
     rows = torch.randn(12_000, 1, 3, 3, generator=torch.Generator().manual_seed(0))
     flat = rows.flatten(1).numpy().astype(np.float64)
     eigenvalues, vectors = np.linalg.eigh(np.cov(flat, rowvar=False, bias=True) + 0.1 * np.eye(9))
-    np.testing.assert_allclose(ZCA.fit(rows).matrix.numpy(), vectors @ np.diag(eigenvalues**-0.5) @ vectors.T, atol=1e-6)
+    np.testing.assert_allclose(
+        ZCA.fit(rows).matrix.numpy(), vectors @ np.diag(eigenvalues**-0.5) @ vectors.T, atol=1e-6
+    )
 
 
 def test_module_whitens_all_parts_by_the_training_images(gather):

@@ -1,0 +1,150 @@
+"""RandAugment's operations on batches of images, each image at a magnitude of its own.
+
+Every operation takes images (n, C, H, W) uint8 on any device and one magnitude per image, (n,) float64 on the host, and
+gives the new images: what torchvision's operation of this name makes of each one alone, as a uint8 tensor. Color,
+Contrast and Sharpness may differ by one level where a value lies next to a whole number: torchvision rounds once in
+x·f + y·(1 - f), we round twice, and both cut off the fraction.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FILL = 128
+"""Mid-grey, for what Cutout covers and where a moved image leaves a gap."""
+
+
+def identity(images: Tensor, _: Tensor) -> Tensor:
+    """Changes nothing."""
+    return images
+
+
+def auto_contrast(images: Tensor, _: Tensor) -> Tensor:
+    """Stretches each channel to [0, 255]; a channel of one value stays."""
+    pixels = images.float()
+    low, high = pixels.amin((2, 3), keepdim=True), pixels.amax((2, 3), keepdim=True)
+    scale = ((high - low) * (1 / 255)).masked_fill_(high == low, 1)
+    low = low.masked_fill(high == low, 0)
+    return pixels.sub_(low).div_(scale).clamp_(0, 255).to(torch.uint8)
+
+
+def equalize(images: Tensor, _: Tensor) -> Tensor:
+    """Flattens the histogram of each channel by Pillow's integer formula, a table of 256 values per channel."""
+    pixels = images.flatten(2).long()
+    histogram = pixels.new_zeros(*pixels.shape[:2], 256).scatter_add_(2, pixels, torch.ones_like(pixels))
+    darker = histogram.cumsum(2) - histogram
+    brightest = histogram.gather(2, pixels.amax(2, keepdim=True))
+    step = (pixels.shape[2] - brightest) // 255
+    table = ((darker + step // 2) // step.clamp_min(1)).clamp_(0, 255)
+    table = torch.where(step > 0, table, torch.arange(256, device=images.device))
+    return table.to(torch.uint8).gather(2, pixels).view_as(images)
+
+
+def posterize(images: Tensor, bits: Tensor) -> Tensor:
+    """Keeps the leading bits of each value; a fraction of a bit is dropped, as in USB."""
+    mask = (256 - 2 ** (8 - bits.floor())).to(torch.uint8)
+    return images & beside(images, mask).view(-1, 1, 1, 1)
+
+
+def solarize(images: Tensor, threshold: Tensor) -> Tensor:
+    """Inverts the values from the threshold on."""
+    inverted = (images >= per_image(images, threshold)).to(torch.uint8)
+    return images ^ (255 * inverted)
+
+
+def brightness(images: Tensor, factor: Tensor) -> Tensor:
+    """Blends with black."""
+    return images.mul(per_image(images, factor)).to(torch.uint8)
+
+
+def color(images: Tensor, factor: Tensor) -> Tensor:
+    """Blends with the grey image; without three channels there is no colour to take."""
+    return _blend(images, _grey(images), factor) if images.shape[1] == 3 else images
+
+
+def contrast(images: Tensor, factor: Tensor) -> Tensor:
+    """Blends with the mean of the grey image."""
+    grey = _grey(images) if images.shape[1] == 3 else images.float()
+    return _blend(images, grey.mean((1, 2, 3), keepdim=True), factor)
+
+
+def sharpness(images: Tensor, factor: Tensor) -> Tensor:
+    """Blends with the image smoothed by [1 1 1; 1 5 1; 1 1 1] / 13; the border stays."""
+    if min(images.shape[2:]) < 3:
+        return images
+    pixels = images.float()
+    inner = pixels[..., 1:-1, 1:-1]
+    rows = pixels[..., :-2, :] + pixels[..., 1:-1, :] + pixels[..., 2:, :]
+    smooth = (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * inner).div_(13).round_()
+    inner.addcmul_(smooth.sub_(inner), per_image(images, 1 - factor))
+    return pixels.to(torch.uint8)
+
+
+def rotate(images: Tensor, degrees: Tensor) -> Tensor:
+    """Rotates counter-clockwise about the centre."""
+    cos, sin = degrees.deg2rad().cos(), degrees.deg2rad().sin()
+    return _affine(images, xx=cos, xy=-sin, yx=sin, yy=cos)
+
+
+def shear_x(images: Tensor, slope: Tensor) -> Tensor:
+    """Moves each row in proportion to its distance from the upper edge."""
+    return _affine(images, xy=slope, x0=slope * images.shape[2] / 2)
+
+
+def shear_y(images: Tensor, slope: Tensor) -> Tensor:
+    """Moves each column in proportion to its distance from the left edge."""
+    return _affine(images, yx=slope, y0=slope * images.shape[3] / 2)
+
+
+def translate_x(images: Tensor, share: Tensor) -> Tensor:
+    """Moves to the right by a share of the width."""
+    return _affine(images, x0=-share * images.shape[3])
+
+
+def translate_y(images: Tensor, share: Tensor) -> Tensor:
+    """Moves down by a share of the height."""
+    return _affine(images, y0=-share * images.shape[2])
+
+
+def beside(images: Tensor, values: Tensor) -> Tensor:
+    """Brings values from the host to the device of the images."""
+    # CUDA has read memory that is not pinned when the call returns, so nothing needs to wait; others promise nothing.
+    return values.to(images.device, non_blocking=images.is_cuda)
+
+
+def per_image(images: Tensor, values: Tensor) -> Tensor:
+    """Brings one number per image to its device, (n, 1, 1, 1) float32."""
+    return beside(images, values.float()).view(-1, 1, 1, 1)
+
+
+def _grey(images: Tensor) -> Tensor:
+    red, green, blue = images.split(1, dim=1)
+    return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114).floor_()
+
+
+def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    return images.mul(per_image(images, factor)).addcmul_(other, per_image(images, 1 - factor)).to(torch.uint8)
+
+
+def _affine(
+    images: Tensor,
+    xx: Tensor | float = 1.0,
+    xy: Tensor | float = 0.0,
+    x0: Tensor | float = 0.0,
+    yx: Tensor | float = 0.0,
+    yy: Tensor | float = 1.0,
+    y0: Tensor | float = 0.0,
+) -> Tensor:
+    """Takes pixel (x, y) from the pixel nearest to (xx·x + xy·y + x0, yx·x + yy·y + y0), counted from the centre."""
+    n, _, h, w = images.shape
+    matrix = torch.empty(n, 2, 3, dtype=torch.float64)
+    for row, values, side in ((0, (xx, xy, x0), w), (1, (yx, yy, y0), h)):
+        for column, value in enumerate(values):
+            matrix[:, row, column] = value * (2 / side)  # grid_sample counts in half sides
+    of_x, of_y, offset = beside(images, matrix.float()).view(n, 2, 3, 1, 1).unbind(2)
+    x = torch.arange(w, device=images.device) - (w - 1) / 2
+    y = torch.arange(h, device=images.device).view(h, 1) - (h - 1) / 2
+    grid = (of_x * x + (of_y * y + offset)).permute(0, 2, 3, 1)
+    # Zeros are what grid_sample puts outside.
+    moved = F.grid_sample(images.float().sub_(FILL), grid, mode="nearest", align_corners=False)
+    return moved.add_(FILL).to(torch.uint8)

@@ -1,0 +1,38 @@
+"""Combinations of methods: the bases' terms add up."""
+
+from supercm_lightning.methods.fixmatch import FixMatch
+from supercm_lightning.methods.flexmatch import FlexMatch
+from supercm_lightning.methods.freematch import FreeMatch
+from supercm_lightning.methods.mean_teacher import MeanTeacher
+from supercm_lightning.methods.pi_model import PiModel
+from supercm_lightning.methods.pseudo_label import PseudoLabel
+from supercm_lightning.methods.supercm import SuperCM
+from supercm_lightning.methods.vat import VAT
+
+
+class SuperCMPseudoLabel(SuperCM, PseudoLabel):
+    """SuperCM as a regulariser of Pseudo-Label."""
+
+
+class SuperCMPiModel(SuperCM, PiModel):
+    """SuperCM as a regulariser of the Π-Model."""
+
+
+class SuperCMMeanTeacher(SuperCM, MeanTeacher):
+    """SuperCM as a regulariser of Mean Teacher."""
+
+
+class SuperCMVAT(SuperCM, VAT):
+    """SuperCM as a regulariser of VAT."""
+
+
+class SuperCMFixMatch(SuperCM, FixMatch):
+    """SuperCM as a regulariser of FixMatch."""
+
+
+class SuperCMFlexMatch(SuperCM, FlexMatch):
+    """SuperCM as a regulariser of FlexMatch."""
+
+
+class SuperCMFreeMatch(SuperCM, FreeMatch):
+    """SuperCM as a regulariser of FreeMatch."""

@@ -1,0 +1,76 @@
+"""FreeMatch: FixMatch whose thresholds come from the network's own confidence."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from supercm_lightning.distributed import mean_over_ranks
+from supercm_lightning.losses import fairness_loss
+from supercm_lightning.methods.base import Step
+from supercm_lightning.methods.fixmatch import FixMatch
+
+
+class FreeMatch(FixMatch):
+    """FixMatch with self-adaptive thresholds τ · p̃_c / max p̃ and a fairness term.
+
+    Wang et al., "FreeMatch: Self-adaptive Thresholding for Semi-supervised Learning", ICLR 2023. τ and p̃ are running means of
+    the confidence and of the class probabilities of the weak view, updated with the batch before it is masked.
+
+    Args:
+        freematch_decay: Decay of the running means, in [0, 1).
+        freematch_fairness_weight: Weight of the fairness term, >= 0. The term is negative by construction.
+        **kwargs: Options of `FixMatch`, whose threshold is not used, and of `Method`.
+
+    Attributes:
+        confidence: τ, running mean of the largest class probability, a scalar; starts at 1 / K.
+        mean_probability: p̃, running mean of the class probabilities, (K,).
+        label_share: h̃, running share of the predicted labels, (K,).
+
+    Raises:
+        ValueError: If the decay is outside its range.
+    """
+
+    term = "freematch"
+    confidence: Tensor
+    mean_probability: Tensor
+    label_share: Tensor
+
+    def __init__(
+        self, freematch_decay: float = 0.999, freematch_fairness_weight: float = 0.01, **kwargs: Any
+    ) -> None:
+        if not 0 <= freematch_decay < 1:
+            raise ValueError(f"freematch_decay={freematch_decay}: must be in [0, 1).")
+        super().__init__(**kwargs)
+        self.freematch_decay = freematch_decay
+        self.freematch_fairness_weight = freematch_fairness_weight
+        self.register_buffer("confidence", torch.tensor(1 / self.num_classes))
+        self.register_buffer("mean_probability", torch.full((self.num_classes,), 1 / self.num_classes))
+        self.register_buffer("label_share", torch.full((self.num_classes,), 1 / self.num_classes))
+
+    def thresholds(self, step: Step) -> Tensor:
+        """τ · p̃ / max p̃ of each row's predicted class, (U,)."""
+        per_class = self.confidence * self.mean_probability / self.mean_probability.max()
+        return per_class[step.unlabeled_logits[0].argmax(dim=1)]
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        """Updates the running means, then adds the term and `fairness`."""
+        weak, strong = step.unlabeled_logits
+        p = weak.detach().float().softmax(dim=1)
+        confidence, label = p.max(dim=1)
+        share = torch.nn.functional.one_hot(label, self.num_classes).float().mean(dim=0)
+        batch = mean_over_ranks(torch.cat([confidence.mean()[None], p.mean(dim=0), share]))
+        for running, value in zip(
+            (self.confidence, self.mean_probability, self.label_share),
+            (batch[0], batch[1 : 1 + self.num_classes], batch[1 + self.num_classes :]),
+            strict=True,
+        ):
+            running.lerp_(value.to(running.dtype), 1 - self.freematch_decay)
+        terms = super().losses(step)
+        mask = confidence >= self.thresholds(step)
+        fairness = fairness_loss(strong, mask, self.mean_probability, self.label_share)
+        return terms | {"fairness": self.freematch_fairness_weight * fairness}
+
+    def diagnostics(self, step: Step) -> dict[str, Tensor]:
+        """Adds the global threshold."""
+        return super().diagnostics(step) | {"threshold": self.confidence.clone()}

@@ -1,0 +1,58 @@
+"""VAT: predictions withstand the worst small perturbation of the input."""
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from supercm_lightning.losses import entropy, virtual_adversarial_loss
+from supercm_lightning.methods.base import Method, Step
+
+
+class VAT(Method):
+    """Cross-entropy plus the divergence of the prediction under the perturbation that changes it most.
+
+    Miyato et al., "Virtual Adversarial Training: A Regularization Method for Supervised and Semi-Supervised Learning",
+    TPAMI 2019. The perturbation is added to the same view that was forwarded. The weight ramps up over the fraction
+    `ramp_up` of the training.
+
+    Args:
+        vat_weight: Weight of the term, >= 0.
+        vat_eps: L2 norm of the perturbation, > 0, in units of the normalised input: 6 for CIFAR-10, 1 for SVHN.
+        vat_xi: Step of the power iteration, > 0, large enough to survive the rounding of float32.
+        vat_iterations: Number of power iterations, each one more forward and backward.
+        vat_entropy_weight: Weight of the entropy of the predictions (VAT + EntMin), >= 0; it ramps up as well.
+        **kwargs: Options of the next method in a combination, and of `Method`.
+
+    Raises:
+        ValueError: If `vat_eps` or `vat_xi` is not positive.
+    """
+
+    def __init__(
+        self,
+        vat_weight: float = 0.3,
+        vat_eps: float = 6.0,
+        vat_xi: float = 1e-2,
+        vat_iterations: int = 1,
+        vat_entropy_weight: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        for name, value in (("vat_eps", vat_eps), ("vat_xi", vat_xi)):
+            if not value > 0:
+                raise ValueError(f"{name}={value}: must be positive.")
+        super().__init__(**kwargs)
+        self.vat_weight = vat_weight
+        self.vat_eps = vat_eps
+        self.vat_xi = vat_xi
+        self.vat_iterations = vat_iterations
+        self.vat_entropy_weight = vat_entropy_weight
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        """Adds the terms `vat` and, with a weight, `entropy`."""
+        logits = step.unlabeled_logits[0]
+        model = partial(self.forward_again, step)
+        lds = virtual_adversarial_loss(model, step.views[0], logits, self.vat_eps, self.vat_xi, self.vat_iterations)
+        terms = {"vat": self.ramp() * self.vat_weight * lds}
+        if self.vat_entropy_weight:
+            terms["entropy"] = self.ramp() * self.vat_entropy_weight * entropy(logits)
+        return super().losses(step) | terms

@@ -1,0 +1,206 @@
+"""Frozen features from files and data sets."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset, TensorDataset
+
+from supercm_lightning.data import FeatureDataModule
+
+STREAM = np.random.default_rng(0)
+X = STREAM.normal(size=(60, 5)).astype(np.float32)
+Y = np.arange(60) % 3
+
+
+def save(name: str, **arrays: Any) -> str:
+    """Writes .npz or .pt."""
+    if name.endswith(".npz"):
+        np.savez(name, **arrays)
+    else:
+        torch.save({key: torch.as_tensor(value) for key, value in arrays.items()}, name)
+    return name
+
+
+def module(labeled: Any, **kwargs: Any) -> FeatureDataModule:
+    data = FeatureDataModule(labeled, **kwargs)
+    data.setup("fit")
+    return data
+
+
+@pytest.mark.parametrize("suffix", ["npz", "pt"])
+def test_three_files(gather, suffix):
+    data = module(
+        save(f"labeled.{suffix}", features=X[:30].astype(np.float64), labels=Y[:30]),
+        unlabeled=save(f"unlabeled.{suffix}", features=X[30:50]),
+        test=save(f"test.{suffix}", features=X[50:], labels=Y[50:].astype(np.int32)),
+    )
+    assert (data.num_classes, data.input_shape) == (3, (5,))
+    for part, rows in (("labeled", slice(30)), ("unlabeled", slice(30, 50)), ("test", slice(50, 60))):
+        x, y, index = gather(data, part)
+        assert x.dtype == torch.float32
+        assert np.array_equal(x.numpy(), X[rows])
+        assert y.tolist() == ([-1] * 20 if part == "unlabeled" else Y[rows].tolist())
+        assert index.tolist() == list(range(len(x)))
+
+
+def test_one_file_of_which_few_rows_keep_their_label(gather):
+    data = module(save("all.npz", features=X, labels=Y), num_labeled=6, num_val=9, num_test=12)
+    assert {part: len(rows) for part, rows in data.rows.items()} == {
+        "labeled": 6, "val": 9, "test": 12, "unlabeled": 33,
+    }  # fmt: skip
+    rows = torch.cat([data.rows[part].index for part in data.rows])
+    assert rows.sort().values.tolist() == list(range(60))
+    x, y, _ = gather(data, "labeled")
+    assert sorted(y.tolist()) == [0, 0, 1, 1, 2, 2]
+    assert np.array_equal(x.numpy(), X[data.rows["labeled"].index])
+
+
+def test_class_names_count_the_classes():
+    data = FeatureDataModule(save("a.npz", features=X, labels=Y, classes=np.array(["ape", "bee", "cow"])))
+    assert data.class_names == ("ape", "bee", "cow")
+    with pytest.raises(ValueError, match=r"labeled: 1 of 4 classes have no labelled row \(dog\)"):
+        module(save("b.npz", features=X, labels=Y, classes=np.array(["ape", "bee", "cow", "dog"])))
+
+
+def test_labels_of_the_unlabelled_file_are_never_read():
+    # Objects: numpy refuses to read them.
+    np.savez("unlabeled.npz", features=X, labels=np.array([object()] * 60))
+    data = module(save("labeled.npz", features=X, labels=Y), unlabeled="unlabeled.npz")
+    assert data.rows["unlabeled"].labels.unique().tolist() == [-1]
+
+
+def test_labels_of_an_unlabelled_data_set_are_never_read():
+    class Unreadable:
+        def __int__(self) -> int:
+            raise AssertionError("a label of the unlabelled data was read")
+
+        __index__ = __int__
+
+    class Labelled(Dataset[Any]):
+        targets = [Unreadable()] * 20
+
+        def __len__(self) -> int:
+            return 20
+
+        def __getitem__(self, row: int) -> Any:
+            return X[row], Unreadable()
+
+    data = module(TensorDataset(torch.from_numpy(X), torch.from_numpy(Y)), unlabeled=Labelled())
+    assert np.array_equal(data.rows["unlabeled"].store.data.numpy(), X[:20])
+
+
+def test_data_sets_in_place_of_files(gather):
+    data = module(
+        TensorDataset(torch.from_numpy(X), torch.from_numpy(Y)),
+        unlabeled=TensorDataset(torch.from_numpy(X[:7])),
+        val=TensorDataset(torch.from_numpy(X[7:9]), torch.from_numpy(Y[7:9])),
+    )
+    assert np.array_equal(gather(data, "unlabeled")[0].numpy(), X[:7])
+    assert gather(data, "val")[1].tolist() == Y[7:9].tolist()
+
+
+def test_standardising_uses_the_training_rows_alone(gather):
+    x = X * np.array([1, 10, 100, 0, 3]) + 7
+    data = module(save("all.npz", features=x, labels=Y), num_labeled=6, num_val=9, num_test=12, standardize=True)
+    training = np.concatenate([data.rows[part].index for part in ("labeled", "unlabeled")])
+    mean, std = x[training].mean(0), x[training].std(0)
+    expected = (x - mean) / np.where(std > 0, std, 1)  # a constant feature becomes zero
+    for part in ("labeled", "unlabeled", "val", "test"):
+        np.testing.assert_allclose(gather(data, part)[0].numpy(), expected[data.rows[part].index], atol=1e-4)
+
+
+def test_standardising_counts_the_unlabelled_file(gather):
+    data = module(
+        save("a.npz", features=X, labels=Y),
+        unlabeled=save("b.npz", features=X + 4),
+        test=save("c.npz", features=X, labels=Y),
+        standardize=True,
+    )
+    both = np.concatenate([X, X + 4])
+    np.testing.assert_allclose(gather(data, "test")[0].numpy(), (X - both.mean(0)) / both.std(0), atol=1e-5)
+
+
+def test_noise_is_for_training_alone(fit, gather):
+    data = module(save("a.npz", features=X, labels=Y), num_labeled=6, num_test=10, noise=0.1)
+    batch = fit(data).batches[0]
+    clean = torch.from_numpy(X)[data.rows["unlabeled"].index][batch["unlabeled"][1]]
+    assert 0.07 < (batch["unlabeled"][0][0] - clean).std() < 0.13
+    assert np.array_equal(gather(data, "test")[0].numpy(), X[data.rows["test"].index])
+
+
+class TestBadInput:
+    """Messages name the option, the file and what it lacks."""
+
+    @pytest.mark.parametrize("suffix", ["npz", "pt"])
+    def test_not_a_number(self, suffix):
+        bad = X.copy()
+        bad[17, 3] = np.nan
+        with pytest.raises(ValueError, match="labeled: row 17 has a feature that is NaN or infinite"):
+            FeatureDataModule(save(f"a.{suffix}", features=bad, labels=Y))
+
+    def test_infinite_in_the_test_file(self):
+        bad = X.copy()
+        bad[5, 0] = np.inf
+        with pytest.raises(ValueError, match="test: row 5 has a feature"):
+            module(save("a.npz", features=X, labels=Y), test=save("b.npz", features=bad, labels=Y))
+
+    def test_missing_names(self):
+        with pytest.raises(ValueError, match=r"labeled=a\.npz: has x, y, lacks features and labels"):
+            FeatureDataModule(save("a.npz", x=X, y=Y))
+        with pytest.raises(ValueError, match=r"test=c\.npz: has features, lacks labels"):
+            module(save("b.npz", features=X, labels=Y), test=save("c.npz", features=X))
+
+    def test_file_that_is_no_dictionary(self):
+        torch.save(torch.from_numpy(X), "a.pt")
+        with pytest.raises(ValueError, match=r"labeled=a\.pt: has nothing by name, lacks features and labels"):
+            FeatureDataModule("a.pt")
+
+    def test_file_that_could_run_code(self):
+        torch.save({"features": X, "labels": Path("x")}, "a.pt")
+        with pytest.raises(ValueError, match=r"labeled=a\.pt: holds more than tensors"):
+            FeatureDataModule("a.pt")
+
+    def test_missing_file(self):
+        with pytest.raises(FileNotFoundError, match=r"labeled=nowhere\.npz: no such file. Expected .npz or .pt"):
+            FeatureDataModule("nowhere.npz")
+
+    def test_other_format(self):
+        Path("a.csv").write_text("1,2")
+        with pytest.raises(ValueError, match=r"labeled=a\.csv: features are read from \.npz or \.pt"):
+            FeatureDataModule("a.csv")
+
+    def test_dimensions_differ(self):
+        with pytest.raises(ValueError, match=r"unlabeled: features of shape \(4,\), but labeled has \(5,\)"):
+            module(save("a.npz", features=X, labels=Y), unlabeled=save("b.npz", features=X[:, :4]))
+
+    def test_images_instead_of_vectors(self):
+        with pytest.raises(ValueError, match=r"labeled: features of shape \(60, 5, 1\) with 60 labels"):
+            FeatureDataModule(save("a.npz", features=X[..., None], labels=Y))
+
+    def test_numbers_of_rows_differ(self):
+        with pytest.raises(ValueError, match=r"features of shape \(60, 5\) with 59 labels"):
+            FeatureDataModule(save("a.npz", features=X, labels=Y[:-1]))
+
+    def test_no_rows(self):
+        with pytest.raises(ValueError, match=r"features of shape \(0, 5\) with 0 labels"):
+            FeatureDataModule(save("a.npz", features=X[:0], labels=Y[:0]))
+
+    def test_class_that_the_labelled_file_lacks(self):
+        with pytest.raises(ValueError, match="test set: labels run from 0 to 2, but num_classes=2"):
+            module(save("a.npz", features=X, labels=Y % 2), test=save("b.npz", features=X, labels=Y))
+        with pytest.raises(ValueError, match=r"labeled: 1 of 4 classes have no labelled row \(2\)"):
+            module(save("a.npz", features=X, labels=np.where(Y == 2, 3, Y)))
+
+    def test_numbers_that_do_not_fit(self):
+        file = save("a.npz", features=X, labels=np.where(np.arange(60) < 30, Y, -1))
+        with pytest.raises(ValueError, match="num_labeled=2: fewer labels than the 3 classes"):
+            module(file, num_labeled=2)
+        with pytest.raises(ValueError, match="num_labeled=20, num_val=11 and num_test=0 ask for more than the 30 rows"):
+            module(file, num_labeled=20, num_val=11)
+
+    def test_negative_noise(self):
+        with pytest.raises(ValueError, match="noise=-1: must not be negative"):
+            FeatureDataModule(save("a.npz", features=X, labels=Y), noise=-1)

@@ -1,0 +1,209 @@
+"""Ready-made torch data sets in place of a registered name."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, Subset, TensorDataset
+
+from supercm_lightning.data import SemiSupervisedDataModule
+
+IMAGES = torch.randint(0, 256, (40, 3, 6, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(40) % 4
+
+
+class Items(Dataset[Any]):
+    """A data set of a user: items made by a function, attributes as given."""
+
+    def __init__(self, make, count: int = 40, **attributes: Any) -> None:
+        self.make = make
+        self.count = count
+        vars(self).update(attributes)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, row: int) -> Any:
+        if not 0 <= row < self.count:
+            raise IndexError(row)
+        return self.make(row)
+
+
+class Unreadable:
+    """A label that must not be looked at."""
+
+    def __int__(self) -> int:
+        raise AssertionError("a label of the unlabelled data was read")
+
+    __index__ = __eq__ = __hash__ = __int__  # type: ignore[assignment]
+
+
+def pil(row: int) -> Image.Image:
+    return Image.fromarray(IMAGES[row].permute(1, 2, 0).numpy())
+
+
+def module(dataset: Any, read: bool = True, **kwargs: Any) -> SemiSupervisedDataModule:
+    data = SemiSupervisedDataModule(dataset, num_workers=0, **kwargs)
+    if read:
+        data.setup("fit")
+    return data
+
+
+@pytest.mark.parametrize("in_memory", [None, True])
+@pytest.mark.parametrize("make", [lambda row: (IMAGES[row], row % 4), lambda row: (pil(row), row % 4)])
+def test_bytes_as_tensors_and_as_pil_are_normalised(gather, make, in_memory):
+    data = module(Items(make), num_labeled=8, in_memory=in_memory)
+    assert (data.num_classes, data.input_shape) == (4, (3, 6, 5))
+    x, y, _ = gather(data, "unlabeled")
+    rows = data.rows["unlabeled"].index
+    torch.testing.assert_close(x, IMAGES[rows] / 127.5 - 1)
+    assert torch.equal(y, LABELS[rows])
+
+
+def test_floats_arrive_unchanged(gather, fit):
+    floats = torch.randn(40, 3, 6, 5)
+    data = module(TensorDataset(floats, LABELS), num_labeled=8)
+    x, _, _ = gather(data, "unlabeled")
+    assert torch.equal(x, floats[data.rows["unlabeled"].index])
+    views, index = fit(data).batches[0]["unlabeled"]
+    assert torch.equal(views[0], floats[data.rows["unlabeled"].index][index])
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGBA", 3), ("P", 3), ("LA", 1)])
+def test_other_pil_modes(mode, channels):
+    data = module(Items(lambda row: (pil(row).convert(mode), row % 4)), num_labeled=4)
+    assert data.input_shape == (channels, 6, 5)
+    assert next(iter(data.train_dataloader()["labeled"])).pixels.shape == (50, channels, 6, 5)
+
+
+@pytest.mark.parametrize("name", ["targets", "labels"])
+def test_listed_labels_are_used_without_reading_the_items(name):
+    def costly(row: int) -> Any:
+        assert row == 0, "only the first item tells the shape"
+        return IMAGES[row], LABELS[row]
+
+    data = module(Items(costly, **{name: LABELS.tolist()}), num_labeled=8)
+    assert torch.equal(data.rows["labeled"].labels, LABELS[data.rows["labeled"].index])
+
+
+def test_labels_changed_by_a_transform_are_read_from_the_items():
+    data = Items(lambda row: (IMAGES[row], row % 2), targets=LABELS.tolist(), target_transform=lambda label: label % 2)
+    assert module(data, num_labeled=8).num_classes == 2
+
+
+def test_names_instead_of_numbers_in_labels_are_not_mistaken_for_them():
+    data = Items(lambda row: (IMAGES[row], row % 4), labels=["a", "b"] * 20)
+    assert module(data, num_labeled=8).num_classes == 4
+
+
+def test_subset_of_a_data_set():
+    data = module(Subset(TensorDataset(IMAGES, LABELS), list(range(20, 40))), num_labeled=8)
+    rows = data.rows["labeled"].index
+    assert torch.equal(data.rows["labeled"].labels, LABELS[20:][rows])
+    assert torch.equal(next(iter(data.train_dataloader()["labeled"])).pixels[0], IMAGES[20:][rows][_first(data)])
+
+
+def _first(data: SemiSupervisedDataModule) -> int:
+    return int(next(iter(data.train_dataloader()["labeled"])).position[0])
+
+
+def test_class_names_come_with_the_data_set():
+    data = Items(lambda row: (IMAGES[row], row % 4), classes=["a", "b", "c", "d"])
+    assert module(data, read=False).class_names == ("a", "b", "c", "d")
+
+
+@pytest.mark.parametrize("make", [lambda row: IMAGES[row], lambda row: (IMAGES[row], Unreadable()), pil])
+def test_further_unlabelled_images_with_or_without_labels(gather, make):
+    data = module(TensorDataset(IMAGES, LABELS), num_labeled=8, unlabeled=Items(make, 10))
+    assert len(data.rows["unlabeled"]) == 32 + 10
+    x, y, _ = gather(data, "unlabeled")
+    torch.testing.assert_close(x[-10:], IMAGES[:10] / 127.5 - 1)
+    assert y[-10:].tolist() == [-1] * 10
+
+
+def test_own_validation_and_test_sets_are_not_cut_from_the_training_set(gather):
+    data = module(
+        TensorDataset(IMAGES, LABELS),
+        num_labeled=8,
+        num_val=3,
+        num_test=3,
+        val=TensorDataset(IMAGES[:6], LABELS[:6]),
+        test=TensorDataset(IMAGES[6:8], LABELS[6:8]),
+    )
+    assert (len(data.rows["unlabeled"]), len(data.rows["val"]), len(data.rows["test"])) == (32, 6, 2)
+    assert gather(data, "test")[1].tolist() == [2, 3]
+    assert data.describe_row("test", 1) == "1"
+
+
+def test_negative_labels_of_a_training_set_mean_unlabelled():
+    labels = torch.where(torch.arange(40) < 20, LABELS, -1)
+    data = module(TensorDataset(IMAGES, labels))
+    assert (len(data.rows["labeled"]), len(data.rows["unlabeled"])) == (20, 20)
+
+
+class TestBadInput:
+    """Messages name the data set and the remedy."""
+
+    def test_label_out_of_range(self):
+        with pytest.raises(ValueError, match=r"training set: labels run from 0 to 3, but num_classes=3 allows 0 to 2"):
+            module(TensorDataset(IMAGES, LABELS), num_classes=3)
+
+    @pytest.mark.parametrize("label", [4, -1])
+    @pytest.mark.parametrize("part", ["val", "test"])
+    def test_label_out_of_range_in_a_held_out_set(self, part, label):
+        held_out = TensorDataset(IMAGES[:2], torch.tensor([0, label]))
+        with pytest.raises(ValueError, match=rf"{part} set: labels run from .*num_classes=4 allows 0 to 3"):
+            module(TensorDataset(IMAGES, LABELS), **{part: held_out})
+
+    def test_class_without_any_row(self):
+        with pytest.raises(ValueError, match=r"training set: 1 of 5 classes have no labelled row \(4\)"):
+            module(TensorDataset(IMAGES, LABELS), num_classes=5)
+
+    def test_items_without_label(self):
+        with pytest.raises(ValueError, match=r"must yield \(image, label\) pairs"):
+            module(Items(lambda row: IMAGES[row]))
+
+    def test_one_hot_labels(self):
+        with pytest.raises(ValueError, match="160 labels for 40 items"):
+            module(Items(lambda row: (IMAGES[row], 0), targets=torch.eye(4)[LABELS]))
+
+    def test_empty(self):
+        with pytest.raises(ValueError, match="TensorDataset: the data set is empty"):
+            module(TensorDataset(IMAGES[:0], LABELS[:0]))
+
+    def test_vectors(self):
+        with pytest.raises(ValueError, match=r"items of shape \(7,\).*FeatureDataModule"):
+            module(TensorDataset(torch.randn(40, 7), LABELS))
+
+    def test_bytes_beside_floats(self):
+        with pytest.raises(ValueError, match=r"unlabeled: images of type torch.float32, but .* torch.uint8"):
+            module(TensorDataset(IMAGES, LABELS), unlabeled=TensorDataset(torch.rand(4, 3, 6, 5)))
+
+    @pytest.mark.parametrize("in_memory", [None, True])
+    def test_images_of_several_sizes(self, in_memory):
+        def make(row: int) -> tuple[Tensor, int]:
+            return IMAGES[row, :, : 6 - (row == 30)], row % 4
+
+        with pytest.raises(ValueError, match=r"row 30: shape \(3, 5, 5\) where \(3, 6, 5\) was expected.*transform"):
+            list(module(Items(make), in_memory=in_memory, predict_on="labeled").predict_dataloader())
+
+    def test_further_sets_beside_a_registered_name(self):
+        with pytest.raises(ValueError, match="test: goes with a torch data set; dataset='digits'"):
+            module("digits", test=TensorDataset(IMAGES, LABELS))
+
+
+def test_data_set_is_read_by_one_thread_at_a_time():
+    """An open file, say, has one position."""
+    position = [0]
+
+    def make(row: int) -> tuple[Tensor, int]:
+        position[0] = row
+        np.linalg.norm(np.ones(20_000))  # gives other threads their chance
+        return IMAGES[position[0]], position[0] % 4
+
+    data = module(Items(make), in_memory=True)
+    store = data.rows["labeled"].store
+    assert torch.equal(store.data, IMAGES)

@@ -1,0 +1,275 @@
+"""Every method that learns from unlabelled rows: its term is there, reaches the student, and nothing else moves."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import supercm_lightning
+from supercm_lightning import (
+    FlexMatch,
+    FreeMatch,
+    MeanTeacher,
+    Method,
+    PiModel,
+    PseudoLabel,
+    SemiSupervisedDataModule,
+    Step,
+    SuperCM,
+    SuperCMMeanTeacher,
+    Supervised,
+)
+
+METHODS = [
+    kind
+    for name in supercm_lightning.__all__
+    if isinstance(kind := getattr(supercm_lightning, name), type)
+    and issubclass(kind, Method)
+    and kind not in (Method, Supervised)
+]
+# Early in a run nothing is confident; the terms must be seen nevertheless.
+EAGER: dict[str, Any] = {"ramp_up": 0.0}
+
+
+def options(kind: type[Method]) -> dict[str, Any]:
+    """Options with which the method's term acts from the first step on."""
+    names = kind.__mro__
+    extra: dict[str, Any] = {}
+    if PseudoLabel in names:
+        extra["pseudo_label_threshold"] = 0.0
+    if supercm_lightning.FixMatch in names:
+        extra["fixmatch_threshold"] = 0.0
+    if supercm_lightning.VAT in names:
+        extra["vat_eps"] = 1.0
+    return EAGER | extra
+
+
+def trainer(steps: int, *callbacks: Callback, **kwargs: Any) -> Trainer:
+    """A quiet trainer on the CPU."""
+    settings: dict[str, Any] = {
+        "max_steps": steps, "accelerator": "cpu", "logger": False, "enable_checkpointing": False,
+        "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0, "log_every_n_steps": 1,
+    }  # fmt: skip
+    return Trainer(**settings | kwargs, callbacks=list(callbacks))
+
+
+def model_of(kind: type[Method], **kwargs: Any) -> Method:
+    """A small network with known initial weights."""
+    seed_everything(3)
+    return kind(num_classes=10, input_shape=(1, 8, 8), **options(kind) | kwargs)
+
+
+class Inspect(Callback):
+    """Looks at the first step before its update."""
+
+    def __init__(self) -> None:
+        self.terms: dict[str, float] = {}
+        self.reached: dict[str, bool] = {}
+
+    def on_train_forward(self, trainer: Trainer, pl_module: Method, step: Step) -> None:
+        """Sends the unlabelled terms alone through the network."""
+        if self.terms or trainer.global_step == 0:  # the teacher equals the student before the first update
+            return
+        with torch.random.fork_rng():
+            before = {name: buffer.clone() for name, buffer in pl_module.named_buffers()}
+            terms = pl_module.losses(step)
+            for name, buffer in pl_module.named_buffers():
+                if name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+                    assert torch.equal(buffer, before[name]), f"{name} moved outside the joint forward"
+        self.terms = {name: term.item() for name, term in terms.items()}
+        for name, term in terms.items():
+            if name == "ce":
+                continue
+            parameters = [p for p in pl_module.parameters() if p.requires_grad]
+            grads = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+            self.reached[name] = all(g is not None and bool(g.abs().sum() > 0) for g in grads)
+
+
+@pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.__name__)
+def test_term_is_there_and_reaches_every_weight_of_the_student(kind: type[Method]) -> None:
+    inspect = Inspect()
+    model = model_of(kind)
+    trainer(2, inspect).fit(model, datamodule=SemiSupervisedDataModule(num_labeled=20))
+    own = {name: value for name, value in inspect.terms.items() if name != "ce"}
+    assert own
+    for name, value in own.items():
+        assert value < 0 if name == "fairness" else value > 0, f"{name} = {value}"
+        assert inspect.reached[name], f"{name} does not reach the whole student"
+
+
+@pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.__name__)
+def test_fit_lowers_the_loss_and_a_checkpoint_keeps_everything(kind: type[Method]) -> None:
+    class Losses(Callback):
+        values: list[float] = []
+
+        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *args: Any) -> None:
+            self.values.append(float(trainer.callback_metrics["train/ce"]))
+
+    Losses.values = []
+    model = model_of(kind)
+    run = trainer(25, Losses())
+    run.fit(model, datamodule=SemiSupervisedDataModule(num_labeled=20))
+    assert sum(Losses.values[-5:]) < 0.7 * sum(Losses.values[:5])
+    run.save_checkpoint("run.ckpt")
+    loaded = kind.load_from_checkpoint("run.ckpt", weights_only=True)
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.__name__)
+def test_resumed_run_is_bit_identical(kind: type[Method]) -> None:
+    def fit(checkpoint: Path | None) -> Method:
+        model = model_of(kind, lr_schedule="cosine", backbone=_dropout_backbone())
+        seed_everything(0 if checkpoint is None else 99)
+        saving = ModelCheckpoint("saved" if checkpoint is None else "again", filename="{step}", every_n_train_steps=3, save_top_k=-1)
+        run = trainer(8, saving, enable_checkpointing=True)
+        run.fit(model, datamodule=SemiSupervisedDataModule(num_labeled=20, steps_per_epoch=4), ckpt_path=checkpoint)
+        return model
+
+    whole = fit(None).state_dict()
+    resumed = fit(Path("saved/step=3.ckpt")).state_dict()
+    for name, value in resumed.items():
+        assert torch.equal(value, whole[name]), name
+
+
+def _dropout_backbone() -> torch.nn.Module:
+    backbone = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.BatchNorm1d(16), torch.nn.ReLU(), torch.nn.Dropout(0.2)
+    )
+    backbone.num_features = 16  # type: ignore[assignment]
+    return backbone
+
+
+class RestatedTeacher(Callback):
+    """Averages the student by hand and compares before every loss."""
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.average: list[torch.Tensor] = []
+        self.compared = 0
+
+    @staticmethod
+    def student(module: Any) -> list[torch.Tensor]:
+        """The student's parameters."""
+        return [p.detach().clone() for p in (*module.backbone.parameters(), *module.head.parameters())]
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.average = self.student(pl_module)
+
+    def on_train_forward(self, trainer: Trainer, pl_module: Any, step: Step) -> None:
+        if trainer.global_step:
+            decay = min(1 - 1 / trainer.global_step, self.decay)
+            self.average = [
+                decay * a + (1 - decay) * p for a, p in zip(self.average, self.student(pl_module), strict=True)
+            ]
+        for mine, theirs in zip(self.average, pl_module.teacher.parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs)
+            assert theirs.grad is None
+        norms = [
+            (s, t)
+            for s, t in zip(pl_module.backbone.modules(), pl_module.teacher[0].modules(), strict=True)
+            if isinstance(s, _BatchNorm)
+        ]
+        # The teacher has the student's statistics as they were before this step's forward.
+        assert norms
+        assert all(int(t.num_batches_tracked) == trainer.global_step for _, t in norms)
+        self.compared += 1
+
+
+def test_mean_teacher_is_the_average_of_the_student_and_gets_no_gradient() -> None:
+    restated = RestatedTeacher(0.9)
+    model = model_of(SuperCMMeanTeacher, mean_teacher_decay=0.9)
+    trainer(12, restated).fit(model, datamodule=SemiSupervisedDataModule(num_labeled=20))
+    assert restated.compared == 12
+
+
+def step_of(model: Method, weak: torch.Tensor, strong: torch.Tensor, index: torch.Tensor) -> Step:
+    """A step with given unlabelled logits."""
+    x, y = torch.zeros(1, *model.input_shape), torch.zeros(1, dtype=torch.long)
+    logits = torch.cat([torch.zeros(1, model.num_classes), weak, strong])
+    features = torch.zeros(len(logits), model.head.in_features)
+    return Step(x, y, (weak, strong), (), index, features, logits)
+
+
+def test_flexmatch_thresholds_follow_a_plain_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = FlexMatch(num_classes=3, input_shape=(4,), backbone="mlp", fixmatch_threshold=0.6)
+    model.selected_label = torch.full((12,), -1)
+    selected = [-1] * 12
+    for _ in range(15):
+        weak = 2 * torch.randn(5, 3, generator=generator)
+        index = torch.randperm(12, generator=generator)[:5]
+        counts = [selected.count(k) for k in (-1, 0, 1, 2)]
+        beta = [counts[k + 1] / max(max(counts), 1) for k in range(3)]
+        p = weak.softmax(1)
+        expected = [0.6 * beta[k] / (2 - beta[k]) for k in p.argmax(1).tolist()]
+        step = step_of(model, weak, weak, index)
+        torch.testing.assert_close(model.thresholds(step), torch.tensor(expected))
+        model.losses(step)
+        for row, probabilities in zip(index.tolist(), p.tolist()):
+            if max(probabilities) >= 0.6:
+                selected[row] = probabilities.index(max(probabilities))
+        assert model.selected_label.tolist() == selected
+
+
+def test_freematch_statistics_and_fairness_follow_a_plain_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = FreeMatch(num_classes=3, input_shape=(4,), backbone="mlp", freematch_decay=0.8)
+    tau, p_mean, share = 1 / 3, [1 / 3] * 3, [1 / 3] * 3
+    for _ in range(10):
+        weak, strong = torch.randn(2, 6, 3, generator=generator)
+        terms = model.losses(step_of(model, 2 * weak, strong, torch.arange(6)))
+        p = (2 * weak).softmax(1).tolist()
+        labels = [row.index(max(row)) for row in p]
+        tau = 0.8 * tau + 0.2 * sum(map(max, p)) / 6
+        p_mean = [0.8 * p_mean[k] + 0.2 * sum(row[k] for row in p) / 6 for k in range(3)]
+        share = [0.8 * share[k] + 0.2 * labels.count(k) / 6 for k in range(3)]
+        mask = [max(row) >= tau * p_mean[label] / max(p_mean) for row, label in zip(p, labels)]
+        log_q = strong.log_softmax(1)
+        loss = -sum(log_q[i, labels[i]].item() for i in range(6) if mask[i]) / 6
+        assert terms["freematch"].item() == pytest.approx(loss, rel=1e-4)
+        rows = [strong.softmax(1)[i].tolist() for i in range(6) if mask[i]]
+        batch_mean = [sum(row[k] for row in rows) / len(rows) for k in range(3)]
+        hard = [row.index(max(row)) for row in rows]
+        batch_share = [hard.count(k) / len(rows) for k in range(3)]
+        a = [p_mean[k] / share[k] for k in range(3)]
+        b = [batch_mean[k] / batch_share[k] if batch_share[k] else 0.0 for k in range(3)]
+        a, b = [v / sum(a) for v in a], [v / sum(b) for v in b]
+        fairness = sum(x * torch.tensor(y + 1e-12).log().item() for x, y in zip(a, b))
+        assert terms["fairness"].item() == pytest.approx(0.01 * fairness, rel=1e-3)
+    assert float(model.confidence) == pytest.approx(tau, rel=1e-5)
+
+
+def test_pseudo_labelled_rows_join_the_centroids_above_the_confidence() -> None:
+    model = SuperCM(num_classes=2, input_shape=(2,), backbone="identity", pseudo_centroids=0.9)
+    with torch.no_grad():
+        model.head.linear.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    x, u = torch.tensor([[2.0, 0.0]]), torch.tensor([[5.0, 0.0], [0.0, 7.0], [1.0, 1.1]])
+    step = model.joint_forward({"labeled": (x, torch.tensor([0])), "unlabeled": ((u,), torch.arange(3))})
+    model.head.update(*model.centroid_rows(step))
+    torch.testing.assert_close(model.head.centroids, torch.tensor([[3.5, 0.0], [0.0, 7.0]]))
+
+
+def test_pi_model_target_shares_the_batch_statistics_of_the_student() -> None:
+    """Equal views must give a consistency of zero: only the views may make it positive, not the batch norm."""
+    model = model_of(PiModel)
+    x, u = torch.randn(6, 1, 8, 8), torch.randn(8, 1, 8, 8)
+    batch = {"labeled": (x, torch.arange(6)), "unlabeled": ((u, u.clone()), torch.arange(8))}
+    model.train()
+    step = model.joint_forward(batch)
+    again = model.forward_again(step, step.target_views[0])
+    torch.testing.assert_close(again, step.unlabeled_logits[0])
+
+
+def test_teacher_starts_as_a_copy_that_is_not_shared() -> None:
+    model = model_of(MeanTeacher)
+    teacher = copy.deepcopy(model.teacher.state_dict())
+    with torch.no_grad():
+        for parameter in model.backbone.parameters():
+            parameter.add_(1.0)
+    assert all(torch.equal(value, teacher[name]) for name, value in model.teacher.state_dict().items())
