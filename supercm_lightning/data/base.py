@@ -169,6 +169,11 @@ class ViewDataModule(LightningDataModule, ABC):
         """Restores the seed of the run."""
         self.seed = state_dict["seed"]
 
+    @property
+    def num_unlabeled(self) -> int:
+        """Number of unlabelled rows, once the data is read."""
+        return len(self.rows.get("unlabeled", ()))
+
     def describe_row(self, part: str, index: int) -> str:
         """File of a row of a part (`test`, `val`, `unlabeled`, `labeled`, `predict`); its index where it has none."""
         rows = self.rows[self.predict_on if part == "predict" else part]

@@ -171,18 +171,23 @@ class TestRandomness:
         monkeypatch.setattr(type(run), "global_rank", property(lambda self: 1))
         assert not torch.equal(first, data._view("weak", pixels, "labeled"))
 
-    def test_global_random_state_is_left_alone(self, trainer, model):
-        states = []
+    def test_global_random_state_is_left_alone_between_steps(self, trainer, model):
+        before, after = [], []
 
         class Watch(Callback):
+            def on_train_start(self, *args: Any) -> None:
+                before.append(torch.get_rng_state())
+
             def on_train_batch_start(self, *args: Any) -> None:
-                states.append(torch.get_rng_state())
+                after.append(torch.get_rng_state())
+
+            def on_train_batch_end(self, *args: Any) -> None:
+                before.append(torch.get_rng_state())
 
         data = digits(noise=0.1)
-        trained = model(data)
-        torch.manual_seed(0)
-        trainer(callbacks=[Watch()]).fit(trained, datamodule=data)
-        assert all(torch.equal(state, states[0]) for state in states[1:])
+        trainer(callbacks=[Watch()]).fit(model(data), datamodule=data)
+        assert len(after) == 4
+        assert all(torch.equal(*states) for states in zip(before, after, strict=False))
 
     @pytest.mark.parametrize("workers", [None, 0, 1])
     @pytest.mark.parametrize("stop", [3, 4, 6])

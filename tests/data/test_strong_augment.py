@@ -77,7 +77,7 @@ def test_operation_equals_torchvisions_image_by_image(name, channels, size):
     assert torch.equal(given, before), "changed in place"
     difference = (result.int() - one_by_one(name, given, magnitude).int()).abs()
     if name in BLENDS:
-        # torchvision fuses a product and a sum; cutting off the fraction makes one level of a last bit, now and then.
+        # Equal on x86; a compiler may fuse product and sum in one of the two, and a cut-off fraction makes it a level.
         assert difference.max() <= 1
         assert difference.float().mean() < 0.01
     else:
