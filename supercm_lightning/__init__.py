@@ -7,7 +7,7 @@ from supercm_lightning.methods import __all__ as _methods
 
 __version__ = "0.1.0"
 
-__all__ = [  # noqa: PLE0604 - names, by way of the list of the methods
+__all__ = [
     "EMA",
     "SWA",
     "CentroidUpdate",

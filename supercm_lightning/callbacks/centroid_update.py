@@ -13,8 +13,8 @@ class CentroidUpdate(Callback):
 
     Args:
         mode: Which features the centroids follow. `reuse`: those of the training forward that `SuperCM.centroid_rows`
-            names, between that forward and the loss, at no cost. `eval_forward`: the published rule, one extra eval-mode forward without
-            gradient of the labelled rows without augmentation, before the training forward.
+            names, between that forward and the loss, at no cost. `eval_forward`: the published rule, one extra
+            eval-mode forward without gradient of the labelled rows without augmentation, before the training forward.
 
     Attributes:
         needs_clean_labeled: Asks the datamodule for `batch["clean"]`, the labelled rows without augmentation.
@@ -34,7 +34,7 @@ class CentroidUpdate(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks that there are centroids to update."""
         if self.mode == "eval_forward" and getattr(pl_module, "pseudo_centroids", None) is not None:
-            raise ValueError("pseudo_centroids takes unlabelled rows of the training forward: use CentroidUpdate('reuse').")
+            raise ValueError("pseudo_centroids takes rows of the training forward: use CentroidUpdate(mode='reuse').")
         head = getattr(pl_module, "head", None)
         if not isinstance(head, ClusteringHead):
             raise ValueError(

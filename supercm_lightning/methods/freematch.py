@@ -36,9 +36,7 @@ class FreeMatch(FixMatch):
     mean_probability: Tensor
     label_share: Tensor
 
-    def __init__(
-        self, freematch_decay: float = 0.999, freematch_fairness_weight: float = 0.01, **kwargs: Any
-    ) -> None:
+    def __init__(self, freematch_decay: float = 0.999, freematch_fairness_weight: float = 0.01, **kwargs: Any) -> None:
         if not 0 <= freematch_decay < 1:
             raise ValueError(f"freematch_decay={freematch_decay}: must be in [0, 1).")
         super().__init__(**kwargs)

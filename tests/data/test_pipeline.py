@@ -33,6 +33,12 @@ class ThreeViews(Method):
     views = ("weak", "weak", "weak")
 
 
+class Sketches(Method):
+    """Asks for a view that no data module of the package has."""
+
+    views = ("weak", "sketch")
+
+
 class NeedsClean(Callback):
     """Asks for the labelled rows without augmentation."""
 
@@ -110,21 +116,15 @@ class TestTrainingBatch:
         assert batch["unlabeled"][0][0].dtype == batch["labeled"][0].dtype == torch.float64
 
     def test_method_with_a_view_nobody_made_is_told(self, fit):
-        class Strong(Method):
-            views = ("weak", "strong")
-
-        with pytest.raises(ValueError, match="Strong asks for the view 'strong'; SemiSupervisedDataModule has weak"):
-            fit(digits(), Strong)
+        with pytest.raises(ValueError, match="Sketches asks for the view 'sketch'; SemiSupervisedDataModule has weak"):
+            fit(digits(), Sketches)
 
     def test_own_view_of_a_subclass(self, fit):
-        class Strong(Method):
-            views = ("weak", "strong")
-
         class Mine(SemiSupervisedDataModule):
             def configure_augmentations(self) -> dict[str, Any]:
-                return super().configure_augmentations() | {"strong": lambda rows, stream: -self.normalize(rows)}
+                return super().configure_augmentations() | {"sketch": lambda rows, stream: -self.normalize(rows)}
 
-        views, _ = fit(Mine(**SMALL, shift=0), Strong).batches[0]["unlabeled"]
+        views, _ = fit(Mine(**SMALL, shift=0), Sketches).batches[0]["unlabeled"]
         assert torch.equal(views[1], -views[0])
 
 

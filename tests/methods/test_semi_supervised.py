@@ -126,7 +126,9 @@ def test_resumed_run_is_bit_identical(kind: type[Method]) -> None:
     def fit(checkpoint: Path | None) -> Method:
         model = model_of(kind, lr_schedule="cosine", backbone=_dropout_backbone())
         seed_everything(0 if checkpoint is None else 99)
-        saving = ModelCheckpoint("saved" if checkpoint is None else "again", filename="{step}", every_n_train_steps=3, save_top_k=-1)
+        saving = ModelCheckpoint(
+            "saved" if checkpoint is None else "again", filename="{step}", every_n_train_steps=3, save_top_k=-1
+        )
         run = trainer(8, saving, enable_checkpointing=True)
         run.fit(model, datamodule=SemiSupervisedDataModule(num_labeled=20, steps_per_epoch=4), ckpt_path=checkpoint)
         return model
