@@ -20,7 +20,7 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 
 def rows_of_all_ranks(rows: Tensor) -> Tensor:
-    """Rows (n, …) of every process, equally many of each, in the order of the ranks: (world · n, …), without gradient."""
+    """Rows of every process, (n, …) each, in the order of the ranks, (world · n, …), without gradient."""
     rows = rows.detach()
     if world_size() == 1:
         return rows

@@ -95,9 +95,9 @@ def entropy(logits: Tensor) -> Tensor:
 def fairness_loss(logits: Tensor, mask: Tensor, mean_probability: Tensor, label_share: Tensor) -> Tensor:
     """FreeMatch's self-adaptive fairness: the negative cross-entropy of two normalised class distributions.
 
-    Σ_k a_k log b_k with a = SumNorm(p̃ / h̃) of the running statistics and b = SumNorm(p̄ / h̄) of the confident rows of this
-    batch, h̄ their predicted labels' histogram; classes absent from a histogram drop out. Minimising it spreads the
-    predictions over the classes.
+    Σ_k a_k log b_k with a = SumNorm(p̃ / h̃) of the running statistics and b = SumNorm(p̄ / h̄) of the confident rows
+    of this batch, h̄ their predicted labels' histogram; classes absent from a histogram drop out. Minimising it spreads
+    the predictions over the classes.
 
     Args:
         logits: Logits of the strong view, (n, K).

@@ -226,8 +226,8 @@ class Method(LightningModule):
     def forward_again(self, step: Step, unlabeled: Tensor) -> Tensor:
         """Logits (U, K) of other unlabelled inputs in the company in which the first view was forwarded.
 
-        With joint batch norm the labelled rows come along, so that a change of the logits is due to the inputs and not to
-        other batch statistics. Running statistics stay as they are.
+        With joint batch norm the labelled rows come along, so that a change of the logits is due to the inputs and not
+        to other batch statistics. Running statistics stay as they are.
 
         Args:
             step: The step of the joint forward.

@@ -13,9 +13,10 @@ from supercm_lightning.methods.fixmatch import FixMatch
 class FlexMatch(FixMatch):
     """FixMatch whose threshold for class c is τ · β_c / (2 - β_c), with β_c the learning status of the class.
 
-    Zhang et al., "FlexMatch: Boosting Semi-Supervised Learning with Curriculum Pseudo Labeling", NeurIPS 2021. The status
-    is the number of unlabelled rows whose latest confident label is c, relative to the largest such number or to that of
-    the rows that never had one (threshold warm-up). A row's label is renewed whenever its confidence reaches τ itself.
+    Zhang et al., "FlexMatch: Boosting Semi-Supervised Learning with Curriculum Pseudo Labeling", NeurIPS 2021. The
+    status is the number of unlabelled rows whose latest confident label is c, relative to the largest such number or to
+    that of the rows that never had one (threshold warm-up). A row's label is renewed whenever its confidence reaches τ
+    itself.
 
     Args:
         **kwargs: Options of `FixMatch`: `fixmatch_threshold` is τ; and of `Method`.

@@ -14,8 +14,8 @@ from supercm_lightning.methods.fixmatch import FixMatch
 class FreeMatch(FixMatch):
     """FixMatch with self-adaptive thresholds τ · p̃_c / max p̃ and a fairness term.
 
-    Wang et al., "FreeMatch: Self-adaptive Thresholding for Semi-supervised Learning", ICLR 2023. τ and p̃ are running means of
-    the confidence and of the class probabilities of the weak view, updated with the batch before it is masked.
+    Wang et al., "FreeMatch: Self-adaptive Thresholding for Semi-supervised Learning", ICLR 2023. τ and p̃ are running
+    means of the confidence and of the class probabilities of the weak view, updated with the batch before it is masked.
 
     Args:
         freematch_decay: Decay of the running means, in [0, 1).

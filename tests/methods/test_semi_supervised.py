@@ -105,16 +105,17 @@ def test_term_is_there_and_reaches_every_weight_of_the_student(kind: type[Method
 @pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.__name__)
 def test_fit_lowers_the_loss_and_a_checkpoint_keeps_everything(kind: type[Method]) -> None:
     class Losses(Callback):
-        values: list[float] = []
+        def __init__(self) -> None:
+            self.values: list[float] = []
 
         def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *args: Any) -> None:
             self.values.append(float(trainer.callback_metrics["train/ce"]))
 
-    Losses.values = []
+    losses = Losses()
     model = model_of(kind)
-    run = trainer(25, Losses())
+    run = trainer(25, losses)
     run.fit(model, datamodule=SemiSupervisedDataModule(num_labeled=20))
-    assert sum(Losses.values[-5:]) < 0.7 * sum(Losses.values[:5])
+    assert sum(losses.values[-5:]) < 0.7 * sum(losses.values[:5])
     run.save_checkpoint("run.ckpt")
     loaded = kind.load_from_checkpoint("run.ckpt", weights_only=True)
     for name, value in model.state_dict().items():
@@ -213,7 +214,7 @@ def test_flexmatch_thresholds_follow_a_plain_loop() -> None:
         step = step_of(model, weak, weak, index)
         torch.testing.assert_close(model.thresholds(step), torch.tensor(expected))
         model.losses(step)
-        for row, probabilities in zip(index.tolist(), p.tolist()):
+        for row, probabilities in zip(index.tolist(), p.tolist(), strict=True):
             if max(probabilities) >= 0.6:
                 selected[row] = probabilities.index(max(probabilities))
         assert model.selected_label.tolist() == selected
@@ -231,7 +232,7 @@ def test_freematch_statistics_and_fairness_follow_a_plain_loop() -> None:
         tau = 0.8 * tau + 0.2 * sum(map(max, p)) / 6
         p_mean = [0.8 * p_mean[k] + 0.2 * sum(row[k] for row in p) / 6 for k in range(3)]
         share = [0.8 * share[k] + 0.2 * labels.count(k) / 6 for k in range(3)]
-        mask = [max(row) >= tau * p_mean[label] / max(p_mean) for row, label in zip(p, labels)]
+        mask = [max(row) >= tau * p_mean[label] / max(p_mean) for row, label in zip(p, labels, strict=True)]
         log_q = strong.log_softmax(1)
         loss = -sum(log_q[i, labels[i]].item() for i in range(6) if mask[i]) / 6
         assert terms["freematch"].item() == pytest.approx(loss, rel=1e-4)
@@ -242,7 +243,7 @@ def test_freematch_statistics_and_fairness_follow_a_plain_loop() -> None:
         a = [p_mean[k] / share[k] for k in range(3)]
         b = [batch_mean[k] / batch_share[k] if batch_share[k] else 0.0 for k in range(3)]
         a, b = [v / sum(a) for v in a], [v / sum(b) for v in b]
-        fairness = sum(x * torch.tensor(y + 1e-12).log().item() for x, y in zip(a, b))
+        fairness = sum(x * torch.tensor(y + 1e-12).log().item() for x, y in zip(a, b, strict=True))
         assert terms["fairness"].item() == pytest.approx(0.01 * fairness, rel=1e-3)
     assert float(model.confidence) == pytest.approx(tau, rel=1e-5)
 
