@@ -1,7 +1,7 @@
 """Measures the tables of docs/results.md: every variant and seed by the command line, in a process of its own.
 
     python benchmarks/tables.py supercm digits --seeds 5
-    python benchmarks/tables.py methods mnist --seeds 3 --root DATA
+    python benchmarks/tables.py methods mnist --seeds 3 --root DATA -- --trainer.max_epochs 5
 
 Finished runs are kept and not run again. Accuracies are those of the last step on the test set; no label of the test or
 validation images decides anything.
@@ -55,7 +55,7 @@ TABLES: dict[str, dict[str, Variant]] = {
 }
 
 
-def run(data: str, name: str, variant: Variant, seed: int, root: str | None, out: Path) -> float:
+def run(data: str, name: str, variant: Variant, seed: int, root: str | None, out: Path, more: list[str]) -> float:
     """Test accuracy of one cell in percent, from its summary if it ran before."""
     config, options, _ = variant
     folder = out / data / name.replace(" ", "_").replace(",", "") / f"seed{seed}"
@@ -66,6 +66,7 @@ def run(data: str, name: str, variant: Variant, seed: int, root: str | None, out
             *(*options, "--seed_everything", str(seed), "--data.split_seed", str(seed)),
             *("--trainer.default_root_dir", str(folder), "--trainer.enable_progress_bar", "false"),
             *(("--data.root", root) if root else ()),
+            *more,
         ]
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "log.txt").open("w") as log:
@@ -83,11 +84,12 @@ def main() -> None:
     parser.add_argument("--root", help="folder of the data")
     parser.add_argument("--out", type=Path, default=Path("runs/tables"), help="folder of the runs")
     parser.add_argument("--only", nargs="*", help="some of the variants")
+    parser.add_argument("options", nargs="*", help="options of the command line for every run, after --")
     args = parser.parse_args()
     variants = {name: v for name, v in TABLES[args.table].items() if not args.only or name in args.only}
     cells = [(name, seed) for seed in range(args.seeds) for name in variants]
     accuracy = {
-        (name, seed): run(args.data, name, variants[name], seed, args.root, args.out)
+        (name, seed): run(args.data, name, variants[name], seed, args.root, args.out, args.options)
         for name, seed in track(cells, f"{args.data}: {len(cells)} runs")
     }
     print("| variant | test accuracy | by seed | gain | over |\n|---|---|---|---|---|")

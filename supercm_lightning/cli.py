@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 # Importing them is what makes their short names known to the parser.
 from supercm_lightning import __version__, callbacks, data, methods  # noqa: F401
@@ -38,10 +39,15 @@ class SuperCMCLI(LightningCLI):
         return trainer
 
     def after_fit(self) -> None:
-        """Tests the final weights, where there is a test set; `--trainer.limit_test_batches 0` leaves it out."""
+        """Tests the final weights, where there is a test set, and says where everything is.
+
+        `--trainer.limit_test_batches 0` leaves the test out.
+        """
         has_test = not isinstance(self.datamodule, ViewDataModule) or len(self.datamodule.rows.get("test", ()))
         if has_test and self.trainer.limit_test_batches and not self.trainer.interrupted:
             self.trainer.test(self.model, datamodule=self.datamodule)
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_info(f"The run's folder is {self.trainer.log_dir}")
 
 
 def run(args: ArgsType = None) -> SuperCMCLI:

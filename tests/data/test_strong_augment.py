@@ -263,6 +263,8 @@ def test_stream_alone_decides():
     assert not torch.equal(strong(given, generator("b")), first)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(given, before)
+    without_geometry = StrongAugmentation(Normalization(), False, 0)
+    assert not torch.equal(without_geometry(given, generator("a")), without_geometry(given, generator("b")))
 
 
 def test_equal_images_get_different_views():
