@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Literal
 
 import torch
@@ -192,7 +193,7 @@ class Method(LightningModule):
 
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")
         self.test_acc = MulticlassAccuracy(num_classes, average="micro")
-        self._finite: Tensor | None = None
+        self._finite: dict[str, Tensor] = {}
         self._seed: int | None = None
 
     def build_head(self, in_features: int) -> nn.Module:
@@ -281,7 +282,7 @@ class Method(LightningModule):
             if hasattr(callback, "on_train_forward"):
                 callback.on_train_forward(self.trainer, self, step)
         terms = self.losses(step)
-        loss = torch.stack([term.float() for term in terms.values()]).sum()
+        loss = reduce(torch.add, terms.values())
         logged = {f"train/{name}": term.detach() for name, term in terms.items()}
         at_log_step = (self.trainer.global_step + 1) % max(self.trainer.log_every_n_steps, 1) == 0  # type: ignore[attr-defined]
         if at_log_step:
@@ -294,11 +295,12 @@ class Method(LightningModule):
 
     def _stop_if_not_finite(self, terms: dict[str, Tensor], check: bool) -> None:
         # Reading a flag from an accelerator waits for it, so flags gather on the device between logged steps.
-        finite = torch.stack([term.detach().isfinite() for term in terms.values()])
-        self._finite = finite if self._finite is None else self._finite & finite
+        for name, term in terms.items():
+            finite = term.detach().isfinite()
+            self._finite[name] = self._finite[name] & finite if name in self._finite else finite
         if check:
-            flags, self._finite = self._finite.tolist(), None
-            bad = [f"train/{name}" for name, flag in zip(terms, flags, strict=True) if not flag]
+            bad = [f"train/{name}" for name, finite in self._finite.items() if not finite]
+            self._finite.clear()
             if bad:
                 raise FloatingPointError(
                     f"{' and '.join(bad)} became NaN or infinite at or before step {self.trainer.global_step}. "
