@@ -224,7 +224,7 @@ class Method(LightningModule):
         logits, temperature = self.head(features), getattr(self.head, "temperature", 1.0)
         return Step(x, y, views, target_views, index, features, logits, temperature)
 
-    def forward_again(self, step: Step, unlabeled: Tensor) -> Tensor:
+    def forward_again(self, step: Step, unlabeled: Tensor, network: nn.Module | None = None) -> Tensor:
         """Logits (U, K) of other unlabelled inputs in the company in which the first view was forwarded.
 
         With joint batch norm the labelled rows come along, so that a change of the logits is due to the inputs and not
@@ -233,11 +233,13 @@ class Method(LightningModule):
         Args:
             step: The step of the joint forward.
             unlabeled: Inputs, (U, *input_shape).
+            network: What forwards them, a teacher for instance, from inputs to logits; None: this model.
         """
-        with frozen_batch_norm_stats(self.backbone):
+        network = self if network is None else network
+        with frozen_batch_norm_stats(network):
             if self.batch_norm == "joint":
-                return self(torch.cat([step.x, unlabeled]))[len(step.y) :]
-            return self(unlabeled)
+                return network(torch.cat([step.x, unlabeled]))[len(step.y) :]
+            return network(unlabeled)
 
     # ------------------------------------------------------------------------------------------------ training
     def on_fit_start(self) -> None:

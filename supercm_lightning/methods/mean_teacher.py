@@ -8,16 +8,15 @@ from torch import Tensor, nn
 
 from supercm_lightning.losses import consistency_loss
 from supercm_lightning.methods.base import Method, Step
-from supercm_lightning.nn import frozen_batch_norm_stats
 
 
 class MeanTeacher(Method):
     """Cross-entropy plus the squared distance to the predictions of a teacher for another view.
 
     Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017. The teacher's parameters are the
-    exponential moving average of the student's over the optimiser steps; its batch norm normalises with the
-    batch and its running statistics are the student's. It never gets a gradient. The weight ramps up over the fraction
-    `ramp_up` of the training.
+    exponential moving average of the student's over the optimiser steps; its batch norm normalises with the batch,
+    labelled rows included, and its running statistics are the student's. It never gets a gradient. The weight ramps up
+    over the fraction `ramp_up` of the training.
 
     Args:
         mean_teacher_weight: Weight of the term, >= 0.
@@ -42,8 +41,8 @@ class MeanTeacher(Method):
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """Adds the term `mean_teacher`."""
-        with torch.no_grad(), frozen_batch_norm_stats(self.teacher):
-            target = self.teacher(step.target_views[0])
+        with torch.no_grad():
+            target = self.forward_again(step, step.target_views[0], self.teacher)
         loss = consistency_loss(step.unlabeled_logits[0], target)
         return super().losses(step) | {"mean_teacher": self.ramp() * self.mean_teacher_weight * loss}
 
