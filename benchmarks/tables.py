@@ -1,10 +1,10 @@
 """Measures the tables of docs/results.md: every variant and seed by the command line, in a process of its own.
 
     python benchmarks/tables.py supercm digits --seeds 5
-    python benchmarks/tables.py methods mnist --seeds 3 --root DATA -- --trainer.max_epochs 5
+    python benchmarks/tables.py methods mnist --seeds 3 --root DATA --trainer.max_epochs 4
 
-Finished runs are kept and not run again. Accuracies are those of the last step on the test set; no label of the test or
-validation images decides anything.
+Other options go to the command line of every run. Finished runs are kept and not run again. Accuracies are those of the
+last step on the test set; no label of the test or validation images decides anything.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from rich.progress import track
 EMA = ("--trainer.callbacks+=EMA", "--trainer.callbacks.decay=0.99")
 SWA = ("--trainer.callbacks+=SWA", "--trainer.callbacks.start=0.75")
 EVAL_FORWARD = ("--trainer.callbacks+=CentroidUpdate", "--trainer.callbacks.mode=eval_forward")
+FIVE_ROWS = ("--data.labeled_batch_size", "5")
 GRADIENT = ("--model", "benchmarks.gradient_centroids.GradientCentroids")
 METHODS = {
     "Pseudo-Label": "pseudo_label",
@@ -42,8 +43,19 @@ TABLES: dict[str, dict[str, Variant]] = {
         "SuperCM, SWA": ("supercm", SWA, "SuperCM"),
         "SuperCM, eval_forward": ("supercm", EVAL_FORWARD, "SuperCM"),
         "SuperCM, global counter": ("supercm", ("--model.counter", "global"), "SuperCM"),
+        "SuperCM, eval_forward and global counter": (
+            "supercm",
+            (*EVAL_FORWARD, "--model.counter", "global"),
+            "SuperCM",
+        ),
         "SuperCM, published β": ("supercm", ("--model.beta", "0.372"), "SuperCM"),
         "SuperCM, β = 5": ("supercm", ("--model.beta", "5"), "SuperCM"),
+        "SuperCM, 5 labelled rows a step": ("supercm", FIVE_ROWS, "SuperCM"),
+        "SuperCM, 5 labelled rows a step, global counter": (
+            "supercm",
+            (*FIVE_ROWS, "--model.counter", "global"),
+            "SuperCM, 5 labelled rows a step",
+        ),
         "centroids trained by gradient": ("supercm", GRADIENT, "SuperCM"),
     },
     "methods": {
@@ -84,12 +96,11 @@ def main() -> None:
     parser.add_argument("--root", help="folder of the data")
     parser.add_argument("--out", type=Path, default=Path("runs/tables"), help="folder of the runs")
     parser.add_argument("--only", nargs="*", help="some of the variants")
-    parser.add_argument("options", nargs="*", help="options of the command line for every run, after --")
-    args = parser.parse_args()
+    args, options = parser.parse_known_args()
     variants = {name: v for name, v in TABLES[args.table].items() if not args.only or name in args.only}
     cells = [(name, seed) for seed in range(args.seeds) for name in variants]
     accuracy = {
-        (name, seed): run(args.data, name, variants[name], seed, args.root, args.out, args.options)
+        (name, seed): run(args.data, name, variants[name], seed, args.root, args.out, options)
         for name, seed in track(cells, f"{args.data}: {len(cells)} runs")
     }
     print("| variant | test accuracy | by seed | gain | over |\n|---|---|---|---|---|")
