@@ -18,7 +18,8 @@ class VAT(Method):
 
     Args:
         vat_weight: Weight of the term, >= 0.
-        vat_eps: L2 norm of the perturbation, > 0, in units of the normalised input: 6 for CIFAR-10, 1 for SVHN.
+        vat_eps: L2 norm of the perturbation, > 0, in units of the normalised input: 6 for whitened
+            CIFAR-10, 2 for MNIST, 1 for SVHN.
         vat_xi: Step of the power iteration, > 0, large enough to survive the rounding of float32.
         vat_iterations: Number of power iterations, each one more forward and backward.
         vat_entropy_weight: Weight of the entropy of the predictions (VAT + EntMin), >= 0; it ramps up as well.
