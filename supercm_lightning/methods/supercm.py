@@ -20,8 +20,8 @@ class SuperCM(Method):
     a `CentroidUpdate` callback moves (one with its defaults is added when the trainer has none).
 
     Args:
-        beta: Weight of the clustering loss, >= 0. The published weights for WRN-28-2 (CIFAR-10, MNIST, SVHN) are 0.372
-            in this convention; small nets and frozen features do better near 1.
+        beta: Weight of the clustering loss, >= 0. The published weight for WRN-28-2 (CIFAR-10, MNIST, SVHN) is 0.372 in
+            this convention; with a small net on digits 0.372, 1 and 5 are not told apart.
         temperature: Softmax temperature of the assignments, > 0.
         pseudo_centroids: Confidence from which unlabelled rows join the centroid update under their predicted class, in
             [0, 1]; None: labelled rows alone. The published code uses 0.95.

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import supercm_lightning
 from supercm_lightning import (
+    CentroidUpdate,
     FlexMatch,
     FreeMatch,
     MeanTeacher,
@@ -256,6 +257,18 @@ def test_pseudo_labelled_rows_join_the_centroids_above_the_confidence() -> None:
     step = model.joint_forward({"labeled": (x, torch.tensor([0])), "unlabeled": ((u,), torch.arange(3))})
     model.head.update(*model.centroid_rows(step))
     torch.testing.assert_close(model.head.centroids, torch.tensor([[3.5, 0.0], [0.0, 7.0]]))
+
+
+def test_pseudo_labelled_centroids_need_the_training_forward() -> None:
+    model = model_of(SuperCM, pseudo_centroids=0.9)
+    with pytest.raises(ValueError, match="pseudo_centroids takes rows of the training forward"):
+        trainer(1, CentroidUpdate("eval_forward")).fit(model, datamodule=SemiSupervisedDataModule(num_labeled=20))
+
+
+@pytest.mark.parametrize("confidence", [-0.1, 1.5])
+def test_a_confidence_out_of_range_is_named(confidence: float) -> None:
+    with pytest.raises(ValueError, match=f"pseudo_centroids={confidence}"):
+        model_of(SuperCM, pseudo_centroids=confidence)
 
 
 def test_pi_model_target_shares_the_batch_statistics_of_the_student() -> None:
