@@ -103,6 +103,8 @@ class Method(LightningModule):
         backbone: Name understood by `supercm_lightning.nn.build_backbone` (`small_cnn`, `wrn_28_2`, `wrn_28_8`,
             `resnet18_32`, `mlp`, `identity`, or any timm model), or a module with an attribute `num_features`.
         backbone_options: Keyword arguments for the backbone's constructor, such as `{"pretrained": True}` for timm.
+        bottleneck: Width of a linear layer with batch norm and ReLU between backbone and head, the custom of domain
+            adaptation with pretrained backbones (256); None: the head reads the backbone's features.
         optimizer: `adam`, `adamw`, or `sgd` (Nesterov).
         lr: Learning rate, > 0.
         momentum: Momentum of `sgd`, in [0, 1).
@@ -142,6 +144,7 @@ class Method(LightningModule):
         input_shape: tuple[int, ...],
         backbone: str | nn.Module = "small_cnn",
         backbone_options: dict[str, Any] | None = None,
+        bottleneck: int | None = None,
         optimizer: Literal["adam", "adamw", "sgd"] = "adam",
         lr: float = 1e-3,
         momentum: float = 0.9,
@@ -167,6 +170,8 @@ class Method(LightningModule):
                 raise ValueError(f"{name}={value!r}: choose one of {', '.join(values)}.")
         if not lr > 0:
             raise ValueError(f"lr={lr}: the learning rate must be positive.")
+        if bottleneck is not None and bottleneck < 1:
+            raise ValueError(f"bottleneck={bottleneck}: give the width of the layer, or null for none.")
         if not 0 <= ramp_up <= 1:
             raise ValueError(f"ramp_up={ramp_up}: give the fraction of the training, between 0 and 1.")
         self.num_classes = num_classes
@@ -187,7 +192,9 @@ class Method(LightningModule):
         elif not hasattr(backbone, "num_features"):
             raise ValueError(f"backbone: {type(backbone).__name__} needs an attribute num_features, its output width.")
         self.backbone = backbone
-        self.head = self.build_head(int(backbone.num_features))  # type: ignore[arg-type]
+        width = int(backbone.num_features)  # type: ignore[arg-type]
+        self.bottleneck = nn.Identity() if bottleneck is None else _bottleneck(width, bottleneck)
+        self.head = self.build_head(bottleneck or width)
         if channels_last:
             self.backbone.to(memory_format=torch.channels_last)
 
@@ -205,7 +212,7 @@ class Method(LightningModule):
         """Features (n, d) of inputs (n, *input_shape)."""
         if self.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        return self.backbone(x)
+        return self.bottleneck(self.backbone(x))
 
     def forward(self, x: Tensor) -> Tensor:
         """Class logits (n, K) of inputs (n, *input_shape)."""
@@ -334,20 +341,30 @@ class Method(LightningModule):
         return math.exp(-5.0 * (1.0 - t) ** 2)
 
     # ---------------------------------------------------------------------------------------------- evaluation
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Accuracy and cross-entropy as `val/acc` and `val/loss`."""
-        self._evaluate(batch, "val", self.val_acc)
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Accuracy and cross-entropy on the first loader as `val/acc` and `val/loss`.
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Accuracy and cross-entropy as `test/acc` and `test/loss`."""
-        self._evaluate(batch, "test", self.test_acc)
+        Returns:
+            `features` (n, d) and `logits` (n, K) of the rows, for callbacks; further loaders exist for these alone.
+        """
+        return self._evaluate(batch, "val", self.val_acc, dataloader_idx)
 
-    def _evaluate(self, batch: Any, stage: str, accuracy: MulticlassAccuracy) -> None:
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Accuracy and cross-entropy on the first loader as `test/acc` and `test/loss`; returns as in validation."""
+        return self._evaluate(batch, "test", self.test_acc, dataloader_idx)
+
+    def _evaluate(
+        self, batch: Any, stage: str, accuracy: MulticlassAccuracy, dataloader_idx: int
+    ) -> dict[str, Tensor]:
         x, y = batch[0], batch[1]
-        logits = self(x).float()
-        accuracy(logits, y)
-        self.log(f"{stage}/loss", F.cross_entropy(logits, y), batch_size=len(y), on_epoch=True, sync_dist=True)
-        self.log(f"{stage}/acc", accuracy, prog_bar=True, batch_size=len(y), on_step=False, on_epoch=True)
+        features = self.features(x)
+        logits = self.head(features).float()
+        if dataloader_idx == 0:
+            accuracy(logits, y)
+            options: dict[str, Any] = {"batch_size": len(y), "on_epoch": True, "add_dataloader_idx": False}
+            self.log(f"{stage}/loss", F.cross_entropy(logits, y), sync_dist=True, **options)
+            self.log(f"{stage}/acc", accuracy, prog_bar=True, on_step=False, **options)
+        return {"features": features, "logits": logits}
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor | None]:
         """Class probabilities (n, K) and, where the loader gives it, the index (n,) of each row."""
@@ -394,6 +411,10 @@ class Method(LightningModule):
             self._seed = None  # a second fit takes the seed of its own time
         if self.compile_backbone and self.backbone._compiled_call_impl is None:
             self.backbone.compile()
+
+
+def _bottleneck(in_features: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(in_features, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True))
 
 
 _SCHEDULES = {

@@ -36,8 +36,12 @@ class MeanTeacher(Method):
         super().__init__(**kwargs)
         self.mean_teacher_weight = mean_teacher_weight
         self.mean_teacher_decay = mean_teacher_decay
-        self.teacher = nn.Sequential(copy.deepcopy(self.backbone), copy.deepcopy(self.head)).requires_grad_(False)
+        self.teacher = copy.deepcopy(self._student).requires_grad_(False)
         self._updated_at = 0
+
+    @property
+    def _student(self) -> nn.Sequential:
+        return nn.Sequential(self.backbone, self.bottleneck, self.head)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """Adds the term `mean_teacher`."""
@@ -57,7 +61,7 @@ class MeanTeacher(Method):
             return
         self._updated_at = step
         decay = min(1 - 1 / step, self.mean_teacher_decay)
-        student = nn.ModuleList([self.backbone, self.head])
+        student = self._student
         with torch.no_grad():
             torch._foreach_lerp_(list(self.teacher.parameters()), list(student.parameters()), 1 - decay)
             for mine, theirs in zip(self.teacher.buffers(), student.buffers(), strict=True):
