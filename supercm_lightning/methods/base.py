@@ -194,7 +194,8 @@ class Method(LightningModule):
         self.backbone = backbone
         width = int(backbone.num_features)  # type: ignore[arg-type]
         self.bottleneck = nn.Identity() if bottleneck is None else _bottleneck(width, bottleneck)
-        self.head = self.build_head(bottleneck or width)
+        self.num_features = bottleneck or width
+        self.head = self.build_head(self.num_features)
         if channels_last:
             self.backbone.to(memory_format=torch.channels_last)
 
@@ -353,9 +354,7 @@ class Method(LightningModule):
         """Accuracy and cross-entropy on the first loader as `test/acc` and `test/loss`; returns as in validation."""
         return self._evaluate(batch, "test", self.test_acc, dataloader_idx)
 
-    def _evaluate(
-        self, batch: Any, stage: str, accuracy: MulticlassAccuracy, dataloader_idx: int
-    ) -> dict[str, Tensor]:
+    def _evaluate(self, batch: Any, stage: str, accuracy: MulticlassAccuracy, dataloader_idx: int) -> dict[str, Tensor]:
         x, y = batch[0], batch[1]
         features = self.features(x)
         logits = self.head(features).float()
