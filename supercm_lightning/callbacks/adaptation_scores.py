@@ -39,17 +39,17 @@ class AdaptationScores(Callback):
     `val/neg_entropy`, `val/bnm`, `val/snd`, `val/class_ami` and `val/dev`. After the test: `test/pad`, the proxy
     A-distance of source validation and target test features.
 
-    After the test that follows a `fit`, if target labels are known, also the accuracy on the target rows of validation
-    at three validations of that fit: `target/acc_last`; `target/acc_selected`, where the score that
+    Where validation knows the labels of target rows (data modules of this package tell them only if asked, by
+    `oracle_labels`), it also logs `oracle/target_acc`, the accuracy on them; and the test that follows a `fit` reports
+    it at three validations of that fit, side by side: `target/acc_last`; `target/acc_selected`, where the score that
     `ModelCheckpoint` monitors was best (`val/score` if it monitors none of these); and `oracle/target_acc_best`, where
-    the accuracy itself was. Target labels serve this report and nothing else.
+    the accuracy itself was. No score depends on these labels.
 
     Scores are those of the weights that are validated, averaged ones if the run averages. Rows are gathered over
     processes, each once. Scores are not a number where features are not finite, and `val/dev` where a domain has fewer
     than five rows.
 
     Args:
-        oracle: Also log `oracle/target_acc`, the accuracy on the target rows, after every validation.
         max_samples: Most target rows for the scores that compare rows (`snd`, `class_ami`), a random choice, >= 2.
         seed: Of the choices of rows, of k-means and of the folds.
 
@@ -62,10 +62,9 @@ class AdaptationScores(Callback):
             returns no features.
     """
 
-    def __init__(self, oracle: bool = False, max_samples: int = 5000, seed: int = 0) -> None:
+    def __init__(self, max_samples: int = 5000, seed: int = 0) -> None:
         if max_samples < 2:
             raise ValueError(f"max_samples={max_samples}: must be at least 2.")
-        self.oracle = oracle
         self.max_samples = max_samples
         self.seed = seed
         self.curve: list[dict[str, float]] = []
@@ -119,7 +118,7 @@ class AdaptationScores(Callback):
             self.curve.append({"step": trainer.global_step} | scores)
         options: dict[str, Any] = {"add_dataloader_idx": False, "rank_zero_only": False}
         target_acc = scores.pop("target_acc")
-        if self.oracle and not math.isnan(target_acc):
+        if not math.isnan(target_acc):
             pl_module.log("oracle/target_acc", target_acc, **options)
         pl_module.log("val/score", scores.pop("val/score"), prog_bar=True, **options)
         del scores["val/acc"]  # the method logs it
