@@ -190,4 +190,4 @@ def test_a_run_of_two_processes_is_that_of_one(kind: type[Method], two_processes
     alone = weights_of_a_run(kind, batch=8)
     for together in two_processes(weights_of_a_run_of_two, kind):
         for name, value in alone.items():
-            torch.testing.assert_close(together[name], value, msg=lambda text, name=name: f"{name}: {text}")
+            assert (together[name] - value).double().norm() <= 1e-5 * value.double().norm(), name
