@@ -303,13 +303,13 @@ def _from_lists(lists: dict[str, Path], base: Path, domains: Sequence[Domain]) -
         for file, label in listed:
             folders.setdefault(label, set()).add(file.parent.name)
     folders.pop(-1, None)
-    num_classes = max(folders, default=-1) + 1
-    names = [next(iter(found)) for found in folders.values() if len(found) == 1]
-    if len(set(names)) < num_classes or len(folders) < num_classes:
-        return DomainFiles(files, num_classes, None)
-    place = {label: sorted(names).index(next(iter(found))) for label, found in folders.items()} | {-1: -1}
+    names = {label: next(iter(found)) for label, found in folders.items() if len(found) == 1}
+    classes = sorted(set(names.values()))
+    if len(classes) < len(folders):  # folders do not tell the classes
+        return DomainFiles(files, max(folders, default=-1) + 1, None)
+    place = {label: classes.index(name) for label, name in names.items()} | {-1: -1}
     files = {name: [(file, place[label]) for file, label in listed] for name, listed in files.items()}
-    return DomainFiles(files, num_classes, tuple(sorted(names)))
+    return DomainFiles(files, len(classes), tuple(classes))
 
 
 def read_list(file: Path, base: Path, folder: Path | None = None) -> list[tuple[Path, int]]:

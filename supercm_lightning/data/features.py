@@ -35,6 +35,7 @@ class FeatureDataModule(ViewDataModule):
         unlabeled: Unlabelled features; None: the rows of `labeled` left by `num_labeled`.
         test: Test features with labels; None: `num_test` rows of `labeled`, or the rows of `target` that have labels.
         val: Validation features with labels; None: `num_val` rows of the labelled ones.
+        root: Folder from which relative names of files count; a name without suffix is that of an `.npz` or `.pt` file.
         source: Features of the source domain, or of several, in place of `labeled`.
         target: Features of the target domain, in place of `unlabeled`.
         num_labeled: Number of rows that keep their label, balanced over the classes; None: all.
@@ -64,6 +65,7 @@ class FeatureDataModule(ViewDataModule):
         unlabeled: FeatureSet | None = None,
         test: FeatureSet | None = None,
         val: FeatureSet | None = None,
+        root: str | Path = ".",
         source: FeatureSet | list[str] | None = None,
         target: FeatureSet | None = None,
         num_labeled: int | None = None,
@@ -100,11 +102,13 @@ class FeatureDataModule(ViewDataModule):
         self.standardize = standardize
         self.noise = noise
         self.oracle_labels = oracle_labels
-        self._given = {"unlabeled": unlabeled, "target": target, "val": val, "test": test}
         part = "source" if self.two_domains else "labeled"
         with_labels: Any = labeled if source is None else source
-        first, *more = with_labels if isinstance(with_labels, list | tuple) else [with_labels]
-        if target is not None and target in (first, *more):
+        with_labels = with_labels if isinstance(with_labels, list | tuple) else [with_labels]
+        first, *more = (_located(given, Path(root)) for given in with_labels)
+        others = {"unlabeled": unlabeled, "target": target, "val": val, "test": test}
+        self._given = {name: _located(given, Path(root)) for name, given in others.items() if given is not None}
+        if self._given.get("target") in (first, *more):
             raise ValueError(f"source and target are the same, {target}.")
         store, self.class_names = _read(part, first, labels="required")
         self.input_shape = tuple(store.data.shape[1:])
@@ -123,7 +127,6 @@ class FeatureDataModule(ViewDataModule):
         given = {
             part: self._read_like_first(part, source, labels.get(part, "required"))
             for part, source in self._given.items()
-            if source is not None
         }
         train = self._train
         known = train.labels[train.labels >= 0]
@@ -157,7 +160,7 @@ class FeatureDataModule(ViewDataModule):
             features[mine] = _standardized(self._train.data[mine], statistics)
         self._train.data = features
 
-    def _read_like_first(self, part: str, source: FeatureSet, labels: "_Labels") -> ArrayStore:
+    def _read_like_first(self, part: str, source: Path | Dataset[Any], labels: "_Labels") -> ArrayStore:
         """Reads a set and compares it with the first labelled one."""
         store, names = _read(part, source, labels)
         if tuple(store.data.shape[1:]) != self.input_shape:
@@ -165,10 +168,8 @@ class FeatureDataModule(ViewDataModule):
                 f"{part}: features of shape {tuple(store.data.shape[1:])}, but labeled has {self.input_shape}."
             )
         if names and self.class_names and names != self.class_names and labels != "never":
-            differ = sorted(set(names) ^ set(self.class_names)) or ["their order"]
-            raise ValueError(
-                f"{part}: its classes are not those of the labelled features; {', '.join(differ[:10])} differ."
-            )
+            differ = sorted(set(names) ^ set(self.class_names)) or ["in another order"]
+            raise ValueError(f"{part}: other classes than those of the labelled features ({', '.join(differ[:10])}).")
         return store
 
     def configure_augmentations(self) -> dict[str, Any]:
@@ -192,15 +193,23 @@ def _standardized(features: Tensor, statistics: tuple[Tensor, Tensor]) -> Tensor
     return (features - mean) / std
 
 
+def _located(given: FeatureSet, root: Path) -> Path | Dataset[Any]:
+    """The file that a name means."""
+    if not isinstance(given, str | Path):
+        return given
+    path = root.expanduser() / Path(given).expanduser()
+    named = [path.with_name(path.name + suffix) for suffix in (".npz", ".pt")]
+    return path if path.exists() else next((file for file in named if file.exists()), path)
+
+
 _Labels = Literal["required", "if known", "never"]
 
 
-def _read(part: str, source: FeatureSet, labels: _Labels) -> tuple[ArrayStore, tuple[str, ...] | None]:
+def _read(part: str, source: Path | Dataset[Any], labels: _Labels) -> tuple[ArrayStore, tuple[str, ...] | None]:
     """Features, labels (-1 where unknown or not to be read) and class names of one file or data set."""
     names = None
-    if isinstance(source, str | Path):
-        path = Path(source).expanduser()
-        data, known, names = _load(part, path, labels)
+    if isinstance(source, Path):
+        data, known, names = _load(part, source, labels)
     else:
         count = len(cast(Sized, source))
         dataset = DatasetStore(source, None if labels == "required" else torch.full((count,), -1))
