@@ -9,7 +9,7 @@ from supercm_lightning.callbacks import (
     PredictionWriter,
     RunSummary,
 )
-from supercm_lightning.data import FeatureDataModule, SemiSupervisedDataModule
+from supercm_lightning.data import DomainAdaptationDataModule, FeatureDataModule, SemiSupervisedDataModule
 from supercm_lightning.methods import *  # noqa: F403 - the public methods, listed once
 from supercm_lightning.methods import __all__ as _methods
 
@@ -20,6 +20,7 @@ __all__ = [
     "SWA",
     "AdaptationScores",
     "CentroidUpdate",
+    "DomainAdaptationDataModule",
     "FeatureDataModule",
     "FeatureProjection",
     "PredictionWriter",
