@@ -18,8 +18,8 @@ from supercm_lightning.data import DATASETS, DOMAIN_SETS
 CONFIGS = Path(__file__).parent.parent / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 NAMES = [str(file.relative_to(CONFIGS)) for file in FILES]
-# Across data sets the configs of a method are alike: the small nets, one data set of the others with every method, and one
-# method on every set of domains show the rest.
+# Across data sets the configs of a method are alike: the small nets, one data set of the others with every method, and
+# one method on every set of domains show the rest.
 EVERY_METHOD = ("configs", "svhn", "office_caltech10_features")
 QUICK = [f.stem.endswith("_cpu") or f.parent.name in EVERY_METHOD or f.stem == "supercm_dann" for f in FILES]
 RUNS = [
@@ -80,7 +80,7 @@ def small_domains(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> l
         for number in range(spec.num_classes or 0):
             folder = Path("images", domain, f"class {number}")
             folder.mkdir(parents=True)
-            for copy in range(3):
+            for copy in range(5):
                 Image.new("RGB", (20, 24), (number, copy, 100)).save(folder / f"{copy}.png")
     # ResNet-50 and its weights stay away.
     small = ["--model.backbone", "small_cnn", "--model.backbone_options", "{}", "--data.image_size", "16"]
