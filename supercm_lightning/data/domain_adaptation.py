@@ -140,7 +140,7 @@ class DomainAdaptationDataModule(ViewDataModule):
         if dataset is None:
             sources = source if isinstance(source, list | tuple) else [source]
             if any(isinstance(data, str) for data in (*sources, target)):
-                raise ValueError(f"dataset: name the data set of the domains, one of {', '.join(_SETS)}, folder.")
+                raise ValueError(f"dataset: name the data set of the domains, one of {', '.join(_known())}.")
             if any(data is target for data in sources):
                 raise ValueError("source and target are the same data set.")
             self.reader = DatasetReader(sources, target, val, test, num_classes, image_size, in_memory)  # type: ignore[arg-type]
@@ -238,8 +238,6 @@ class DomainAdaptationDataModule(ViewDataModule):
         return {"source": weak(self.source_augment), "weak": weak(target), "strong": strong}
 
 
-_SETS = {"digits": DIGITS, **DOMAIN_SETS}
-
 _CROPS: Mapping[str, Callable[[tuple[int, int], tuple[float, float]], Crop]] = {
     "resized": RandomResizedCrop,
     "random": lambda size, _: RandomCrop(size),
@@ -247,15 +245,19 @@ _CROPS: Mapping[str, Callable[[tuple[int, int], tuple[float, float]], Crop]] = {
 }
 
 
+def _known() -> tuple[str, ...]:
+    return "digits", *DOMAIN_SETS, "folder"
+
+
 def _reader(
     dataset: str, root: Path, source: Any, target: Any, image_size: int | None, in_memory: bool | None
 ) -> DomainReader:
-    if dataset not in _SETS and dataset != "folder":
-        raise ValueError(f"dataset={dataset!r}: choose one of {', '.join(_SETS)}, folder.")
+    if dataset not in _known():
+        raise ValueError(f"dataset={dataset!r}: choose one of {', '.join(_known())}.")
     names = [source] if isinstance(source, str) else source
     if not names or not all(isinstance(name, str) for name in (*names, target)):
         raise ValueError(f"dataset={dataset!r}: give source and target by name; torch data sets go without dataset.")
-    spec = folder_set(root) if dataset == "folder" else _SETS[dataset]
+    spec = folder_set(root) if dataset == "folder" else {"digits": DIGITS, **DOMAIN_SETS}[dataset]
     sources, to = [spec.find(dataset, "source", name) for name in names], spec.find(dataset, "target", target)
     if to in sources:
         raise ValueError(f"source and target are the same domain, {to.name}.")
