@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from supercm_lightning.data.augment import Normalization, WeakAugmentation
 from supercm_lightning.data.base import ViewDataModule
+from supercm_lightning.data.npz import load_npz
 from supercm_lightning.data.splits import check_labels, count_rows, domain_strata, make_split
 from supercm_lightning.data.stores import ArrayStore, DatasetStore, Rows
 
@@ -237,7 +238,7 @@ def _load(part: str, path: Path, labels: _Labels) -> tuple[Tensor, Tensor | None
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as file:
             found = set(file.files)
-            content = {name: file[name] for name in wanted & found}
+        content = load_npz(path, wanted)
     elif path.suffix in (".pt", ".pth"):
         try:
             saved = torch.load(path, map_location="cpu", weights_only=True)
