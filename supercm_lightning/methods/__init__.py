@@ -1,18 +1,26 @@
 """One LightningModule per method."""
 
 from supercm_lightning.methods.base import Method, Step
+from supercm_lightning.methods.bnm import BNM
+from supercm_lightning.methods.cdan import CDAN
 from supercm_lightning.methods.combinations import (
+    SuperCMBNM,
+    SuperCMCDAN,
+    SuperCMDANN,
     SuperCMFixMatch,
     SuperCMFlexMatch,
     SuperCMFreeMatch,
+    SuperCMMCC,
     SuperCMMeanTeacher,
     SuperCMPiModel,
     SuperCMPseudoLabel,
     SuperCMVAT,
 )
+from supercm_lightning.methods.dann import DANN
 from supercm_lightning.methods.fixmatch import FixMatch
 from supercm_lightning.methods.flexmatch import FlexMatch
 from supercm_lightning.methods.freematch import FreeMatch
+from supercm_lightning.methods.mcc import MCC
 from supercm_lightning.methods.mean_teacher import MeanTeacher
 from supercm_lightning.methods.pi_model import PiModel
 from supercm_lightning.methods.pseudo_label import PseudoLabel
@@ -21,6 +29,10 @@ from supercm_lightning.methods.supervised import Supervised
 from supercm_lightning.methods.vat import VAT
 
 __all__ = [
+    "BNM",
+    "CDAN",
+    "DANN",
+    "MCC",
     "VAT",
     "FixMatch",
     "FlexMatch",
@@ -31,9 +43,13 @@ __all__ = [
     "PseudoLabel",
     "Step",
     "SuperCM",
+    "SuperCMBNM",
+    "SuperCMCDAN",
+    "SuperCMDANN",
     "SuperCMFixMatch",
     "SuperCMFlexMatch",
     "SuperCMFreeMatch",
+    "SuperCMMCC",
     "SuperCMMeanTeacher",
     "SuperCMPiModel",
     "SuperCMPseudoLabel",

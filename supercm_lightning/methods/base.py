@@ -194,7 +194,8 @@ class Method(LightningModule):
         self.backbone = backbone
         width = int(backbone.num_features)  # type: ignore[arg-type]
         self.bottleneck = nn.Identity() if bottleneck is None else _bottleneck(width, bottleneck)
-        self.head = self.build_head(bottleneck or width)
+        self.num_features = bottleneck or width
+        self.head = self.build_head(self.num_features)
         if channels_last:
             self.backbone.to(memory_format=torch.channels_last)
 
