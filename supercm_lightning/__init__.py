@@ -1,7 +1,15 @@
 """Learning from few labels, across domains, or with none, in PyTorch Lightning."""
 
-from supercm_lightning.callbacks import EMA, SWA, CentroidUpdate, FeatureProjection, PredictionWriter, RunSummary
-from supercm_lightning.data import FeatureDataModule, SemiSupervisedDataModule
+from supercm_lightning.callbacks import (
+    EMA,
+    SWA,
+    AdaptationScores,
+    CentroidUpdate,
+    FeatureProjection,
+    PredictionWriter,
+    RunSummary,
+)
+from supercm_lightning.data import DomainAdaptationDataModule, FeatureDataModule, SemiSupervisedDataModule
 from supercm_lightning.methods import *  # noqa: F403 - the public methods, listed once
 from supercm_lightning.methods import __all__ as _methods
 
@@ -10,7 +18,9 @@ __version__ = "0.1.0"
 __all__ = [
     "EMA",
     "SWA",
+    "AdaptationScores",
     "CentroidUpdate",
+    "DomainAdaptationDataModule",
     "FeatureDataModule",
     "FeatureProjection",
     "PredictionWriter",

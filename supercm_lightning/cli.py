@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 # Importing them is what makes their short names known to the parser.
 from supercm_lightning import __version__, callbacks, data, methods  # noqa: F401
-from supercm_lightning.callbacks import PredictionWriter, RunSummary
+from supercm_lightning.callbacks import AdaptationScores, PredictionWriter, RunSummary
 from supercm_lightning.data import ViewDataModule
 
 
@@ -25,7 +25,7 @@ class SuperCMCLI(LightningCLI):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Adds TensorBoard and CSV logs, the run's summary and the prediction writer, unless configured otherwise."""
+        """Adds logs, summary and predictions of the run, scores for two domains, unless configured otherwise."""
         config = self._get(self.config_init, "trainer", default={})
         if config.get("logger") in (None, True):
             root = config.get("default_root_dir") or os.getcwd()
@@ -33,7 +33,8 @@ class SuperCMCLI(LightningCLI):
             # One folder for both, which would count their versions apart; CSV first, which warns of a folder in use.
             kwargs["logger"] = [CSVLogger(root, version=tensorboard.version), tensorboard]
         trainer = super().instantiate_trainer(**kwargs)
-        for callback in (RunSummary, PredictionWriter):
+        scores = [AdaptationScores] if getattr(self.datamodule, "two_domains", False) else []
+        for callback in (*scores, RunSummary, PredictionWriter):
             if not any(isinstance(given, callback) for given in trainer.callbacks):  # type: ignore[attr-defined]
                 trainer.callbacks.append(callback())  # type: ignore[attr-defined]
         return trainer

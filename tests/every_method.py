@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from supercm_lightning import VAT, FixMatch, Method, PseudoLabel, Supervised, methods
+from supercm_lightning import DANN, VAT, FixMatch, Method, PseudoLabel, Supervised, methods
 
 METHODS: list[type[Method]] = [
     kind
@@ -20,6 +20,8 @@ def eager_options(kind: type[Method]) -> dict[str, Any]:
         options["fixmatch_threshold"] = 0.0
     if issubclass(kind, VAT):
         options["vat_eps"] = 1.0
+    if issubclass(kind, DANN):
+        options["dann_hidden_features"] = 16
     return options
 
 

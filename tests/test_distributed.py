@@ -12,10 +12,9 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import TensorDataset
 
-from supercm_lightning import CDAN, EMA, FeatureDataModule, FixMatch, FlexMatch, FreeMatch, Method, Step, SuperCM
+from supercm_lightning import EMA, FeatureDataModule, FixMatch, FlexMatch, FreeMatch, Method, Step, SuperCM
 from supercm_lightning.data import CyclingSampler
 from supercm_lightning.nn import ClusteringHead
 from tests.every_method import METHODS, eager_options
@@ -142,12 +141,21 @@ class PlainViews(FeatureDataModule):
 
 
 class Curved(nn.Sequential):
-    """A network without batch norm."""
+    """A network without batch norm, whose statistics would be those of each half."""
 
     num_features = 6
 
     def __init__(self) -> None:
         super().__init__(nn.Linear(5, 6), nn.Tanh())
+
+
+class FrozenNorms(Callback):
+    """Keeps a discriminator's batch norm from the statistics of each half."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        for module in pl_module.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                module.eval()
 
 
 def weights_of_a_run(kind: type[Method], batch: int, **kwargs: Any) -> dict[str, torch.Tensor]:
@@ -158,16 +166,10 @@ def weights_of_a_run(kind: type[Method], batch: int, **kwargs: Any) -> dict[str,
         options["fixmatch_threshold"] = 0.6
     if issubclass(kind, FreeMatch):
         options |= {"freematch_decay": 0.9, "freematch_fairness_weight": 0.5}
-    if issubclass(kind, CDAN):
-        options["cdan_entropy"] = False  # weights of rows are relative to those of their own process
     model = kind(num_classes=4, input_shape=(5,), backbone=Curved(), optimizer="sgd", lr=0.05, **options)
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, _BatchNorm):  # it would have the statistics of each half
-                setattr(parent, name, nn.Identity())
     trainer = Trainer(
         max_steps=20, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, **kwargs,
+        enable_model_summary=False, num_sanity_val_steps=0, callbacks=[FrozenNorms()], **kwargs,
     )  # fmt: skip
     # VAT starts from random directions, which each process draws for itself: here they are functions of the row.
     with mock.patch("torch.randn_like", lambda rows, **kwargs: (37 * rows).cos()):
@@ -192,4 +194,4 @@ def test_a_run_of_two_processes_is_that_of_one(kind: type[Method], two_processes
     alone = weights_of_a_run(kind, batch=8)
     for together in two_processes(weights_of_a_run_of_two, kind):
         for name, value in alone.items():
-            torch.testing.assert_close(together[name], value, msg=lambda text, name=name: f"{name}: {text}")
+            assert (together[name] - value).double().norm() <= 1e-5 * value.double().norm(), name

@@ -1,0 +1,23 @@
+"""Metrics: no Lightning, no data."""
+
+from supercm_lightning.metrics.adaptation_scores import (
+    batch_nuclear_norm_score,
+    class_ami,
+    deep_embedded_validation,
+    diversity,
+    information_maximization,
+    negative_entropy,
+    soft_neighborhood_density,
+)
+from supercm_lightning.metrics.proxy_a_distance import proxy_a_distance
+
+__all__ = [
+    "batch_nuclear_norm_score",
+    "class_ami",
+    "deep_embedded_validation",
+    "diversity",
+    "information_maximization",
+    "negative_entropy",
+    "proxy_a_distance",
+    "soft_neighborhood_density",
+]
