@@ -1,7 +1,7 @@
 """Learning from few labels, across domains, or with none, in PyTorch Lightning."""
 
 from supercm_lightning.callbacks import EMA, SWA, CentroidUpdate, FeatureProjection, PredictionWriter, RunSummary
-from supercm_lightning.data import FeatureDataModule, SemiSupervisedDataModule
+from supercm_lightning.data import ClusteringDataModule, FeatureDataModule, SemiSupervisedDataModule
 from supercm_lightning.methods import *  # noqa: F403 - the public methods, listed once
 from supercm_lightning.methods import __all__ as _methods
 
@@ -11,6 +11,7 @@ __all__ = [
     "EMA",
     "SWA",
     "CentroidUpdate",
+    "ClusteringDataModule",
     "FeatureDataModule",
     "FeatureProjection",
     "PredictionWriter",

@@ -27,3 +27,10 @@ def rows_of_all_ranks(rows: Tensor) -> Tensor:
     gathered = [torch.empty_like(rows) for _ in range(world_size())]
     distributed.all_gather(gathered, rows.contiguous())
     return torch.cat(gathered)
+
+
+def from_rank_zero(value: Tensor) -> Tensor:
+    """The tensor of the first process, for decisions that all must share."""
+    if world_size() > 1:
+        distributed.broadcast(value, src=0)
+    return value

@@ -2,6 +2,7 @@
 
 from supercm_lightning.data.augment import Normalization, WeakAugmentation
 from supercm_lightning.data.base import ViewDataModule, move_batch
+from supercm_lightning.data.clustering import ClusteringDataModule
 from supercm_lightning.data.datasets import DATASETS, DatasetSpec
 from supercm_lightning.data.features import FeatureDataModule
 from supercm_lightning.data.samplers import CyclingSampler
@@ -11,6 +12,7 @@ from supercm_lightning.data.strong_augment import StrongAugmentation
 
 __all__ = [
     "DATASETS",
+    "ClusteringDataModule",
     "CyclingSampler",
     "DatasetSpec",
     "FeatureDataModule",

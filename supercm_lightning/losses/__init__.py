@@ -2,6 +2,7 @@
 
 from supercm_lightning.losses.clustering import clustering_loss, clustering_loss_terms
 from supercm_lightning.losses.consistency import (
+    balanced_consistency_loss,
     consistency_loss,
     entropy,
     fairness_loss,
@@ -10,6 +11,7 @@ from supercm_lightning.losses.consistency import (
 )
 
 __all__ = [
+    "balanced_consistency_loss",
     "clustering_loss",
     "clustering_loss_terms",
     "consistency_loss",

@@ -1,7 +1,11 @@
 """One LightningModule per method."""
 
+from supercm_lightning.methods.asd import ASD
 from supercm_lightning.methods.base import Method, Step
 from supercm_lightning.methods.combinations import (
+    ASDFixMatch,
+    ASDFreeMatch,
+    ASDSuperCM,
     SuperCMFixMatch,
     SuperCMFlexMatch,
     SuperCMFreeMatch,
@@ -21,7 +25,11 @@ from supercm_lightning.methods.supervised import Supervised
 from supercm_lightning.methods.vat import VAT
 
 __all__ = [
+    "ASD",
     "VAT",
+    "ASDFixMatch",
+    "ASDFreeMatch",
+    "ASDSuperCM",
     "FixMatch",
     "FlexMatch",
     "FreeMatch",

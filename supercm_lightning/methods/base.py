@@ -24,7 +24,7 @@ class Step:
 
     Attributes:
         x: Labelled inputs, (B, *input_shape).
-        y: Labels, (B,), int64 in [0, K).
+        y: Labels, (B,), int64 in [0, K); methods that label rows themselves leave -1 where they are in doubt.
         views: Inputs of each unlabelled view of the forward, a tuple of (U, *input_shape).
         target_views: Inputs of each view that only targets are computed from, likewise.
         index: Position of each unlabelled row in the unlabelled set, (U,), or None without unlabelled rows.
@@ -95,7 +95,8 @@ class Method(LightningModule):
     A method declares the unlabelled `views` it needs and extends `losses` through `super()`. The base makes one joint
     forward over labelled and unlabelled rows, sums the terms and logs each as `train/<name>`, already weighted, so that
     they add up to `train/loss`. A class with several methods as bases is their combination, with the longest `views`.
-    Views that only targets are computed from, such as a teacher's, stand apart in `target_views`.
+    Views that only targets are computed from, such as a teacher's, stand apart in `target_views`. A method that labels
+    rows itself sets `needs_labeled` to false and gives them to `joint_forward` as `batch["labeled"]`.
 
     Args:
         num_classes: Number of classes K; the command line takes it from the data.
@@ -124,6 +125,7 @@ class Method(LightningModule):
 
     views: tuple[str, ...] = ("weak",)
     target_views: tuple[str, ...] = ()
+    needs_labeled = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Lets a combination of methods take the longest of its bases' views."""
@@ -277,7 +279,11 @@ class Method(LightningModule):
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """The weighted terms of the loss, scalars by name; extend with `super().losses(step) | {...}`."""
-        return {"ce": F.cross_entropy(step.labeled_logits, step.y)}
+        return {"ce": self.supervised_loss(step)}
+
+    def supervised_loss(self, step: Step) -> Tensor:
+        """Cross-entropy, mean over the labelled rows."""
+        return F.cross_entropy(step.labeled_logits, step.y)
 
     def diagnostics(self, step: Step) -> dict[str, Tensor]:
         """Scalars worth a curve, computed without gradient and only at steps that are logged; extend like `losses`."""

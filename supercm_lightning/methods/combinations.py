@@ -1,5 +1,6 @@
 """Combinations of methods: the bases' terms add up."""
 
+from supercm_lightning.methods.asd import ASD
 from supercm_lightning.methods.fixmatch import FixMatch
 from supercm_lightning.methods.flexmatch import FlexMatch
 from supercm_lightning.methods.freematch import FreeMatch
@@ -36,3 +37,15 @@ class SuperCMFlexMatch(SuperCM, FlexMatch):
 
 class SuperCMFreeMatch(SuperCM, FreeMatch):
     """SuperCM as a regulariser of FreeMatch."""
+
+
+class ASDFixMatch(ASD, FixMatch):
+    """Clustering by FixMatch on labels that ASD makes."""
+
+
+class ASDFreeMatch(ASD, FreeMatch):
+    """Clustering by FreeMatch on labels that ASD makes."""
+
+
+class ASDSuperCM(ASD, SuperCM):
+    """Clustering by SuperCM on labels that ASD makes, which its centroids follow too."""
