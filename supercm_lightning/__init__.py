@@ -1,7 +1,12 @@
 """Learning from few labels, across domains, or with none, in PyTorch Lightning."""
 
 from supercm_lightning.callbacks import EMA, SWA, CentroidUpdate, FeatureProjection, PredictionWriter, RunSummary
-from supercm_lightning.data import ClusteringDataModule, FeatureDataModule, SemiSupervisedDataModule
+from supercm_lightning.data import (
+    ClusteringDataModule,
+    DomainAdaptationDataModule,
+    FeatureDataModule,
+    SemiSupervisedDataModule,
+)
 from supercm_lightning.methods import *  # noqa: F403 - the public methods, listed once
 from supercm_lightning.methods import __all__ as _methods
 
@@ -12,6 +17,7 @@ __all__ = [
     "SWA",
     "CentroidUpdate",
     "ClusteringDataModule",
+    "DomainAdaptationDataModule",
     "FeatureDataModule",
     "FeatureProjection",
     "PredictionWriter",

@@ -1,7 +1,7 @@
 """What every data module shares: loaders that move row numbers or raw images, batched augmentation on the device."""
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -14,14 +14,6 @@ from supercm_lightning.data.randomness import generator
 from supercm_lightning.data.samplers import CyclingSampler
 from supercm_lightning.data.splits import check_label_range, check_labels
 from supercm_lightning.data.stores import ArrayStore, Rows
-
-_NO_ROWS = {
-    "labeled": "The labelled set is empty. To learn without labels use ASD or one of its combinations.",
-    "unlabeled": "The unlabelled set is empty, and it is needed. Give unlabelled data, or set num_labeled below the "
-    "number of labelled rows: the rest is unlabelled.",
-    "val": "There are no validation rows. Give a validation set, or set num_val.",
-    "test": "There are no test rows. Give a test set, or set num_test.",
-}
 
 
 class RawBatch(NamedTuple):
@@ -83,7 +75,9 @@ class ViewDataModule(LightningDataModule, ABC):
     numbers, and gathering, augmentation and normalisation run batched on the device. All randomness is a function of
     the run's seed, the step and the rank. Batch sizes are per device.
 
-    Subclasses set `num_classes` and `input_shape` in their constructor and fill `rows` in `read`.
+    Subclasses set `num_classes` and `input_shape` in their constructor and fill `rows` in `read`. Where labelled rows
+    are a source domain and unlabelled rows a target domain (`two_domains`), validation reads the source validation rows
+    and, in a second loader, the target training rows; testing reads the test rows and the source validation rows.
 
     Args:
         labeled_batch_size: Labelled rows per step.
@@ -98,6 +92,15 @@ class ViewDataModule(LightningDataModule, ABC):
     num_classes: int
     input_shape: tuple[int, ...]
     class_names: tuple[str, ...] | None = None
+    two_domains = False
+    labeled_view = "weak"
+    no_rows: ClassVar[dict[str, str]] = {
+        "labeled": "The labelled set is empty. To learn without labels use ASD or one of its combinations.",
+        "unlabeled": "The unlabelled set is empty, and it is needed. Give unlabelled data, or set num_labeled below "
+        "the number of labelled rows: the rest is unlabelled.",
+        "val": "There are no validation rows. Give a validation set, or set num_val.",
+        "test": "There are no test rows. Give a test set, or set num_test.",
+    }
 
     def __init__(
         self,
@@ -144,6 +147,11 @@ class ViewDataModule(LightningDataModule, ABC):
     def normalize(self, rows: Tensor) -> Tensor:
         """Rows without augmentation, for evaluation and clean views."""
         return Normalization()(rows)
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of a row as it is stored, before the augmentation crops it."""
+        return self.input_shape
 
     # --------------------------------------------------------------------------------------------------- set-up
     def setup(self, stage: str) -> None:
@@ -225,18 +233,27 @@ class ViewDataModule(LightningDataModule, ABC):
             part: _TrainLoader(sampler=samplers[part], batch_size=sizes[part], **self._reading(part)) for part in sizes
         }
 
-    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """The validation rows; for `fit` without such rows an empty list, which Lightning skips."""
-        validating = self.trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING
-        return self._eval_dataloader("val") if validating or len(self.rows.get("val", ())) else []
+    def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+        """The validation rows; for `fit` without such rows an empty list, which Lightning skips.
 
-    def test_dataloader(self) -> DataLoader[Any]:
-        """The test rows."""
-        return self._eval_dataloader("test")
+        With two domains a list: the source validation rows and the target training rows.
+        """
+        validating = self.trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING
+        return self._eval_dataloaders("val", "unlabeled") if validating or len(self.rows.get("val", ())) else []
+
+    def test_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+        """The test rows. With two domains a list: these and the source validation rows, where there are such."""
+        return self._eval_dataloaders("test", "val")
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """The rows chosen by `predict_on`."""
         return self._eval_dataloader(self.predict_on)
+
+    def _eval_dataloaders(self, part: str, other: str) -> DataLoader[Any] | list[DataLoader[Any]]:
+        loader = self._eval_dataloader(part)
+        if not self.two_domains:
+            return loader
+        return [loader, self._eval_dataloader(other)] if len(self.rows.get(other, ())) else [loader]
 
     def _eval_dataloader(self, part: str) -> DataLoader[Any]:
         return DataLoader(batch_size=self.eval_batch_size, **self._reading(part))
@@ -245,14 +262,14 @@ class ViewDataModule(LightningDataModule, ABC):
         if not self.rows:
             raise RuntimeError('The data has not been read: call setup("fit") first.')
         if not len(self.rows.get(part, ())):
-            raise ValueError(_NO_ROWS[part])
+            raise ValueError(self.no_rows[part])
         return self.rows[part]
 
     def _reading(self, part: str) -> dict[str, Any]:
         rows = self._part(part)
         workers = 0 if isinstance(rows.store, ArrayStore) else self.num_workers
         return {
-            "dataset": _RowDataset(part, rows, self.input_shape),
+            "dataset": _RowDataset(part, rows, self.row_shape),
             "num_workers": workers,
             "persistent_workers": workers > 0,
             "pin_memory": workers > 0 and torch.cuda.is_available(),
@@ -284,7 +301,7 @@ class ViewDataModule(LightningDataModule, ABC):
         out: dict[str, Any] = {}
         if "labeled" in batch:
             pixels, y = self._gather(batch["labeled"])
-            out["labeled"] = (self._view("weak", pixels, "labeled"), y)
+            out["labeled"] = (self._view(self.labeled_view, pixels, "labeled"), y)
             if any(getattr(callback, "needs_clean_labeled", False) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
                 out["clean"] = (self.normalize(pixels), y)
         if "unlabeled" in batch:
@@ -312,7 +329,7 @@ class ViewDataModule(LightningDataModule, ABC):
             place = device if rows.store.place(device) else rows.store.data.device
             pixels = rows.store.data[rows.index.to(place)[position.to(place)]].to(device)
         else:
-            pixels = rows.store.read(rows.index[position.cpu()].tolist(), self.input_shape).to(device)
+            pixels = rows.store.read(rows.index[position.cpu()].tolist(), self.row_shape).to(device)
         made = (
             self.normalize(pixels) if view == "clean" else self._view(view, pixels, f"{name} {number}")
             for number, view in enumerate(views)

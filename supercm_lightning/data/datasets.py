@@ -261,15 +261,15 @@ def scan_folder(root: Path) -> FolderLayout:
     if not root.is_dir():
         raise FileNotFoundError(f"dataset=folder: root={root} is not a folder. Expected there: {_LAYOUT}.")
     tree = next((root / name for name in ("labeled", "train") if (root / name).is_dir()), root)
-    class_names = _subfolders(tree) - ({"unlabeled", "val", "test"} if tree == root else set())
+    class_names = subfolders(tree) - ({"unlabeled", "val", "test"} if tree == root else set())
     if not class_names:
         raise FileNotFoundError(f"dataset=folder: no class folders in {tree}. Expected: {_LAYOUT}.")
 
     def labelled(folder: Path) -> list[tuple[Path, int]]:
-        return [(file, label) for label, name in enumerate(sorted(class_names)) for file in _images(folder / name)]
+        return [(file, label) for label, name in enumerate(sorted(class_names)) for file in images_under(folder / name)]
 
     def held_out(folder: Path) -> list[tuple[Path, int]] | None:
-        if folder.is_dir() and (strange := _subfolders(folder) - class_names):
+        if folder.is_dir() and (strange := subfolders(folder) - class_names):
             raise ValueError(f"{folder}: class {min(strange)!r} does not occur in {tree}.")
         return labelled(folder) or None
 
@@ -280,17 +280,19 @@ def scan_folder(root: Path) -> FolderLayout:
         tree=tree.name if tree != root else "",
         class_names=tuple(sorted(class_names)),
         labeled=labeled,
-        unlabeled=_images(root / "unlabeled"),
+        unlabeled=images_under(root / "unlabeled"),
         val=held_out(root / "val"),
         test=held_out(root / "test"),
     )
 
 
-def _subfolders(folder: Path) -> set[str]:
+def subfolders(folder: Path) -> set[str]:
+    """Names of the folders in a folder, hidden ones left out."""
     return {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
 
 
-def _images(folder: Path) -> list[Path]:
+def images_under(folder: Path) -> list[Path]:
+    """Image files at any depth of a folder, sorted; hidden ones are left out, links followed."""
     found = []
     for parent, folders, names in os.walk(folder, followlinks=True):
         # Systems leave hidden files such as ._photo.jpg behind, which have an image's name and are none.

@@ -1,7 +1,8 @@
 """Where rows come from: arrays in memory, image files decoded by workers, or a torch data set."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+_MEMORY = 4 * 2**30
 
 
 @dataclass
@@ -135,17 +137,26 @@ class FileStore(WorkerStore):
         paths: The files.
         labels: Labels, (N,) int64, -1 where unknown.
         channels: 1 (grey) or 3 (RGB).
-        image_size: The shorter side is resized to this and the centre square cut out; None keeps images as they are.
+        image_size: Images are brought to this square; None keeps them as they are.
+        keep_aspect: Resize the shorter side and cut out the centre square, instead of resizing both sides.
     """
 
     remedy = "Set image_size to bring all images to one size."
     threads = None
 
-    def __init__(self, paths: Sequence[Path], labels: Tensor, channels: int, image_size: int | None) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        labels: Tensor,
+        channels: int,
+        image_size: int | None,
+        keep_aspect: bool = True,
+    ) -> None:
         self.names: Sequence[str] = [str(path) for path in paths]
         self.labels = labels
         self.channels = channels
         self.image_size = image_size
+        self.keep_aspect = keep_aspect
 
     def __getitem__(self, row: int) -> Tensor:
         """Decodes one file to uint8 (C, H, W).
@@ -155,7 +166,7 @@ class FileStore(WorkerStore):
         """
         try:
             with Image.open(self.names[row]) as image:
-                return _decode(image, self.channels, self.image_size)
+                return _decode(image, self.channels, self.image_size, self.keep_aspect)
         except Exception as error:  # a broken file can raise anything
             raise _unreadable(self.names[row], error) from error
 
@@ -173,6 +184,35 @@ class FileStore(WorkerStore):
 
         self._each(check, "Checking")
         return self
+
+
+def file_stores(
+    parts: Mapping[str, Sequence[tuple[Path, int]]],
+    shape: tuple[int, ...],
+    image_size: int | None,
+    in_memory: bool | None,
+    keep_aspect: bool = True,
+) -> dict[str, "Store"]:
+    """Stores of the image files of several parts, in memory together or read by workers together.
+
+    Args:
+        parts: Files and labels of each part.
+        shape: Shape (C, H, W) of every image.
+        image_size: As in `FileStore`.
+        in_memory: Whether to read all images now; None: if they take at most 4 GiB.
+        keep_aspect: As in `FileStore`.
+
+    Raises:
+        ValueError: If a file is no image or has another shape.
+    """
+    size = sum(map(len, parts.values())) * math.prod(shape)
+    in_memory = size <= _MEMORY if in_memory is None else in_memory
+    stores: dict[str, Store] = {}
+    for part, files in parts.items():
+        labels = torch.tensor([label for _, label in files], dtype=torch.int64)
+        store = FileStore([file for file, _ in files], labels, shape[0], image_size, keep_aspect)
+        stores[part] = store.in_memory(shape) if in_memory else store.checked(shape)
+    return stores
 
 
 def image_shape(file: Path | str, image_size: int | None) -> tuple[int, int, int]:
@@ -197,7 +237,7 @@ def _channels(image: Image.Image) -> int:
     return 1 if image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I") else 3
 
 
-def _decode(image: Image.Image, channels: int, image_size: int | None) -> Tensor:
+def _decode(image: Image.Image, channels: int, image_size: int | None, keep_aspect: bool = True) -> Tensor:
     if image_size is not None:
         # JPEG can be decoded at a fraction of its size, which large photographs gain from.
         image.draft("L" if channels == 1 else "RGB", (image_size, image_size))
@@ -210,7 +250,7 @@ def _decode(image: Image.Image, channels: int, image_size: int | None) -> Tensor
     image = image.convert("L" if channels == 1 else "RGB")
     if image_size is not None and image.size != (image_size, image_size):
         scale = image_size / min(image.size)
-        width, height = (max(image_size, round(side * scale)) for side in image.size)
+        width, height = (max(image_size, round(side * scale)) if keep_aspect else image_size for side in image.size)
         image = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
         left, top = (width - image_size) // 2, (height - image_size) // 2
         image = image.crop((left, top, left + image_size, top + image_size))
@@ -275,10 +315,12 @@ class Rows:
     Attributes:
         store: Where they are.
         index: Their row numbers in the store, (n,) int64.
+        hide_labels: Whether their labels read -1.
     """
 
     store: Store
     index: Tensor
+    hide_labels: bool = False
     _on: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -286,8 +328,8 @@ class Rows:
 
     @property
     def labels(self) -> Tensor:
-        """Their labels, (n,) int64."""
-        return self.store.labels[self.index]
+        """Their labels, (n,) int64, -1 where unknown or hidden."""
+        return torch.full_like(self.index, -1) if self.hide_labels else self.store.labels[self.index]
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Row numbers and labels on a device, copied there once."""
@@ -296,6 +338,6 @@ class Rows:
         return self._on[device]
 
     @classmethod
-    def all_of(cls, store: Store) -> "Rows":
+    def all_of(cls, store: Store, hide_labels: bool = False) -> "Rows":
         """Every row of a store."""
-        return cls(store, torch.arange(len(store)))
+        return cls(store, torch.arange(len(store)), hide_labels)

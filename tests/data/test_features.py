@@ -104,7 +104,7 @@ def test_data_sets_in_place_of_files(gather):
 
 def test_standardising_uses_the_training_rows_alone(gather):
     x = X * np.array([1, 10, 100, 0, 3]) + 7
-    data = module(save("all.npz", features=x, labels=Y), num_labeled=6, num_val=9, num_test=12, standardize=True)
+    data = module(save("all.npz", features=x, labels=Y), num_labeled=6, num_val=9, num_test=12, standardize="joint")
     training = np.concatenate([data.rows[part].index for part in ("labeled", "unlabeled")])
     mean, std = x[training].mean(0), x[training].std(0)
     expected = (x - mean) / np.where(std > 0, std, 1)  # a constant feature becomes zero
@@ -117,7 +117,7 @@ def test_standardising_counts_the_unlabelled_file(gather):
         save("a.npz", features=X, labels=Y),
         unlabeled=save("b.npz", features=X + 4),
         test=save("c.npz", features=X, labels=Y),
-        standardize=True,
+        standardize="joint",
     )
     both = np.concatenate([X, X + 4])
     np.testing.assert_allclose(gather(data, "test")[0].numpy(), (X - both.mean(0)) / both.std(0), atol=1e-5)
