@@ -143,38 +143,45 @@ class ASD(Method):
         self._make_room(num_rows=1, window=1, batch_size=0)
         self._has_clusters = False
 
-        self.val_acc = ClusteringAccuracy(self.num_classes)
-        self.val_nmi = NormalizedMutualInfoScore("arithmetic")
-        self.val_ari = AdjustedRandScore()
-        self.test_acc = ClusteringAccuracy(self.num_classes)
-        self.test_nmi = NormalizedMutualInfoScore("arithmetic")
-        self.test_ari = AdjustedRandScore()
+        self.val_acc, self.test_acc = ClusteringAccuracy(self.num_classes), ClusteringAccuracy(self.num_classes)
+        self.val_nmi, self.test_nmi = NormalizedMutualInfoScore("arithmetic"), NormalizedMutualInfoScore("arithmetic")
+        self.val_ari, self.test_ari = AdjustedRandScore(), AdjustedRandScore()
 
-    def build_head(self, in_features: int) -> nn.Module:
+    def build_head(self, in_features: int) -> Any:  # of the type of the next class's head
         """The cluster head of the method it is combined with, and beside it the instance head."""
         self.instance_head = nn.Linear(in_features, self._asd_samples or 4 * self.num_classes)
         return super().build_head(in_features)
 
     # ------------------------------------------------------------------------------------------------ the step
+    def labeled_rows(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """The drawn rows, in their views, and the clusters of their labels so far."""
+        if self.training and self._begins_set:
+            self._draw()
+        views = ("weak", "strong") if self.asd_strong_labels else ("weak",)
+        x = self.trainer.datamodule.views_of("unlabeled", self.rows, views, "pseudo-labelled")  # type: ignore[attr-defined]
+        return torch.cat(x), self.cluster_of[self.labels].repeat(len(views))
+
     def joint_forward(self, batch: dict[str, Any]) -> Step:
-        """Draws rows when their turn has come, forwards them as the labelled ones, and labels them."""
-        step_number = self.trainer.fit_loop.total_batch_idx
-        draw = self.training and step_number % self.asd_hold == 0
-        if draw:
-            self._draw(step_number)
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        names = ("weak", "strong") if self.asd_strong_labels else ("weak",)
-        x = torch.cat(data.views_of("unlabeled", self.rows, names, "pseudo-labelled"))
-        step = super().joint_forward(batch | {"labeled": (x, self.cluster_of[self.labels].repeat(len(names)))})
-        if not self.training:  # statistics for averaged weights: nothing is learnt from this step
+        """Forwards the drawn rows as the labelled ones, and labels them by what comes out."""
+        step = super().joint_forward(batch)
+        if not self.training:  # statistics are made for averaged weights, nothing is learnt
             return step
         with torch.no_grad():
-            labels = self._label(step, step_number, align=draw)
-        return replace(step, y=labels.repeat(len(names)))
+            labels = self._label(step)
+        return replace(step, y=labels.repeat(len(step.y) // len(labels)))
 
-    def _draw(self, step_number: int) -> None:
+    @property
+    def _step_number(self) -> int:
+        return self.trainer.fit_loop.total_batch_idx
+
+    @property
+    def _begins_set(self) -> bool:
+        return self._step_number % self.asd_hold == 0
+
+    def _draw(self) -> None:
         """Step 1: chooses the next rows."""
-        stream = generator(self._seed or 0, "pseudo-labelled rows", step_number)
+        assert self._seed is not None
+        stream = generator(self._seed, "pseudo-labelled rows", self._step_number)
         unused, n_l = self.unused.cpu(), len(self.rows)
         if self.asd_sampler == "random" or self.progress < self.asd_prototype_start:
             rows = random_sample(unused, n_l, stream)
@@ -194,18 +201,18 @@ class ASD(Method):
         with evaluating(self.average):
             return torch.cat([self.average(part) for part in x.split(500)])
 
-    def _label(self, step: Step, step_number: int, align: bool) -> Tensor:
+    def _label(self, step: Step) -> Tensor:
         """Steps 2 to 5: cluster labels of the drawn rows, (n_l,) int64, -1 where in doubt."""
         drawn = step.labeled_features[: len(self.rows)]
         logits = self.instance_head(drawn).float()
-        if align:
+        if self._begins_set:
             self._align(drawn.float(), logits)
         weak = self.instance_head(step.unlabeled_features[0]).float()
         self.instance_share.lerp_(mean_over_ranks(weak.softmax(dim=1).mean(dim=0)), 0.01)
         # After the alignment: changes must not mix with a permutation of the labels.
         assert step.index is not None
         self.tracker.update(step.index, weak.argmax(dim=1))
-        if self.progress >= self.asd_warmup and (step_number % self.asd_map_every == 0 or not self._has_clusters):
+        if self.progress >= self.asd_warmup and (self._step_number % self.asd_map_every == 0 or not self._has_clusters):
             self._map_to_clusters()
         if not self._has_clusters and len(self.init_labels):
             return self.init_labels[self.rows]
@@ -285,7 +292,7 @@ class ASD(Method):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Moves the averaged weights, from which prototypes are sought, to those of the last optimiser step."""
         super().on_train_batch_start(batch, batch_idx)
-        number = self.trainer.fit_loop.total_batch_idx
+        number = self._step_number
         weight = 1 - min(0.99, (number + 1) / (number + 10))
         live = nn.Sequential(self.backbone, self.bottleneck).state_dict().values()
         with torch.no_grad():
@@ -310,7 +317,9 @@ class ASD(Method):
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not hasattr(data, "views_of"):
-            raise ValueError("ASD chooses rows by itself: it needs a datamodule of this package (ClusteringDataModule).")
+            raise ValueError(
+                "ASD chooses rows by itself: it needs a datamodule of this package (ClusteringDataModule)."
+            )
         if data.num_unlabeled < len(self.rows):
             raise ValueError(
                 f"asd_samples: {len(self.rows)} rows are labelled at a time, and there are {data.num_unlabeled}. Lower "
@@ -320,7 +329,9 @@ class ASD(Method):
         self._make_room(data.num_unlabeled, self._window(data.num_steps), batch)
         self.cluster_of.fill_(-1)
         if self.asd_init_labels is not None:
-            self.init_labels = _read_labels(Path(self.asd_init_labels).expanduser(), data.num_unlabeled, self.num_classes)
+            self.init_labels = _read_labels(
+                Path(self.asd_init_labels).expanduser(), data.num_unlabeled, self.num_classes
+            )
             self.init_labels = self.init_labels.to(self.device)
         if self.asd_backbone_checkpoint is not None:
             self._load_backbone(Path(self.asd_backbone_checkpoint).expanduser())

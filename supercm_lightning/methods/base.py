@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from supercm_lightning.data.randomness import seed_of
@@ -96,7 +97,7 @@ class Method(LightningModule):
     forward over labelled and unlabelled rows, sums the terms and logs each as `train/<name>`, already weighted, so that
     they add up to `train/loss`. A class with several methods as bases is their combination, with the longest `views`.
     Views that only targets are computed from, such as a teacher's, stand apart in `target_views`. A method that labels
-    rows itself sets `needs_labeled` to false and gives them to `joint_forward` as `batch["labeled"]`.
+    rows itself sets `needs_labeled` to false and overrides `labeled_rows`.
 
     Args:
         num_classes: Number of classes K; the command line takes it from the data.
@@ -200,8 +201,8 @@ class Method(LightningModule):
         if channels_last:
             self.backbone.to(memory_format=torch.channels_last)
 
-        self.val_acc = MulticlassAccuracy(num_classes, average="micro")
-        self.test_acc = MulticlassAccuracy(num_classes, average="micro")
+        self.val_acc: Metric = MulticlassAccuracy(num_classes, average="micro")
+        self.test_acc: Metric = MulticlassAccuracy(num_classes, average="micro")
         self._finite: dict[str, Tensor] = {}
         self._seed: int | None = None
 
@@ -220,9 +221,13 @@ class Method(LightningModule):
         """Class logits (n, K) of inputs (n, *input_shape)."""
         return self.head(self.features(x))
 
+    def labeled_rows(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Labelled inputs (B, *input_shape) and labels (B,) of a batch; a method may make its own."""
+        return batch["labeled"]
+
     def joint_forward(self, batch: dict[str, Any]) -> Step:
         """Forwards the labelled rows and every unlabelled view together."""
-        x, y = batch["labeled"]
+        x, y = self.labeled_rows(batch)
         given, index = batch["unlabeled"] if self.all_views else ((), None)
         views, target_views = tuple(given[: len(self.views)]), tuple(given[len(self.views) :])
         groups = [x, *views]
@@ -359,7 +364,7 @@ class Method(LightningModule):
         """Accuracy and cross-entropy on the first loader as `test/acc` and `test/loss`; returns as in validation."""
         return self._evaluate(batch, "test", self.test_acc, dataloader_idx)
 
-    def _evaluate(self, batch: Any, stage: str, accuracy: MulticlassAccuracy, dataloader_idx: int) -> dict[str, Tensor]:
+    def _evaluate(self, batch: Any, stage: str, accuracy: Metric, dataloader_idx: int) -> dict[str, Tensor]:
         x, y = batch[0], batch[1]
         features = self.features(x)
         logits = self.head(features).float()
