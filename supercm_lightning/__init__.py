@@ -1,6 +1,14 @@
 """Learning from few labels, across domains, or with none, in PyTorch Lightning."""
 
-from supercm_lightning.callbacks import EMA, SWA, CentroidUpdate, FeatureProjection, PredictionWriter, RunSummary
+from supercm_lightning.callbacks import (
+    EMA,
+    SWA,
+    CentroidUpdate,
+    FeatureProjection,
+    KMeansBaseline,
+    PredictionWriter,
+    RunSummary,
+)
 from supercm_lightning.data import (
     ClusteringDataModule,
     DomainAdaptationDataModule,
@@ -20,6 +28,7 @@ __all__ = [
     "DomainAdaptationDataModule",
     "FeatureDataModule",
     "FeatureProjection",
+    "KMeansBaseline",
     "PredictionWriter",
     "RunSummary",
     "SemiSupervisedDataModule",

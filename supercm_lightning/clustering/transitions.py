@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from supercm_lightning.distributed import rows_of_all_ranks
+from supercm_lightning.nn import resize_buffers
 
 
 class ClassTransitionTracker(nn.Module):
@@ -92,9 +93,5 @@ class ClassTransitionTracker(nn.Module):
         self.position.add_(1).remainder_(len(self.events))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # The numbers of rows and events are the data's; a checkpoint brings its own.
-        for name in ("bank", "events"):
-            saved = state_dict.get(prefix + name)
-            if saved is not None and saved.shape != getattr(self, name).shape:
-                setattr(self, name, torch.empty_like(saved, device=self.bank.device))
+        resize_buffers(self, ("bank", "events"), state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)

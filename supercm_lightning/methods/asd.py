@@ -9,9 +9,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import Callback
 from torch import Tensor, nn
 from torchmetrics.clustering import AdjustedRandScore, NormalizedMutualInfoScore
 
+from supercm_lightning.callbacks.kmeans_baseline import KMeansBaseline
 from supercm_lightning.clustering import (
     ClassTransitionTracker,
     align_labels,
@@ -25,7 +27,7 @@ from supercm_lightning.distributed import from_rank_zero, mean_over_ranks
 from supercm_lightning.losses import balanced_consistency_loss
 from supercm_lightning.methods.base import Method, Step
 from supercm_lightning.metrics import ClusteringAccuracy
-from supercm_lightning.nn import evaluating
+from supercm_lightning.nn import evaluating, resize_buffers
 
 
 class ASD(Method):
@@ -336,11 +338,9 @@ class ASD(Method):
         if self.asd_backbone_checkpoint is not None:
             self._load_backbone(Path(self.asd_backbone_checkpoint).expanduser())
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Makes room for the checkpoint's rows, so that it loads without the data."""
-        super().on_load_checkpoint(checkpoint)
-        for name in ("unused", "drawn_label"):
-            setattr(self, name, torch.empty_like(checkpoint["state_dict"][name], device=self.device))
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        resize_buffers(self, ("unused", "drawn_label"), state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _make_room(self, num_rows: int, window: int, batch_size: int) -> None:
         self.tracker = ClassTransitionTracker(num_rows, len(self.rows), window, batch_size).to(self.device)
@@ -396,6 +396,11 @@ class ASD(Method):
             )
 
     # ---------------------------------------------------------------------------------------------- evaluation
+    def configure_callbacks(self) -> list[Callback]:
+        """Adds `KMeansBaseline` unless the trainer has one."""
+        given = any(isinstance(callback, KMeansBaseline) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return [*super().configure_callbacks(), *([] if given else [KMeansBaseline()])]  # type: ignore[misc]
+
     def _evaluate(self, batch: Any, stage: str, accuracy: Any, dataloader_idx: int) -> dict[str, Tensor]:
         x, y = batch[0], batch[1]
         features = self.features(x)

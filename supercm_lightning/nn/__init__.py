@@ -2,6 +2,7 @@
 
 from supercm_lightning.nn.backbones import TimmBackbone, build_backbone
 from supercm_lightning.nn.batch_norm import evaluating, frozen_batch_norm_stats
+from supercm_lightning.nn.buffers import resize_buffers
 from supercm_lightning.nn.clustering_head import ClusteringHead
 from supercm_lightning.nn.small import MLP, Identity, ResNet18, SmallCNN
 from supercm_lightning.nn.wide_resnet import WideResNet
@@ -17,4 +18,5 @@ __all__ = [
     "build_backbone",
     "evaluating",
     "frozen_batch_norm_stats",
+    "resize_buffers",
 ]
