@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
+from supercm_lightning.data.affine_augment import AffineAugmentation
 from supercm_lightning.data.augment import Normalization, WeakAugmentation, check_weak_options
 from supercm_lightning.data.base import ViewDataModule
 from supercm_lightning.data.datasets import DATASETS, IMAGENET_SUBSETS, scan_clusters
@@ -44,6 +45,8 @@ class ClusteringDataModule(ViewDataModule):
         shift: Largest shift in pixels; None: the data set's custom (2; 1 for digits and USPS; an eighth for folders).
         noise: Standard deviation of the noise in the weak view, in units of normalised pixels; None: the data set's
             custom (CIFAR 0.15, others 0). Features, which are standardised: None is 0.1.
+        strong: The strong view: `randaugment` (and Cutout), or `affine`, for figures on a dark ground; None: affine for
+            grey images, RandAugment for others. Features have noise.
         strong_noise: Standard deviation of the noise in the strong view of features.
         mean: Mean per channel, or one for all, on the scale [0, 1].
         std: Standard deviation likewise.
@@ -73,6 +76,7 @@ class ClusteringDataModule(ViewDataModule):
         flip: bool | None = None,
         shift: int | None = None,
         noise: float | None = None,
+        strong: Literal["randaugment", "affine"] | None = None,
         strong_noise: float = 0.5,
         mean: tuple[float, ...] = (0.5,),
         std: tuple[float, ...] = (0.5,),
@@ -86,6 +90,8 @@ class ClusteringDataModule(ViewDataModule):
         super().__init__(1, unlabeled_batch_size, eval_batch_size, steps_per_epoch, predict_on, num_workers)
         if protocol not in ("whole", "split"):
             raise ValueError(f"protocol={protocol!r}: choose whole or split.")
+        if strong not in (None, "randaugment", "affine"):
+            raise ValueError(f"strong={strong!r}: choose randaugment or affine.")
         if num_rows is not None and num_rows < 1:
             raise ValueError(f"num_rows={num_rows}: must be at least 1.")
         if test is not None and isinstance(dataset, str):
@@ -111,6 +117,7 @@ class ClusteringDataModule(ViewDataModule):
         self.flip = customs[0] if flip is None else flip
         self.shift = customs[1] if shift is None else shift
         self.noise = customs[2] if noise is None else noise
+        self.strong = strong or ("affine" if self.input_shape[0] == 1 else "randaugment")
         if self.of_images:
             check_weak_options(self.input_shape, self.shift, self.noise, mean, std)
         if min(self.noise, strong_noise) < 0:
@@ -225,11 +232,16 @@ class ClusteringDataModule(ViewDataModule):
         return self.normalization(rows)
 
     def configure_augmentations(self) -> dict[str, Any]:
-        """The weak view: flip, shift and noise; the strong one: RandAugment and Cutout, for features more noise."""
+        """The weak view: flip, shift and noise; the strong one: `strong`, for features more noise."""
         weak = WeakAugmentation(self.normalization, self.flip, self.shift, self.noise)
+        strong: Any
         if not self.of_images:
-            return {"weak": weak, "strong": WeakAugmentation(self.normalization, noise=self.strong_noise)}
-        return {"weak": weak, "strong": StrongAugmentation(self.normalization, self.flip, self.shift)}
+            strong = WeakAugmentation(self.normalization, noise=self.strong_noise)
+        elif self.strong == "affine":
+            strong = AffineAugmentation(self.normalization)
+        else:
+            strong = StrongAugmentation(self.normalization, self.flip, self.shift)
+        return {"weak": weak, "strong": strong}
 
 
 def _joined(stores: list[ArrayStore]) -> ArrayStore:
