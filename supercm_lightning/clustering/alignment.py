@@ -44,8 +44,8 @@ def align_labels(
 
 def _sinkhorn(cost: Tensor, eps: float, iterations: int) -> Tensor:
     """Entropic plan (n, n) whose rows and columns sum to one."""
-    spread = (cost.amax() - cost.amin()).clamp_min(torch.finfo(cost.dtype).tiny)
-    kernel = -cost / (eps * spread)
+    above = cost - cost.amin()
+    kernel = -above / (eps * above.amax()).clamp_min(torch.finfo(cost.dtype).tiny)
     of_rows = torch.zeros_like(cost[:, :1])
     of_columns = torch.zeros_like(cost[:1])
     for _ in range(iterations):

@@ -49,3 +49,7 @@ class ASDFreeMatch(ASD, FreeMatch):
 
 class ASDSuperCM(ASD, SuperCM):
     """Clustering by SuperCM on labels that ASD makes, which its centroids follow too."""
+
+
+class ASDSuperCMFreeMatch(ASD, SuperCMFreeMatch):
+    """Clustering by FreeMatch, with SuperCM as its regulariser, on labels that ASD makes."""

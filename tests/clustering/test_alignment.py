@@ -40,8 +40,9 @@ def test_sinkhorn_meets_the_exact_solution_as_entropy_vanishes() -> None:
 
 @pytest.mark.parametrize("solver", ["exact", "sinkhorn"])
 @pytest.mark.parametrize("scale", [0.0, 1e-20, 1.0, 1e20])
-def test_result_is_a_permutation_at_any_scale(solver: str, scale: float) -> None:
-    cost = scale * torch.rand(15, 15, generator=torch.Generator().manual_seed(3))
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_result_is_a_permutation_at_any_scale(solver: str, scale: float, offset: float) -> None:
+    cost = offset + scale * torch.rand(15, 15, generator=torch.Generator().manual_seed(3))
     assert align_labels(cost, solver).sort().values.tolist() == list(range(15))  # type: ignore[arg-type]
 
 

@@ -16,13 +16,14 @@ from supercm_lightning import (
     ASDFixMatch,
     ASDFreeMatch,
     ASDSuperCM,
+    ASDSuperCMFreeMatch,
     ClusteringDataModule,
     FreeMatch,
     Method,
     SemiSupervisedDataModule,
     Step,
     SuperCM,
-    SuperCMFreeMatch,
+    SuperCMVAT,
 )
 from supercm_lightning.data.stores import Rows
 from supercm_lightning.losses import balanced_consistency_loss
@@ -33,8 +34,8 @@ QUICK: dict[str, Any] = {
 }  # fmt: skip
 
 
-class ASDSuperCMFreeMatch(ASD, SuperCMFreeMatch):
-    """A combination as users write it."""
+class ASDSuperCMVAT(ASD, SuperCMVAT):
+    """A combination as users write it, of a method without a strong view."""
 
 
 def trainer(steps: int, *callbacks: Callback, **kwargs: Any) -> Trainer:
@@ -152,17 +153,20 @@ def test_prototypes_come_from_the_averaged_features_and_fill_every_cluster_alike
     assert len(drawn.unique()) == len(drawn)
 
 
-@pytest.mark.parametrize("kind", [ASDFixMatch, ASDFreeMatch, ASDSuperCM, ASDSuperCMFreeMatch])
+@pytest.mark.parametrize("kind", [ASDFixMatch, ASDFreeMatch, ASDSuperCM, ASDSuperCMFreeMatch, ASDSuperCMVAT])
 def test_every_term_is_there_and_every_weight_moves(kind: type[Method]) -> None:
     class Terms(Callback):
         def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
             self.last = {name: float(value) for name, value in trainer.callback_metrics.items()}
 
-    model, terms = model_of(kind, **({"fixmatch_threshold": 0.0} if kind is ASDFixMatch else {})), Terms()
+    model, terms = (
+        model_of(kind, **{ASDFixMatch: {"fixmatch_threshold": 0.0}, ASDSuperCMVAT: {"vat_eps": 1.0}}.get(kind, {})),
+        Terms(),
+    )
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     trainer(16, terms).fit(model, datamodule=digits())
     own = {ASDFixMatch: {"fixmatch"}, ASDFreeMatch: {"freematch", "fairness"}, ASDSuperCM: {"cm"},
-           ASDSuperCMFreeMatch: {"cm", "freematch", "fairness"}}[kind]  # fmt: skip
+           ASDSuperCMFreeMatch: {"cm", "freematch", "fairness"}, ASDSuperCMVAT: {"cm", "vat"}}[kind]  # fmt: skip
     for name in {"ce", "instance", "instance_consistency"} | own:
         assert terms.last[f"train/{name}"] != 0, name
     for name, value in model.named_parameters():
