@@ -63,8 +63,9 @@ def run(args: ArgsType = None) -> SuperCMCLI:
     # A console script does not see the current folder, where users keep their own methods.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    # Lightning warns of its own use of torch, and of validation sets that are empty on purpose.
+    # Lightning and torchmetrics warn of their own use of torch, Lightning of validation sets that are empty on purpose.
     warnings.filterwarnings("ignore", r".isinstance\(treespec, LeafSpec\)")
+    warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")
     warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
     return SuperCMCLI(
         LightningModule,

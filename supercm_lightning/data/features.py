@@ -111,7 +111,7 @@ class FeatureDataModule(ViewDataModule):
         self._given = {name: _located(given, Path(root)) for name, given in others.items() if given is not None}
         if self._given.get("target") in (first, *more):
             raise ValueError(f"source and target are the same, {target}.")
-        store, self.class_names = _read(part, first, labels="required")
+        store, self.class_names = read_features(part, first, labels="required")
         self.input_shape = tuple(store.data.shape[1:])
         stores = [store, *(self._read_like_first(part, other, labels="required") for other in more)]
         self._domain = torch.arange(len(stores)).repeat_interleave(torch.tensor([len(store) for store in stores]))
@@ -163,7 +163,7 @@ class FeatureDataModule(ViewDataModule):
 
     def _read_like_first(self, part: str, source: Path | Dataset[Any], labels: "_Labels") -> ArrayStore:
         """Reads a set and compares it with the first labelled one."""
-        store, names = _read(part, source, labels)
+        store, names = read_features(part, source, labels)
         if tuple(store.data.shape[1:]) != self.input_shape:
             raise ValueError(
                 f"{part}: features of shape {tuple(store.data.shape[1:])}, but labeled has {self.input_shape}."
@@ -206,7 +206,7 @@ def _located(given: FeatureSet, root: Path) -> Path | Dataset[Any]:
 _Labels = Literal["required", "if known", "never"]
 
 
-def _read(part: str, source: Path | Dataset[Any], labels: _Labels) -> tuple[ArrayStore, tuple[str, ...] | None]:
+def read_features(part: str, source: Path | Dataset[Any], labels: _Labels) -> tuple[ArrayStore, tuple[str, ...] | None]:
     """Features, labels (-1 where unknown or not to be read) and class names of one file or data set."""
     names = None
     if isinstance(source, Path):

@@ -86,6 +86,15 @@ class WorkerStore(ABC):
             raise self._wrong_shape(row, tuple(value.shape), shape)
         return value
 
+    def read(self, rows: list[int], shape: tuple[int, ...]) -> Tensor:
+        """Some rows, (n, *shape), fetched side by side.
+
+        Raises:
+            ValueError: As `of_shape`.
+        """
+        with ThreadPoolExecutor(self.threads) as pool:
+            return torch.stack(list(pool.map(lambda row: self.of_shape(row, shape), rows)))
+
     def in_memory(self, shape: tuple[int, ...]) -> ArrayStore:
         """Fetches all rows, with a progress bar.
 
