@@ -3,7 +3,8 @@
     python benchmarks/kill_and_resume.py --kills 20
 
 Every method trains once without interruption and once through kills: each resumed run is killed again until its kills
-are used up. The tables of both logs and everything in the last checkpoint but file names must be equal.
+are used up. The CSV table, TensorBoard's curves and the last checkpoint's model, averages, optimiser and callbacks must
+be equal.
 """
 
 import argparse
@@ -78,7 +79,7 @@ def differences(one: Path, other: Path) -> list[str]:
     found = [] if table(first) == table(second) else ["metrics.csv"]
     found += [f"TensorBoard {name}" for name in unequal(curves(first), curves(second))]
     loaded = [torch.load(run / "checkpoints/last.ckpt", weights_only=True) for run in (first, second)]
-    return found + unequal(*(named(without_file_names(checkpoint)) for checkpoint in loaded))
+    return found + unequal(*(named(state(checkpoint)) for checkpoint in loaded))
 
 
 def table(run: Path) -> list[dict[str, str]]:
@@ -90,13 +91,14 @@ def table(run: Path) -> list[dict[str, str]]:
 def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     """Steps and values of TensorBoard's curves."""
     events = EventAccumulator(str(run), {"scalars": 0}, purge_orphaned_data=False).Reload()
-    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    return {name: sorted((e.step, e.value) for e in events.Scalars(name)) for name in events.Tags()["scalars"]}
 
 
-def without_file_names(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint without the names of files, which differ between folders."""
-    callbacks = {name: state for name, state in checkpoint["callbacks"].items() if "ModelCheckpoint" not in name}
-    return {name: value for name, value in checkpoint.items() if name != "logs"} | {"callbacks": callbacks}
+def state(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint holds of the model, its averages, the optimiser and the callbacks, file names left out."""
+    callbacks = {name: value for name, value in checkpoint["callbacks"].items() if "ModelCheckpoint" not in name}
+    bookkeeping = ("callbacks", "loops", "epoch", "logs", "left")
+    return {name: value for name, value in checkpoint.items() if name not in bookkeeping} | {"callbacks": callbacks}
 
 
 def named(tree: Any, name: str = "") -> dict[str, Any]:

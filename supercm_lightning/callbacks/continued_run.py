@@ -73,6 +73,8 @@ class ContinuedRun(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Notes the number of rows, the size of each event file, and what the step has left to do."""
+        if (left := _left(trainer)) is not None:
+            checkpoint["left"] = left
         if not trainer.is_global_zero:
             return
         for logger in trainer.loggers:
@@ -81,18 +83,6 @@ class ContinuedRun(Callback):
         checkpoint["logs"] = {
             "rows": len(_read(table)[1]) if table.exists() else 0,
             "events": {file.name: file.stat().st_size for file in self.folder.glob(_EVENTS)},
-        }
-        loop, connector = trainer.fit_loop.epoch_loop, trainer._logger_connector
-        if loop.batch_progress.current.processed == loop.batch_progress.current.completed:
-            return
-        metrics = {}
-        if connector.should_update_logs and not loop._should_accumulate():
-            metrics = {name: float(value) for name, value in connector.metrics["log"].items()}
-        assert trainer.fit_loop._data_fetcher is not None
-        checkpoint["left"] = {
-            "step": loop._batches_that_stepped,
-            "metrics": metrics | {"epoch": trainer.current_epoch} if metrics else {},
-            "validation": loop._should_check_val_fx(trainer.fit_loop._data_fetcher),
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -120,25 +110,50 @@ class ContinuedRun(Callback):
                 logger.log_metrics(dict(self._left["metrics"]), step=self._left["step"])
                 logger.save()
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes back what made the loop start in the validation; it has decided by now."""
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes back what made the loop start here."""
         if self._left is not None and self._left["validation"]:
             loop = trainer.fit_loop.epoch_loop
             loop.val_loop.batch_progress.total.ready -= 1
             loop.val_loop.batch_progress.total.started -= 1
             loop.max_steps = self._max_steps
+        self._left = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Knows that the run went on."""
+        self._left = None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Notes that the training came to its end."""
+        """Counts the checkpoint's step, which Lightning does when it goes on after it."""
         self._ended = True
+        if self._left is not None:
+            trainer.fit_loop.epoch_loop._batches_that_stepped += 1
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Brings a run that was resumed after its last step to its end."""
         if not self._ended:
-            trainer.fit_loop.epoch_loop._batches_that_stepped += self._left is not None
-            self._left = None
+            if self._left is not None:
+                # max_steps was reached within an epoch, which an uninterrupted run counts.
+                trainer.fit_loop.epoch_progress.increment_processed()
+                trainer.fit_loop.epoch_progress.increment_completed()
             trainer.fit_loop.on_run_start()
             trainer.fit_loop.on_run_end()
+
+
+def _left(trainer: Trainer) -> dict[str, Any] | None:
+    """What the current step has left to do when a checkpoint is written at the end of its batch; else None."""
+    loop, connector, fetcher = trainer.fit_loop.epoch_loop, trainer._logger_connector, trainer.fit_loop._data_fetcher
+    if fetcher is None or loop.batch_progress.current.processed == loop.batch_progress.current.completed:
+        return None
+    metrics = {}
+    if connector.should_update_logs and not loop._should_accumulate():
+        metrics = {name: float(value) for name, value in connector.metrics["log"].items()}
+        metrics |= {"epoch": trainer.current_epoch} if metrics else {}
+    validation = loop._should_check_val_fx(fetcher)
+    if validation:
+        loop.val_loop.setup_data()  # tells whether there are rows for it
+        validation = not loop.val_loop.skip
+    return {"step": loop._batches_that_stepped, "metrics": metrics, "validation": validation}
 
 
 def rewind(folder: Path, logs: dict[str, Any] | None) -> None:

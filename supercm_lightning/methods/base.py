@@ -353,9 +353,7 @@ class Method(LightningModule):
         """Accuracy and cross-entropy on the first loader as `test/acc` and `test/loss`; returns as in validation."""
         return self._evaluate(batch, "test", self.test_acc, dataloader_idx)
 
-    def _evaluate(
-        self, batch: Any, stage: str, accuracy: MulticlassAccuracy, dataloader_idx: int
-    ) -> dict[str, Tensor]:
+    def _evaluate(self, batch: Any, stage: str, accuracy: MulticlassAccuracy, dataloader_idx: int) -> dict[str, Tensor]:
         x, y = batch[0], batch[1]
         features = self.features(x)
         logits = self.head(features).float()
