@@ -1,5 +1,6 @@
 """The command `supercm`: LightningCLI over every method and data module."""
 
+import json
 import os
 import sys
 import warnings
@@ -7,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.core.saving import load_hparams_from_yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
@@ -71,14 +72,14 @@ class SuperCMCLI(LightningCLI):
                 trainer.callbacks.append(callback)  # type: ignore[attr-defined]
         return trainer
 
-    def _logs(self, root: Path, callbacks: Any) -> list[Any]:
+    def _logs(self, root: Path, given: Any) -> list[Any]:
         """The logs of a new run, or of the one that `ckpt_path=last` continues; sets the checkpoint to go on from."""
         version, path = os.environ.get("SLURM_JOB_ID"), None
         if self._get(self.config_init, "ckpt_path") == "last":
             folder = self._same_run(root)
             if folder is not None:
-                callbacks = callbacks if isinstance(callbacks, Sequence) else [callbacks]
-                saving = [Path(c.dirpath) for c in callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]
+                given = given if isinstance(given, Sequence) else [given]
+                saving = [Path(c.dirpath) for c in given if isinstance(c, ModelCheckpoint) and c.dirpath]
                 path, checkpoint = newest_checkpoint([folder / "checkpoints", *saving]) or (None, {})
                 version = folder.name
                 if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
@@ -93,10 +94,10 @@ class SuperCMCLI(LightningCLI):
     def _same_run(self, root: Path) -> Path | None:
         """The folder of the newest run with this model, data, seed and callbacks."""
         parser = self._parser(self.subcommand)
-        mine = _identity(yaml.safe_load(parser.dump(self.config[self.subcommand], skip_none=False)))
+        mine = _identity(json.loads(parser.dump(self.config[self.subcommand], skip_none=False, format="json")))
         configs = sorted((root / "lightning_logs").glob("*/config.yaml"), key=lambda file: file.stat().st_mtime_ns)
         for config in reversed(configs):
-            if _identity(yaml.safe_load(config.read_text())) == mine:
+            if _identity(load_hparams_from_yaml(config, use_omegaconf=False)) == mine:
                 return config.parent
         return None
 

@@ -120,7 +120,7 @@ def test_without_last_every_start_is_a_new_run() -> None:
 
 
 def test_last_belongs_to_fit() -> None:
-    with pytest.raises(ValueError, match="ckpt_path=last: goes with fit. Give test the path"):
+    with pytest.raises(ValueError, match=r"ckpt_path=last: goes with fit\. Give test the path"):
         run(["test", "--model", "SuperCM", "--data", "SemiSupervisedDataModule", "--ckpt_path", "last"])
 
 

@@ -115,7 +115,7 @@ class ContinuedRun(Callback):
         if self._left is not None and self._left["validation"]:
             loop = trainer.fit_loop.epoch_loop
             loop.val_loop.batch_progress.total.ready -= 1
-            loop.val_loop.batch_progress.total.started -= 1
+            loop.val_loop.batch_progress.total.started -= 1  # type: ignore[attr-defined]
             loop.max_steps = self._max_steps
         self._left = None
 
@@ -143,7 +143,8 @@ class ContinuedRun(Callback):
 def _left(trainer: Trainer) -> dict[str, Any] | None:
     """What the current step has left to do when a checkpoint is written at the end of its batch; else None."""
     loop, connector, fetcher = trainer.fit_loop.epoch_loop, trainer._logger_connector, trainer.fit_loop._data_fetcher
-    if fetcher is None or loop.batch_progress.current.processed == loop.batch_progress.current.completed:
+    batches: Any = loop.batch_progress.current
+    if fetcher is None or batches.processed == batches.completed:
         return None
     metrics = {}
     if connector.should_update_logs and not loop._should_accumulate():
