@@ -97,7 +97,8 @@ class SuperCMCLI(LightningCLI):
         mine = _identity(json.loads(parser.dump(self.config[self.subcommand], skip_none=False, format="json")))
         configs = sorted((root / "lightning_logs").glob("*/config.yaml"), key=lambda file: file.stat().st_mtime_ns)
         for config in reversed(configs):
-            if _identity(load_hparams_from_yaml(config, use_omegaconf=False)) == mine:
+            other = _identity(load_hparams_from_yaml(config, use_omegaconf=False))
+            if other.keys() == mine.keys() and _agree(mine, other):
                 return config.parent
         return None
 
@@ -117,6 +118,15 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
     """What makes two runs the same one: everything but their length, their machine and where they start from."""
     run = {name: value for name, value in config.items() if name not in ("trainer", "ckpt_path")}
     return run | {"callbacks": (config.get("trainer") or {}).get("callbacks")}
+
+
+def _agree(one: Any, other: Any) -> bool:
+    """Whether two configurations agree where both say something; a newer version may have an option more."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return all(_agree(one[name], other[name]) for name in one.keys() & other.keys())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_agree, one, other))
+    return bool(one == other)
 
 
 def run(args: ArgsType = None) -> SuperCMCLI:

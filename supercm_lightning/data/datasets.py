@@ -252,10 +252,11 @@ _LAYOUT = (
 def scan_folder(root: Path) -> FolderLayout:
     """Finds the image files of a folder: `labeled/<class>` and `unlabeled`, or `train/<class>`, or `<class>`.
 
-    Hidden files and folders are left out; links are followed.
+    Hidden files and folders are left out; links are followed, each folder once.
 
     Raises:
         FileNotFoundError: If the folder, its class folders or its images are missing.
+        PermissionError: If a folder may not be read.
         ValueError: If `val` or `test` has a class that the labelled tree lacks.
     """
     if not root.is_dir():
@@ -291,8 +292,16 @@ def _subfolders(folder: Path) -> set[str]:
 
 
 def _images(folder: Path) -> list[Path]:
-    found = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    if not folder.is_dir():
+        return []
+    found, entered = [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+        # A link may lead to a folder that is being walked through.
+        place = os.stat(parent)
+        if (place.st_dev, place.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((place.st_dev, place.st_ino))
         # Systems leave hidden files such as ._photo.jpg behind, which have an image's name and are none.
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [
@@ -301,3 +310,8 @@ def _images(folder: Path) -> list[Path]:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
         ]
     return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    """Without this, os.walk passes over folders that it may not read."""
+    raise error

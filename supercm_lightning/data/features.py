@@ -1,9 +1,11 @@
 """Frozen features, labelled and not."""
 
+import zlib
 from collections.abc import Sized
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -129,7 +131,7 @@ def _read(
         dataset = DatasetStore(source, None if needs_labels else torch.full((count,), -1))
         data, known = dataset.in_memory(tuple(dataset[0].shape)).data, dataset.labels
     data = data.float()
-    labels = known.long().flatten() if known is not None else torch.full((len(data),), -1)
+    labels = _whole_numbers(part, known) if known is not None else torch.full((len(data),), -1)
     if data.ndim != 2 or len(data) != len(labels) or not len(data):
         raise ValueError(
             f"{part}: features of shape {tuple(data.shape)} with {len(labels)} labels; expected (n, d) and n, with n "
@@ -141,30 +143,43 @@ def _read(
     return ArrayStore(data, labels), names
 
 
+def _whole_numbers(part: str, labels: Tensor) -> Tensor:
+    whole = labels.long().flatten()
+    if not torch.equal(whole.to(labels.dtype), labels.flatten()) or (len(whole) and int(whole.min()) < -1):
+        raise ValueError(f"{part}: labels must be whole numbers from 0, or -1 where unknown.")
+    return whole
+
+
 def _load(part: str, path: Path, needs_labels: bool) -> tuple[Tensor, Tensor | None, tuple[str, ...] | None]:
     if not path.exists():
         raise FileNotFoundError(
             f"{part}={path}: no such file. Expected .npz or .pt with features (n, d) and labels (n,)."
         )
-    wanted = {"features", "classes", *(["labels"] if needs_labels else [])}
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as file:
-            found = set(file.files)
-            content = {name: file[name] for name in wanted & found}
-    elif path.suffix in (".pt", ".pth"):
-        try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-        except UnpicklingError as error:
-            raise ValueError(f"{part}={path}: holds more than tensors, numbers, strings; save only these.") from error
-        content = saved if isinstance(saved, dict) else {}
-        found = set(content)
-    else:
+    if path.suffix not in (".npz", ".pt", ".pth"):
         raise ValueError(f"{part}={path}: features are read from .npz or .pt files.")
+    wanted = {"features", "classes", *(["labels"] if needs_labels else [])}
+    try:
+        if path.suffix == ".npz":
+            # numpy leaves a file that it opened itself open when it cannot read it.
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+                found = set(file.files)
+                content = {name: file[name] for name in wanted & found}
+        else:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            content = saved if isinstance(saved, dict) else {}
+            found = set(content)
+    except (UnpicklingError, ValueError) as error:
+        raise ValueError(f"{part}={path}: holds more than tensors, numbers, strings; save only these.") from error
+    except (OSError, RuntimeError, EOFError, BadZipFile, zlib.error) as error:
+        raise ValueError(f"{part}={path}: cannot be read; the file is truncated or damaged ({error}).") from error
     if missing := wanted - found - {"classes"}:
         raise ValueError(
             f"{part}={path}: has {', '.join(sorted(map(str, found))) or 'nothing by name'}, lacks "
             f"{' and '.join(sorted(missing))}."
         )
     names = tuple(str(name) for name in content["classes"]) if "classes" in found else None
-    labels = torch.as_tensor(content["labels"]) if needs_labels else None
-    return torch.as_tensor(content["features"]), labels, names
+    try:
+        labels = torch.as_tensor(content["labels"]) if needs_labels else None
+        return torch.as_tensor(content["features"]), labels, names
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{part}={path}: features and labels must be arrays of numbers ({error}).") from error

@@ -142,13 +142,32 @@ class FileStore(WorkerStore):
         """Decodes one file to uint8 (C, H, W).
 
         Raises:
-            ValueError: If the file cannot be read as an image; the message names it.
+            UnreadableImage: If the file cannot be read as an image; the message names it.
         """
         try:
             with Image.open(self.names[row]) as image:
                 return _decode(image, self.channels, self.image_size)
         except Exception as error:  # a broken file can raise anything
             raise _unreadable(self.names[row], error) from error
+
+    def readable(self) -> tuple["FileStore", list[str]]:
+        """Decodes every file once, as a truncated one shows only then, and leaves out those that cannot be read.
+
+        Returns:
+            The store of the others, and a message for each that is left out.
+        """
+        messages: dict[int, str] = {}
+
+        def check(row: int) -> None:
+            try:
+                self[row]
+            except UnreadableImage as error:
+                messages[row] = str(error)
+
+        self._each(check, "Checking")
+        rows = [row for row in range(len(self)) if row not in messages]
+        kept = FileStore([Path(self.names[row]) for row in rows], self.labels[rows], self.channels, self.image_size)
+        return kept, [messages[row] for row in sorted(messages)]
 
     def checked(self, shape: tuple[int, ...]) -> "FileStore":
         """Opens every file once, without decoding, so that a broken one stops the run before it starts.
@@ -170,7 +189,7 @@ def image_shape(file: Path | str, image_size: int | None) -> tuple[int, int, int
     """Shape (C, H, W) that a file will have: grey files have one channel, all others three.
 
     Raises:
-        ValueError: If the file cannot be read; the message names it.
+        UnreadableImage: If the file cannot be read; the message names it.
     """
     try:
         with Image.open(file) as image:
@@ -180,8 +199,12 @@ def image_shape(file: Path | str, image_size: int | None) -> tuple[int, int, int
     return (channels, image_size, image_size) if image_size else (channels, height, width)
 
 
-def _unreadable(file: Path | str, error: Exception) -> ValueError:
-    return ValueError(f"{file}: cannot be read as an image ({error}). Repair or remove the file.")
+class UnreadableImage(ValueError):
+    """A file that cannot be read as an image."""
+
+
+def _unreadable(file: Path | str, error: Exception) -> UnreadableImage:
+    return UnreadableImage(f"{file}: cannot be read as an image ({error}). Repair or remove the file.")
 
 
 def _channels(image: Image.Image) -> int:
