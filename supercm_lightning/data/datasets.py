@@ -266,10 +266,11 @@ _LAYOUT = (
 def scan_folder(root: Path) -> FolderLayout:
     """Finds the image files of a folder: `labeled/<class>` and `unlabeled`, or `train/<class>`, or `<class>`.
 
-    Hidden files and folders are left out; links are followed.
+    Hidden files and folders are left out; links are followed, each folder once.
 
     Raises:
         FileNotFoundError: If the folder, its class folders or its images are missing.
+        PermissionError: If a folder may not be read.
         ValueError: If `val` or `test` has a class that the labelled tree lacks.
     """
     if not root.is_dir():
@@ -306,9 +307,17 @@ def subfolders(folder: Path) -> set[str]:
 
 
 def images_under(folder: Path) -> list[Path]:
-    """Image files at any depth of a folder, sorted; hidden ones are left out, links followed."""
-    found = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    """Image files at any depth of a folder, sorted; hidden ones are left out, links followed once."""
+    if not folder.is_dir():
+        return []
+    found, entered = [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+        # A link may lead to a folder that is being walked through.
+        place = os.stat(parent)
+        if (place.st_dev, place.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((place.st_dev, place.st_ino))
         # Systems leave hidden files such as ._photo.jpg behind, which have an image's name and are none.
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [
@@ -317,6 +326,11 @@ def images_under(folder: Path) -> list[Path]:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
         ]
     return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    """Without this, os.walk passes over folders that it may not read."""
+    raise error
 
 
 def scan_clusters(

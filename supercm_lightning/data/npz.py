@@ -9,7 +9,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 
-def load_npz(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
+def load_npz(path: Path, names: Collection[str]) -> tuple[dict[str, np.ndarray], set[str]]:
     """Arrays of an .npz file by name; those stored without compression, as by `np.savez`, are mapped from the disk.
 
     A mapped array takes no memory but for what is touched, and changes to it stay in memory. Nothing is unpickled.
@@ -19,15 +19,16 @@ def load_npz(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
         names: Names of the wanted arrays; those that the file lacks are left out.
 
     Returns:
-        The arrays.
+        The arrays, and the names of all that the file has.
 
     Raises:
         ValueError: If a wanted array holds Python objects.
-        zipfile.BadZipFile: If the file is none, or cut off.
+        zipfile.BadZipFile: If the file is none of this kind, or cut off.
     """
     with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as file:
         mapped = {name: _map(path, archive, f"{name}.npy") for name in names if name in file.files}
-        return {name: file[name] if array is None else array for name, array in mapped.items()}
+        arrays = {name: file[name] if array is None else array for name, array in mapped.items()}
+        return arrays, set(file.files)
 
 
 def _map(path: Path, archive: zipfile.ZipFile, member: str) -> np.ndarray | None:
