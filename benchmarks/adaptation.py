@@ -33,6 +33,7 @@ TASKS = {
     "office_caltech10_features": list(itertools.permutations(("amazon", "dslr", "webcam"), 2)),
     "digits": [("mnist", "usps"), ("usps", "mnist")],
 }
+FOLDERS = {"office_caltech10_features": "office_caltech10_features", "digits": "."}
 
 
 class Cell(NamedTuple):
@@ -57,7 +58,7 @@ def run_cell(cell: Cell, data: str, root: str, out: Path, options: list[str]) ->
         folder.mkdir(parents=True, exist_ok=True)
         arguments = [
             *("fit", "--config", f"configs/uda/{data}/{config}.yaml", *more),
-            *("--data.root", root, "--data.source", cell.source, "--data.target", cell.target),
+            *("--data.root", f"{root}/{FOLDERS[data]}", "--data.source", cell.source, "--data.target", cell.target),
             *("--seed_everything", str(cell.seed), "--trainer.default_root_dir", str(folder)),
             *("--trainer.enable_progress_bar", "false", *options),
         ]
