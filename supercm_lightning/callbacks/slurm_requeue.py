@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-_BATCHES = 10
+_STEPS = 10
 
 
 class SlurmRequeue(Checkpoint):
@@ -21,8 +21,8 @@ class SlurmRequeue(Checkpoint):
     weights not yet, and the resumed run moves them again. It also saves into `default_root_dir`, where any later job
     with that folder goes on from it. Here the checkpoint is `last-requeue.ckpt` beside the run's others.
 
-    Several processes agree every ten batches whether one of them got the signal. The signal is not answered during
-    validation.
+    Several processes agree every ten optimiser steps whether one of them got the signal. The signal is not answered
+    during validation, nor while gradients accumulate: these are in no checkpoint.
 
     Raises:
         RuntimeError: If `scontrol` does not requeue the job; the checkpoint is saved by then.
@@ -45,9 +45,11 @@ class SlurmRequeue(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Saves, requeues and stops if the signal came."""
+        if trainer.fit_loop._should_accumulate():
+            return
         asked = self._asked
         if trainer.world_size > 1:
-            if batch_idx % _BATCHES:
+            if trainer.global_step % _STEPS:
                 return
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
         if not asked:
