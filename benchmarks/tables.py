@@ -48,6 +48,7 @@ TABLES: dict[str, dict[str, Variant]] = {
             (*EVAL_FORWARD, "--model.counter", "global"),
             "SuperCM",
         ),
+        "SuperCM, pseudo-labelled centroids": ("supercm", ("--model.pseudo_centroids", "0.95"), "SuperCM"),
         "SuperCM, published β": ("supercm", ("--model.beta", "0.372"), "SuperCM"),
         "SuperCM, β = 5": ("supercm", ("--model.beta", "5"), "SuperCM"),
         "SuperCM, 5 labelled rows a step": ("supercm", FIVE_ROWS, "SuperCM"),

@@ -1,7 +1,21 @@
 """Learning from few labels, across domains, or with none, in PyTorch Lightning."""
 
-from supercm_lightning.callbacks import EMA, SWA, CentroidUpdate, FeatureProjection, PredictionWriter, RunSummary
-from supercm_lightning.data import FeatureDataModule, SemiSupervisedDataModule
+from supercm_lightning.callbacks import (
+    EMA,
+    SWA,
+    AdaptationScores,
+    CentroidUpdate,
+    FeatureProjection,
+    KMeansBaseline,
+    PredictionWriter,
+    RunSummary,
+)
+from supercm_lightning.data import (
+    ClusteringDataModule,
+    DomainAdaptationDataModule,
+    FeatureDataModule,
+    SemiSupervisedDataModule,
+)
 from supercm_lightning.methods import *  # noqa: F403 - the public methods, listed once
 from supercm_lightning.methods import __all__ as _methods
 
@@ -10,9 +24,13 @@ __version__ = "0.1.0"
 __all__ = [
     "EMA",
     "SWA",
+    "AdaptationScores",
     "CentroidUpdate",
+    "ClusteringDataModule",
+    "DomainAdaptationDataModule",
     "FeatureDataModule",
     "FeatureProjection",
+    "KMeansBaseline",
     "PredictionWriter",
     "RunSummary",
     "SemiSupervisedDataModule",

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 # Importing them is what makes their short names known to the parser.
 from supercm_lightning import __version__, callbacks, data, methods  # noqa: F401
-from supercm_lightning.callbacks import PredictionWriter, RunSummary
+from supercm_lightning.callbacks import AdaptationScores, PredictionWriter, RunSummary
 from supercm_lightning.callbacks.continued_run import ContinuedCSVLogger, ContinuedRun, rewind
 from supercm_lightning.callbacks.slurm_requeue import SlurmRequeue
 from supercm_lightning.checkpoints import AtomicCheckpointIO, newest_checkpoint, read_checkpoint
@@ -57,10 +57,12 @@ class SuperCMCLI(LightningCLI):
         """Adds what a run needs beside its configuration, unless that has its own.
 
         TensorBoard and CSV logs in one folder, which a resumed run continues; the run's summary; the prediction writer;
-        and whole checkpoints.
+        whole checkpoints; and, for data of two domains, scores that need no target label.
         """
         config = self._get(self.config_init, "trainer", default={})
         additions: list[Callback] = [RunSummary(), PredictionWriter()]
+        if getattr(self.datamodule, "two_domains", False):
+            additions.insert(0, AdaptationScores())
         if self.subcommand == "fit" and SLURMEnvironment.detect():
             additions.append(SlurmRequeue())
         if config.get("logger") in (None, True):
@@ -147,8 +149,9 @@ def run(args: ArgsType = None) -> SuperCMCLI:
     # A console script does not see the current folder, where users keep their own methods.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    # Lightning warns of its own use of torch, and of validation sets that are empty on purpose.
+    # Lightning and torchmetrics warn of their own use of torch, Lightning of validation sets that are empty on purpose.
     warnings.filterwarnings("ignore", r".isinstance\(treespec, LeafSpec\)")
+    warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")
     warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
     return SuperCMCLI(
         LightningModule,

@@ -1,5 +1,7 @@
 """Collectives that do nothing in a run of one process."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, distributed
 
@@ -27,3 +29,33 @@ def rows_of_all_ranks(rows: Tensor) -> Tensor:
     gathered = [torch.empty_like(rows) for _ in range(world_size())]
     distributed.all_gather(gathered, rows.contiguous())
     return torch.cat(gathered)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.count = len(rows)
+        return rows_of_all_ranks(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        # Every process has the whole loss, and DDP will take the mean over processes: the sum undoes it.
+        total = gradients[0].clone()
+        distributed.all_reduce(total)
+        return total[distributed.get_rank() * ctx.count :][: ctx.count]
+
+
+def rows_of_all_ranks_with_gradient(rows: Tensor) -> Tensor:
+    """As `rows_of_all_ranks`, with gradient: for losses that are no sum over rows, such as those of a whole batch.
+
+    If every process computes the loss of all rows, DDP's mean of the gradients is the gradient of that loss, as one
+    process with the whole batch has it.
+    """
+    return _Gather.apply(rows) if world_size() > 1 else rows
+
+
+def from_rank_zero(value: Tensor) -> Tensor:
+    """The tensor of the first process, for decisions that all must share."""
+    if world_size() > 1:
+        distributed.broadcast(value, src=0)
+    return value

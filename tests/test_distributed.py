@@ -1,17 +1,23 @@
 """Two processes with half the batch each do what one process does with the whole."""
 
+import os
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from torch import nn
+from torch.utils.data import TensorDataset
 
-from supercm_lightning import EMA, FeatureDataModule, FlexMatch, FreeMatch, Method, Step, SuperCM
+from supercm_lightning import EMA, FeatureDataModule, FixMatch, FlexMatch, FreeMatch, Method, Step, SuperCM
 from supercm_lightning.data import CyclingSampler
 from supercm_lightning.nn import ClusteringHead
+from tests.every_method import METHODS, eager_options
 
 FEATURES = torch.randn(6, 8, 5, generator=torch.Generator().manual_seed(0))
 LABELS = torch.randint(0, 4, (6, 8), generator=torch.Generator().manual_seed(1))
@@ -112,3 +118,80 @@ def test_training_in_two_processes_equals_training_in_one() -> None:
     for whole, first, second in zip(rows["1_0"], rows["2_0"], rows["2_1"], strict=True):
         assert not first & second
         assert first | second == whole
+
+
+class PlainViews(FeatureDataModule):
+    """Features of four classes whose views depend on the row and on the turn, not on the process."""
+
+    def __init__(self, batch: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        labels = torch.arange(120) % 4
+        features = torch.randn(120, 5, generator=generator) + labels[:, None]
+        super().__init__(
+            TensorDataset(features, labels), num_labeled=12, labeled_batch_size=batch, unlabeled_batch_size=2 * batch
+        )
+
+    def configure_augmentations(self) -> dict[str, Any]:
+        """Two weak views of a step differ in the sign."""
+        sign = cycle((0.2, -0.2))
+        return {
+            "weak": lambda rows, stream: rows + next(sign) * rows.sin(),
+            "strong": lambda rows, stream: rows + (3 * rows).cos(),
+        }
+
+
+class Curved(nn.Sequential):
+    """A network without batch norm, whose statistics would be those of each half."""
+
+    num_features = 6
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(5, 6), nn.Tanh())
+
+
+class FrozenNorms(Callback):
+    """Keeps a discriminator's batch norm from the statistics of each half."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        for module in pl_module.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                module.eval()
+
+
+def weights_of_a_run(kind: type[Method], batch: int, **kwargs: Any) -> dict[str, torch.Tensor]:
+    """Everything a checkpoint would hold after 20 steps."""
+    seed_everything(0)
+    options = eager_options(kind)
+    if issubclass(kind, FixMatch):
+        options["fixmatch_threshold"] = 0.6
+    if issubclass(kind, FreeMatch):
+        options |= {"freematch_decay": 0.9, "freematch_fairness_weight": 0.5}
+    model = kind(num_classes=4, input_shape=(5,), backbone=Curved(), optimizer="sgd", lr=0.05, **options)
+    trainer = Trainer(
+        max_steps=20, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0, callbacks=[FrozenNorms()], **kwargs,
+    )  # fmt: skip
+    # VAT starts from random directions, which each process draws for itself: here they are functions of the row.
+    with mock.patch("torch.randn_like", lambda rows, **kwargs: (37 * rows).cos()):
+        trainer.fit(model, datamodule=PlainViews(batch))
+    assert trainer.global_step == 20
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def weights_of_a_run_of_two(kind: type[Method]) -> dict[str, torch.Tensor]:
+    """The same in a process of the pool, with half of the rows."""
+    # How a launcher such as torchrun tells Lightning that the processes are there.
+    with mock.patch.dict(os.environ, {"LOCAL_RANK": str(torch.distributed.get_rank())}):
+        return weights_of_a_run(kind, batch=4, devices=2, strategy="ddp")
+
+
+# A combination adds nothing to its bases but their sum.
+RUNS = [pytest.param(kind, marks=pytest.mark.slow if len(kind.__bases__) > 1 else []) for kind in METHODS]
+
+
+@pytest.mark.parametrize("kind", RUNS, ids=lambda kind: kind.__name__)
+def test_a_run_of_two_processes_is_that_of_one(kind: type[Method], two_processes: Callable[..., list[Any]]) -> None:
+    alone = weights_of_a_run(kind, batch=8)
+    for together in two_processes(weights_of_a_run_of_two, kind):
+        for name, value in alone.items():
+            assert (together[name] - value).double().norm() <= 1e-5 * value.double().norm(), name

@@ -1,6 +1,5 @@
 """Draws the features of the evaluation rows, and the centroids among them, in two dimensions."""
 
-import colorsys
 import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,21 +16,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
+from supercm_lightning.callbacks.feature_figure import feature_figure
 from supercm_lightning.callbacks.weight_averaging import averaged_weights
 from supercm_lightning.data import move_batch
 from supercm_lightning.nn import ClusteringHead, evaluating
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy import ndarray
-
-# Distinct with the common colour vision deficiencies: Paul Tol's "muted" and one "vibrant". No grey: it means unknown.
-_COLORS = (
-    "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#EE7733",
-)  # fmt: skip
-_UNKNOWN = "#C8C8C8"
-_LONGEST_LEGEND = 24
 
 
 class FeatureProjection(Callback):
@@ -39,7 +31,8 @@ class FeatureProjection(Callback):
 
     Shows the validation rows, or the test rows where there are none or where only `test` ran. Centroids of a clustering
     head are embedded together with the features and drawn as stars in the colour of their class; rows without a label
-    are grey. Pictures go into the run's folder (the logger's, else `default_root_dir`) as `features.png` and
+    are grey. Of data of two domains source rows are discs and target rows crosses, as many of one as of the other where
+    there are enough. Pictures go into the run's folder (the logger's, else `default_root_dir`) as `features.png` and
     `features_epoch_0010.png`, and to TensorBoard. If weights are averaged, the averaged model is shown. Only rank zero
     forwards and draws; random states are left as they were.
 
@@ -108,17 +101,21 @@ class FeatureProjection(Callback):
             if not trainer.is_global_zero:
                 return
             with _evaluation_loaders(trainer) as (split, loaders):
-                features, labels = self._collect(trainer, pl_module, loaders)
+                features, labels, loader_of = self._collect(trainer, pl_module, loaders)
             centroids = _seen_centroids(pl_module)
         if len(features) < 2 or not features.isfinite().all():
             rank_zero_warn("FeatureProjection drew nothing: there are fewer than two rows, or features are not finite.")
             return
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        two_domains = getattr(data, "two_domains", False) and len(loaders) == 2
         title = {"val": "Validation features", "test": "Test features"}[split]
         accuracy = trainer.callback_metrics.get(f"{split}/acc")
         if accuracy is not None:
-            title += f", accuracy {100 * float(accuracy):.1f} %"
-        names = getattr(trainer.datamodule, "class_names", None)  # type: ignore[attr-defined]
-        figure = self.draw(features, labels, centroids, names, title)
+            domain = {"val": "source ", "test": "target "}[split] if two_domains else ""
+            title += f", {domain}accuracy {100 * float(accuracy):.1f} %"
+        # Accuracy is that of the first loader: of the source in validation, of the target in the test.
+        is_target = loader_of == {"val": 1, "test": 0}[split] if two_domains else None
+        figure = self.draw(features, labels, centroids, getattr(data, "class_names", None), title, is_target)
         assert self._folder is not None
         self._folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(self._folder / f"{name}.png", dpi=200, bbox_inches="tight")
@@ -126,9 +123,11 @@ class FeatureProjection(Callback):
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure("features", figure, trainer.global_step, close=False)
 
-    def _collect(self, trainer: Trainer, pl_module: LightningModule, loaders: list[Any]) -> tuple[Tensor, Tensor]:
-        """Features (n, d) and labels (n,) of a random choice of rows, on the host."""
-        features, labels = [], []
+    def _collect(
+        self, trainer: Trainer, pl_module: LightningModule, loaders: list[Any]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (n, d), labels (n,) and number of the loader (n,) of a random choice of rows, on the host."""
+        features, labels, loader_of = [], [], []
         with torch.no_grad(), isolate_rng(), evaluating(pl_module):
             for number, loader in enumerate(loaders):
                 for batch in self._thinned(loader, self.max_samples // len(loaders)):
@@ -136,9 +135,11 @@ class FeatureProjection(Callback):
                     with trainer.precision_plugin.forward_context():
                         features.append(pl_module.features(batch[0]).float().cpu())  # type: ignore[operator]
                     labels.append(batch[1].cpu())
+                    loader_of.append(torch.full_like(labels[-1], number))
         if not features:
-            return torch.empty(0, 2), torch.empty(0, dtype=torch.int64)
-        return torch.cat(features)[: self.max_samples], torch.cat(labels)[: self.max_samples]
+            none = torch.empty(0, dtype=torch.int64)
+            return torch.empty(0, 2), none, none
+        return tuple(torch.cat(rows)[: self.max_samples] for rows in (features, labels, loader_of))  # type: ignore[return-value]
 
     def _thinned(self, loader: DataLoader[Any], limit: int) -> DataLoader[Any]:
         """A loader of a random choice of rows, so that the others need not be read."""
@@ -174,6 +175,7 @@ class FeatureProjection(Callback):
         centroids: Tensor | None = None,
         class_names: Sequence[str] | None = None,
         title: str = "",
+        is_target: Tensor | None = None,
     ) -> "Figure":
         """Draws features, coloured by class, and centroids in one embedding.
 
@@ -183,66 +185,18 @@ class FeatureProjection(Callback):
             centroids: Centroids, (K, d), of classes 0 to K - 1; those that are not finite are left out.
             class_names: Names of the classes.
             title: Title.
+            is_target: Which rows are of the target domain, (n,) bool; None where there is one domain.
 
         Returns:
             The figure, tied to no window and no pyplot state.
         """
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from numpy import median
-
         centroids = centroids if centroids is not None else features[:0]
         drawn = centroids.isfinite().all(dim=1).nonzero().flatten()
         points = self.embed(torch.cat([features, centroids[drawn]]))
-        points, stars = points[: len(features)], points[len(features) :]
         num_classes = max(int(labels.max()) + 1, len(centroids), len(class_names or ()))
         names = class_names or [str(number) for number in range(num_classes)]
-        colors = _colors(num_classes)
-        named = num_classes <= _LONGEST_LEGEND
-        figure = Figure(figsize=(5.5, 5), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.add_subplot(xticks=[], yticks=[], title=title)
-        axes.spines[:].set_color("0.6")
-        size = min(36.0, max(6.0, 12000 / len(features)))
-        style: dict[str, Any] = {"s": size, "alpha": 0.75, "linewidths": 0}
-        for number in range(num_classes):
-            rows = (labels == number).numpy()
-            if rows.any():
-                axes.scatter(*points[rows].T, color=colors[number], label=names[number], **style)
-        unknown = (labels < 0).numpy()
-        if unknown.any():
-            axes.scatter(*points[unknown].T, color=_UNKNOWN, label="unlabelled", zorder=0.5, **style)
-        if len(stars):
-            width, edge = (230, 1.0) if named else (60, 0.6)
-            star: dict[str, Any] = {"marker": "*", "s": width, "edgecolors": "black", "linewidths": edge, "zorder": 3}
-            axes.scatter(*stars.T, color=[colors[number] for number in drawn.tolist()], **star)
-            axes.scatter([], [], color="white", label="centroid", **star)
-        if named:
-            legend = figure.legend(loc="outside right center", frameon=False, handletextpad=0.2, scatteryoffsets=[0.5])
-            for handle in legend.legend_handles:
-                handle.set(sizes=[60], alpha=1)  # type: ignore[union-attr]
-        else:
-            known = labels[labels >= 0].unique().tolist()
-            places = {number: median(points[(labels == number).numpy()], axis=0) for number in known}
-            _write_numbers(axes, places | dict(zip(drawn.tolist(), stars, strict=True)))
-        return figure
-
-
-def _write_numbers(axes: "Axes", places: dict[int, Any]) -> None:
-    """Writes the number of each class at its place, for more classes than a legend can hold."""
-    from matplotlib.patheffects import withStroke
-
-    style: dict[str, Any] = {"fontsize": 7, "ha": "center", "zorder": 4}
-    for number, place in places.items():
-        halo = withStroke(linewidth=1.5, foreground="white")
-        axes.annotate(str(number), place, (0, 4), textcoords="offset points", path_effects=[halo], **style)
-
-
-def _colors(num_classes: int) -> list[Any]:
-    if num_classes <= len(_COLORS):
-        return list(_COLORS)
-    hues = [(number * 0.618034) % 1 for number in range(num_classes)]  # golden ratio: neighbours differ
-    return [colorsys.hls_to_rgb(hue, (0.35, 0.5, 0.7)[number % 3], 0.65) for number, hue in enumerate(hues)]
+        stars = dict(zip(drawn.tolist(), points[len(features) :], strict=True))
+        return feature_figure(points[: len(features)], labels, names, stars, title, is_target)
 
 
 def _seen_centroids(module: LightningModule) -> Tensor | None:

@@ -1,8 +1,11 @@
-"""Data modules for few labels: images of registered sets, of a folder, of torch data sets, and frozen features."""
+"""Data modules for few labels and for two domains: images of registered sets or files, torch data sets, features."""
 
 from supercm_lightning.data.augment import Normalization, WeakAugmentation
 from supercm_lightning.data.base import ViewDataModule, move_batch
+from supercm_lightning.data.clustering import ClusteringDataModule
 from supercm_lightning.data.datasets import DATASETS, DatasetSpec
+from supercm_lightning.data.domain_adaptation import DomainAdaptationDataModule
+from supercm_lightning.data.domains import DOMAIN_SETS
 from supercm_lightning.data.features import FeatureDataModule
 from supercm_lightning.data.samplers import CyclingSampler
 from supercm_lightning.data.semi_supervised import SemiSupervisedDataModule
@@ -11,8 +14,11 @@ from supercm_lightning.data.strong_augment import StrongAugmentation
 
 __all__ = [
     "DATASETS",
+    "DOMAIN_SETS",
+    "ClusteringDataModule",
     "CyclingSampler",
     "DatasetSpec",
+    "DomainAdaptationDataModule",
     "FeatureDataModule",
     "Normalization",
     "SemiSupervisedDataModule",

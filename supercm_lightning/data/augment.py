@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from supercm_lightning.data.crops import Crop
+
 
 @dataclass(frozen=True)
 class Normalization:
@@ -25,6 +27,32 @@ class Normalization:
         std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1)
         mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1)
         return images.float().mul_(1 / (255 * std)).sub_(mean / std)
+
+
+def check_weak_options(
+    input_shape: tuple[int, ...], shift: int, noise: float, mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    """Checks a user's options of the weak augmentation of images.
+
+    Args:
+        input_shape: (C, H, W).
+        shift: As in `WeakAugmentation`.
+        noise: As in `WeakAugmentation`.
+        mean: As in `Normalization`.
+        std: As in `Normalization`.
+
+    Raises:
+        ValueError: If one is out of its range; the message names it.
+    """
+    if not 0 <= shift < min(input_shape[1:]):
+        raise ValueError(f"shift={shift}: must be from 0 to less than the images' {tuple(input_shape[1:])}.")
+    if noise < 0:
+        raise ValueError(f"noise={noise}: must not be negative.")
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, input_shape[0]):
+            raise ValueError(f"{name}: give one value or one for each of the {input_shape[0]} channels.")
+    if min(std) <= 0:
+        raise ValueError(f"std={std}: must be positive.")
 
 
 def flip_and_shift(images: Tensor, flip: bool, shift: int, stream: torch.Generator) -> Tensor:
@@ -69,16 +97,19 @@ class WeakAugmentation:
         flip: Mirror left-right with probability 1/2.
         shift: Largest shift in pixels, edges reflected.
         noise: Standard deviation of the noise, in units of the normalised values.
+        crop: Applied first, or None.
     """
 
     normalization: Normalization
     flip: bool = False
     shift: int = 0
     noise: float = 0.0
+    crop: Crop | None = None
 
     def __call__(self, rows: Tensor, stream: torch.Generator) -> Tensor:
-        """Augments rows (n, …) to floats of the same shape; features (n, d) only get noise."""
+        """Augments rows (n, …) to floats of the same shape but for the crop; features (n, d) only get noise."""
         if rows.ndim == 4:
+            rows = rows if self.crop is None else self.crop(rows, stream)
             rows = flip_and_shift(rows, self.flip, self.shift, stream)
         rows = self.normalization(rows)
         if self.noise:

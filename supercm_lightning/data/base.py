@@ -1,7 +1,7 @@
 """What every data module shares: loaders that move row numbers or raw images, batched augmentation on the device."""
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -14,14 +14,6 @@ from supercm_lightning.data.randomness import generator
 from supercm_lightning.data.samplers import CyclingSampler
 from supercm_lightning.data.splits import check_label_range, check_labels
 from supercm_lightning.data.stores import ArrayStore, Rows
-
-_NO_ROWS = {
-    "labeled": "The labelled set is empty.",
-    "unlabeled": "The unlabelled set is empty, and it is needed. Give unlabelled data, or set num_labeled below the "
-    "number of labelled rows: the rest is unlabelled.",
-    "val": "There are no validation rows. Give a validation set, or set num_val.",
-    "test": "There are no test rows. Give a test set, or set num_test.",
-}
 
 
 class RawBatch(NamedTuple):
@@ -83,7 +75,9 @@ class ViewDataModule(LightningDataModule, ABC):
     numbers, and gathering, augmentation and normalisation run batched on the device. All randomness is a function of
     the run's seed, the step and the rank. Batch sizes are per device.
 
-    Subclasses set `num_classes` and `input_shape` in their constructor and fill `rows` in `read`.
+    Subclasses set `num_classes` and `input_shape` in their constructor and fill `rows` in `read`. Where labelled rows
+    are a source domain and unlabelled rows a target domain (`two_domains`), validation reads the source validation rows
+    and, in a second loader, the target training rows; testing reads the test rows and the source validation rows.
 
     Args:
         labeled_batch_size: Labelled rows per step.
@@ -98,6 +92,15 @@ class ViewDataModule(LightningDataModule, ABC):
     num_classes: int
     input_shape: tuple[int, ...]
     class_names: tuple[str, ...] | None = None
+    two_domains = False
+    labeled_view = "weak"
+    no_rows: ClassVar[dict[str, str]] = {
+        "labeled": "The labelled set is empty. To learn without labels use ASD or one of its combinations.",
+        "unlabeled": "The unlabelled set is empty, and it is needed. Give unlabelled data, or set num_labeled below "
+        "the number of labelled rows: the rest is unlabelled.",
+        "val": "There are no validation rows. Give a validation set, or set num_val.",
+        "test": "There are no test rows. Give a test set, or set num_test.",
+    }
 
     def __init__(
         self,
@@ -135,7 +138,7 @@ class ViewDataModule(LightningDataModule, ABC):
     # ------------------------------------------------------------------------------------- what subclasses give
     @abstractmethod
     def read(self) -> dict[str, Rows]:
-        """Reads the data: `labeled`, and `unlabeled`, `val`, `test` where there are such rows."""
+        """Reads the data: `labeled`, `unlabeled`, `val`, `test`, those of which there are rows."""
 
     def configure_augmentations(self) -> dict[str, Any]:
         """Augmentation of each named view, a callable of (rows, torch.Generator); override to add or change."""
@@ -144,6 +147,11 @@ class ViewDataModule(LightningDataModule, ABC):
     def normalize(self, rows: Tensor) -> Tensor:
         """Rows without augmentation, for evaluation and clean views."""
         return Normalization()(rows)
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of a row as it is stored, before the augmentation crops it."""
+        return self.input_shape
 
     # --------------------------------------------------------------------------------------------------- set-up
     def setup(self, stage: str) -> None:
@@ -154,7 +162,8 @@ class ViewDataModule(LightningDataModule, ABC):
         if self.rows:
             return
         rows = self.read()
-        check_labels(rows["labeled"].labels, self.num_classes, self.class_names, "labelled set")
+        if "labeled" in rows:
+            check_labels(rows["labeled"].labels, self.num_classes, self.class_names, "labelled set")
         for part in ("val", "test"):
             if part in rows:
                 check_label_range(rows[part].labels, self.num_classes, f"{part} set")
@@ -192,19 +201,30 @@ class ViewDataModule(LightningDataModule, ABC):
                 )
         return views
 
+    @property
+    def _batch_sizes(self) -> dict[str, int]:
+        """Rows per step of each training loader that the method needs."""
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        sizes = {"labeled": self.labeled_batch_size} if getattr(module, "needs_labeled", True) else {}
+        return sizes | ({"unlabeled": self.unlabeled_batch_size} if self._views else {})
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of one epoch of training."""
+        world = self.trainer.world_size if self.trainer is not None else 1
+        longest, size = list(self._batch_sizes.items())[-1]
+        return self.steps_per_epoch or -(-len(self._part(longest)) // (size * world))
+
     def train_dataloader(self) -> dict[str, DataLoader[Any]]:
-        """A loader for the labelled rows and, where the method has views, one for the unlabelled rows.
+        """A loader for the labelled rows, unless the method labels rows itself, and one for its unlabelled views.
 
         Raises:
-            ValueError: If the method needs unlabelled rows and there are none.
+            ValueError: If the method needs rows of which there are none.
         """
-        parts, sizes = {"labeled": self._part("labeled")}, {"labeled": self.labeled_batch_size}
-        if self._views:
-            parts["unlabeled"], sizes["unlabeled"] = self._part("unlabeled"), self.unlabeled_batch_size
-        trainer = self.trainer
+        sizes = self._batch_sizes
+        parts = {part: self._part(part) for part in sizes}
+        trainer, steps = self.trainer, self.num_steps
         rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-        longest = "unlabeled" if "unlabeled" in parts else "labeled"
-        steps = self.steps_per_epoch or -(-len(parts[longest]) // (sizes[longest] * world))
         samplers = {
             part: CyclingSampler(len(parts[part]), size, steps, self._seed, part, rank, world, lambda: self._step)
             for part, size in sizes.items()
@@ -213,18 +233,27 @@ class ViewDataModule(LightningDataModule, ABC):
             part: _TrainLoader(sampler=samplers[part], batch_size=sizes[part], **self._reading(part)) for part in sizes
         }
 
-    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """The validation rows; for `fit` without such rows an empty list, which Lightning skips."""
-        validating = self.trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING
-        return self._eval_dataloader("val") if validating or len(self.rows.get("val", ())) else []
+    def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+        """The validation rows; for `fit` without such rows an empty list, which Lightning skips.
 
-    def test_dataloader(self) -> DataLoader[Any]:
-        """The test rows."""
-        return self._eval_dataloader("test")
+        With two domains a list: the source validation rows and the target training rows.
+        """
+        validating = self.trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING
+        return self._eval_dataloaders("val", "unlabeled") if validating or len(self.rows.get("val", ())) else []
+
+    def test_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+        """The test rows. With two domains a list: these and the source validation rows, where there are such."""
+        return self._eval_dataloaders("test", "val")
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """The rows chosen by `predict_on`."""
         return self._eval_dataloader(self.predict_on)
+
+    def _eval_dataloaders(self, part: str, other: str) -> DataLoader[Any] | list[DataLoader[Any]]:
+        loader = self._eval_dataloader(part)
+        if not self.two_domains:
+            return loader
+        return [loader, self._eval_dataloader(other)] if len(self.rows.get(other, ())) else [loader]
 
     def _eval_dataloader(self, part: str) -> DataLoader[Any]:
         return DataLoader(batch_size=self.eval_batch_size, **self._reading(part))
@@ -233,14 +262,14 @@ class ViewDataModule(LightningDataModule, ABC):
         if not self.rows:
             raise RuntimeError('The data has not been read: call setup("fit") first.')
         if not len(self.rows.get(part, ())):
-            raise ValueError(_NO_ROWS[part])
+            raise ValueError(self.no_rows[part])
         return self.rows[part]
 
     def _reading(self, part: str) -> dict[str, Any]:
         rows = self._part(part)
         workers = 0 if isinstance(rows.store, ArrayStore) else self.num_workers
         return {
-            "dataset": _RowDataset(part, rows, self.input_shape),
+            "dataset": _RowDataset(part, rows, self.row_shape),
             "num_workers": workers,
             "persistent_workers": workers > 0,
             "pin_memory": workers > 0 and torch.cuda.is_available(),
@@ -269,15 +298,43 @@ class ViewDataModule(LightningDataModule, ABC):
         if isinstance(batch, RawBatch):
             pixels, y = self._gather(batch)
             return self.normalize(pixels), y, batch.position
-        pixels, y = self._gather(batch["labeled"])
-        out: dict[str, Any] = {"labeled": (self._view("weak", pixels, "labeled"), y)}
-        if any(getattr(callback, "needs_clean_labeled", False) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
-            out["clean"] = (self.normalize(pixels), y)
+        out: dict[str, Any] = {}
+        if "labeled" in batch:
+            pixels, y = self._gather(batch["labeled"])
+            out["labeled"] = (self._view(self.labeled_view, pixels, "labeled"), y)
+            if any(getattr(callback, "needs_clean_labeled", False) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+                out["clean"] = (self.normalize(pixels), y)
         if "unlabeled" in batch:
             pixels, _ = self._gather(batch["unlabeled"])
             views = tuple(self._view(view, pixels, f"unlabeled {number}") for number, view in enumerate(self._views))
             out["unlabeled"] = (views, batch["unlabeled"].position)
         return out
+
+    def views_of(self, part: str, position: Tensor, views: tuple[str, ...], name: str) -> tuple[Tensor, ...]:
+        """Views of rows that a method chose itself, apart from the loaders' batches; no label is read.
+
+        Args:
+            part: Set of the rows: `labeled`, `unlabeled`, `val` or `test`.
+            position: Places of the rows in their set, (n,) int64.
+            views: Names of the views; `clean` is a row without augmentation.
+            name: Distinguishes the random numbers of several calls in one step.
+
+        Returns:
+            For each view the rows, (n, *input_shape), on the device of the training.
+        """
+        assert self.trainer is not None
+        device = self.trainer.strategy.root_device
+        rows = self._part(part)
+        if isinstance(rows.store, ArrayStore):
+            place = device if rows.store.place(device) else rows.store.data.device
+            pixels = rows.store.data[rows.index.to(place)[position.to(place)]].to(device)
+        else:
+            pixels = rows.store.read(rows.index[position.cpu()].tolist(), self.row_shape).to(device)
+        made = (
+            self.normalize(pixels) if view == "clean" else self._view(view, pixels, f"{name} {number}")
+            for number, view in enumerate(views)
+        )
+        return tuple(self.trainer.precision_plugin.convert_input(made_view) for made_view in made)
 
     def _gather(self, raw: RawBatch) -> tuple[Tensor, Tensor]:
         rows = self.rows[raw.part]

@@ -217,6 +217,20 @@ DATASETS: dict[str, DatasetSpec] = {
 }
 
 
+IMAGENET_SUBSETS: dict[str, tuple[str, ...]] = {
+    "imagenet10": (
+        *("n02056570", "n02085936", "n02128757", "n02690373", "n02692877"),
+        *("n03095699", "n04254680", "n04285008", "n04467665", "n07747607"),
+    ),
+    "imagenet_dogs": (
+        *("n02085936", "n02086646", "n02088238", "n02091467", "n02097130"),
+        *("n02099601", "n02101388", "n02101556", "n02102177", "n02105056"),
+        *("n02105412", "n02105855", "n02107142", "n02110958", "n02112137"),
+    ),
+}
+"""Classes of two subsets of ILSVRC-2012's training images that the clustering literature uses (Chang et al., 2017)."""
+
+
 @dataclass(frozen=True)
 class FolderLayout:
     """The image files of a user's own folder.
@@ -262,15 +276,15 @@ def scan_folder(root: Path) -> FolderLayout:
     if not root.is_dir():
         raise FileNotFoundError(f"dataset=folder: root={root} is not a folder. Expected there: {_LAYOUT}.")
     tree = next((root / name for name in ("labeled", "train") if (root / name).is_dir()), root)
-    class_names = _subfolders(tree) - ({"unlabeled", "val", "test"} if tree == root else set())
+    class_names = subfolders(tree) - ({"unlabeled", "val", "test"} if tree == root else set())
     if not class_names:
         raise FileNotFoundError(f"dataset=folder: no class folders in {tree}. Expected: {_LAYOUT}.")
 
     def labelled(folder: Path) -> list[tuple[Path, int]]:
-        return [(file, label) for label, name in enumerate(sorted(class_names)) for file in _images(folder / name)]
+        return [(file, label) for label, name in enumerate(sorted(class_names)) for file in images_under(folder / name)]
 
     def held_out(folder: Path) -> list[tuple[Path, int]] | None:
-        if folder.is_dir() and (strange := _subfolders(folder) - class_names):
+        if folder.is_dir() and (strange := subfolders(folder) - class_names):
             raise ValueError(f"{folder}: class {min(strange)!r} does not occur in {tree}.")
         return labelled(folder) or None
 
@@ -281,17 +295,19 @@ def scan_folder(root: Path) -> FolderLayout:
         tree=tree.name if tree != root else "",
         class_names=tuple(sorted(class_names)),
         labeled=labeled,
-        unlabeled=_images(root / "unlabeled"),
+        unlabeled=images_under(root / "unlabeled"),
         val=held_out(root / "val"),
         test=held_out(root / "test"),
     )
 
 
-def _subfolders(folder: Path) -> set[str]:
+def subfolders(folder: Path) -> set[str]:
+    """Names of the folders in a folder, hidden ones left out."""
     return {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
 
 
-def _images(folder: Path) -> list[Path]:
+def images_under(folder: Path) -> list[Path]:
+    """Image files at any depth of a folder, sorted; hidden ones are left out, links followed once."""
     if not folder.is_dir():
         return []
     found, entered = [], set()
@@ -315,3 +331,48 @@ def _images(folder: Path) -> list[Path]:
 def _raise(error: OSError) -> None:
     """Without this, os.walk passes over folders that it may not read."""
     raise error
+
+
+def scan_clusters(
+    root: Path, class_names: tuple[str, ...] | None, num_classes: int | None
+) -> tuple[dict[str, list[tuple[Path, int]]], tuple[str, ...] | None]:
+    """Finds the image files to be clustered: all under `root`, or those under `train` and `test` there.
+
+    The folders right below are classes if every image is in one of them and their number is not another than
+    `num_classes`; then they label the images, else all labels are -1.
+
+    Args:
+        root: The folder.
+        class_names: Folders to read; None: all.
+        num_classes: Number of clusters asked for, or None.
+
+    Returns:
+        Files and labels of `train` and, where there is such a folder, `test`; names of the classes, or None.
+
+    Raises:
+        FileNotFoundError: If a folder or its images are missing.
+    """
+    trees = {part: root / part for part in ("train", "test") if (root / part).is_dir()}
+    if "train" not in trees:
+        trees = {"train": root}
+    for tree in trees.values():
+        if missing := [name for name in class_names or (".",) if not (tree / name).is_dir()]:
+            raise FileNotFoundError(
+                f"root={root}: there is no folder {tree / missing[0]}. Expected <class>/*.jpg there."
+            )
+    names = class_names or tuple(sorted(subfolders(trees["train"])))
+    files = {
+        part: [file for name in class_names or (".",) for file in images_under(tree / name)]
+        for part, tree in trees.items()
+    }
+    if not files["train"]:
+        raise FileNotFoundError(f"root={root}: there are no images in {trees['train']}.")
+    folder_of = {part: [file.relative_to(trees[part]).parts for file in found] for part, found in files.items()}
+    known = all(len(path) > 1 and path[0] in names for paths in folder_of.values() for path in paths)
+    if not known or len(names) < 2 or num_classes not in (None, len(names)):
+        return {part: [(file, -1) for file in found] for part, found in files.items()}, None
+    labelled = {
+        part: [(file, names.index(path[0])) for file, path in zip(found, folder_of[part], strict=True)]
+        for part, found in files.items()
+    }
+    return labelled, names

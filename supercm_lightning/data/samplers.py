@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 import torch
+from torch import Tensor
 from torch.utils.data import DistributedSampler
 
 from supercm_lightning.data.randomness import generator
@@ -46,15 +47,22 @@ class CyclingSampler(DistributedSampler[int]):
         self.step = step
         self.num_samples = batch_size * steps_per_epoch
         self.total_size = self.num_samples * world_size
+        self._drawn: tuple[int, Tensor] | None = None
 
     def __iter__(self) -> Iterator[int]:
         """The rows of this rank for one epoch."""
         step = self.step() if self.step is not None else self.epoch * self.steps_per_epoch
         start = step * self.batch_size * self.num_replicas
-        order, drawn = [], -1
-        for place in range(start + self.rank, start + self.total_size, self.num_replicas):
+        place, end = start + self.rank, start + self.total_size
+        while place < end:
             number, row = divmod(place, self.num_rows)
-            if number != drawn:
-                order = torch.randperm(self.num_rows, generator=generator(self.seed, self.name, number)).tolist()
-                drawn = number
-            yield order[row]
+            stop = min(end - number * self.num_rows, self.num_rows)
+            rows = self._order(number)[row : stop : self.num_replicas].tolist()
+            yield from rows
+            place += len(rows) * self.num_replicas
+
+    def _order(self, number: int) -> Tensor:
+        """The order of one pass, drawn once: an epoch may be a small part of a large set."""
+        if self._drawn is None or self._drawn[0] != number:
+            self._drawn = (number, torch.randperm(self.num_rows, generator=generator(self.seed, self.name, number)))
+        return self._drawn[1]

@@ -1,23 +1,29 @@
 """Few labelled and many unlabelled images."""
 
-import math
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
-from supercm_lightning.data.augment import Normalization, WeakAugmentation
+from supercm_lightning.data.augment import Normalization, WeakAugmentation, check_weak_options
 from supercm_lightning.data.base import ViewDataModule
 from supercm_lightning.data.datasets import DATASETS, scan_folder
-from supercm_lightning.data.splits import Split, check_labels, make_split
-from supercm_lightning.data.stores import ArrayStore, DatasetStore, FileStore, Rows, Store, UnreadableImage, image_shape
+from supercm_lightning.data.splits import Split, check_labels, count_rows, make_split
+from supercm_lightning.data.stores import (
+    ArrayStore,
+    DatasetStore,
+    Rows,
+    Store,
+    UnreadableImage,
+    check_bad_image_policy,
+    file_stores,
+    image_shape,
+)
 from supercm_lightning.data.strong_augment import StrongAugmentation
 from supercm_lightning.data.whitening import ZCA, global_contrast_normalize
-
-_MEMORY = 4 * 2**30
 
 
 class SemiSupervisedDataModule(ViewDataModule):
@@ -164,21 +170,10 @@ class SemiSupervisedDataModule(ViewDataModule):
         self.flip = flip_by_default if flip is None else flip
         self.shift = default_shift if shift is None else shift
         self.noise = default_noise if noise is None else noise
-        if not 0 <= self.shift < min(self.input_shape[1:]):
-            raise ValueError(
-                f"shift={self.shift}: must be from 0 to less than the images' {tuple(self.input_shape[1:])}."
-            )
-        if self.noise < 0:
-            raise ValueError(f"noise={noise}: must not be negative.")
-        if on_bad_image not in ("error", "skip"):
-            raise ValueError(f"on_bad_image={on_bad_image!r}: choose error or skip.")
+        check_weak_options(self.input_shape, self.shift, self.noise, mean, std)
+        check_bad_image_policy(on_bad_image)
         if whitening and in_memory is False:
             raise ValueError("whitening=true needs all images in memory: leave in_memory unset.")
-        for name, values in (("mean", mean), ("std", std)):
-            if len(values) not in (1, self.input_shape[0]):
-                raise ValueError(f"{name}: give one value or one for each of the {self.input_shape[0]} channels.")
-        if min(std) <= 0:
-            raise ValueError(f"std={std}: must be positive.")
         self.normalization = Normalization(tuple(mean), tuple(std))
 
     # ------------------------------------------------------------------------------------------------- reading
@@ -247,21 +242,7 @@ class SemiSupervisedDataModule(ViewDataModule):
         folder = self._folder
         parts = {"train": folder.labeled + [(file, -1) for file in folder.unlabeled]}
         parts |= {part: files for part in ("val", "test") if (files := getattr(folder, part)) is not None}
-        size = sum(map(len, parts.values())) * math.prod(self.input_shape)
-        in_memory = size <= _MEMORY if self.in_memory is None else self.in_memory
-        stores: dict[str, Store] = {}
-        skipped: list[str] = []
-        for part, files in parts.items():
-            labels = torch.tensor([label for _, label in files], dtype=torch.int64)
-            store = FileStore([file for file, _ in files], labels, self.input_shape[0], self.image_size)
-            if self.on_bad_image == "skip":
-                store, messages = store.readable()
-                skipped += messages
-            stores[part] = store.in_memory(self.input_shape) if in_memory else store.checked(self.input_shape)
-        if skipped:
-            total = sum(map(len, parts.values()))
-            rank_zero_warn(f"{len(skipped)} of {total} images are left out:\n" + "\n".join(skipped))
-        return stores
+        return file_stores(parts, self.input_shape, self.image_size, self.in_memory, on_bad_image=self.on_bad_image)
 
     def _read_datasets(self, labeled: Dataset[Any]) -> dict[str, Store]:
         train = self._labeled
@@ -286,7 +267,7 @@ class SemiSupervisedDataModule(ViewDataModule):
         if self.split_file is not None and self.split_file.exists():
             return self._checked_split(Split.load(self.split_file), name, len(labels))
         num_val, num_test = (
-            0 if part in held_out else _count(part, custom if asked is None else asked, known)
+            0 if part in held_out else count_rows(part, custom if asked is None else asked, known)
             for part, asked, custom in zip(("val", "test"), (self.num_val, self.num_test), self._customs, strict=True)
         )
         split = make_split(labels, name, self.num_labeled, num_val, num_test, self.split_seed)
@@ -329,9 +310,3 @@ class SemiSupervisedDataModule(ViewDataModule):
             if self.whitening and "'strong'" in str(error):
                 raise ValueError(f"{error} Or set whitening=false: whitened images have no strong view.") from None
             raise
-
-
-def _count(part: str, amount: int | float, of: int) -> int:
-    if amount < 0:
-        raise ValueError(f"num_{part}={amount}: must not be negative.")
-    return round(amount * of) if 0 < amount < 1 else int(amount)

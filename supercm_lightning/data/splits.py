@@ -155,6 +155,31 @@ def make_split(labels: Tensor, dataset: str, num_labeled: int | None, num_val: i
     return Split(dataset, len(labels), seed, labeled, val, test)
 
 
+def domain_strata(labels: Tensor, domain: Tensor, num_classes: int) -> Tensor:
+    """Numbers the pairs of domain and class, so that a stratified draw takes its share of every domain.
+
+    Args:
+        labels: Labels, (N,) int64, negative where unknown.
+        domain: Number of each row's domain, (N,) int64.
+        num_classes: Number of classes.
+
+    Returns:
+        The strata, (N,) int64, negative where the label is.
+    """
+    return torch.where(labels >= 0, labels + num_classes * domain, labels)
+
+
+def count_rows(part: str, amount: int | float, of: int) -> int:
+    """Number of rows of a part to hold out: `amount` itself, or that share of `of` rows if it is below 1.
+
+    Raises:
+        ValueError: If `amount` is negative; the message names the option `num_<part>`.
+    """
+    if amount < 0:
+        raise ValueError(f"num_{part}={amount}: must not be negative.")
+    return round(amount * of) if 0 < amount < 1 else int(amount)
+
+
 def check_label_range(labels: Tensor, num_classes: int, what: str) -> None:
     """Checks that labels (n,) lie in [0, num_classes).
 

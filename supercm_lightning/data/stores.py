@@ -1,21 +1,27 @@
 """Where rows come from: arrays in memory, image files decoded by workers, or a torch data set."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from PIL import Image
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+_MEMORY = 4 * 2**30
+
+BadImage = Literal["error", "skip"]
+"""What to do about a file that cannot be read as an image."""
 
 
 @dataclass
@@ -84,6 +90,15 @@ class WorkerStore(ABC):
             raise self._wrong_shape(row, tuple(value.shape), shape)
         return value
 
+    def read(self, rows: list[int], shape: tuple[int, ...]) -> Tensor:
+        """Some rows, (n, *shape), fetched side by side.
+
+        Raises:
+            ValueError: As `of_shape`.
+        """
+        with ThreadPoolExecutor(self.threads) as pool:
+            return torch.stack(list(pool.map(lambda row: self.of_shape(row, shape), rows)))
+
     def in_memory(self, shape: tuple[int, ...]) -> ArrayStore:
         """Fetches all rows, with a progress bar.
 
@@ -126,17 +141,26 @@ class FileStore(WorkerStore):
         paths: The files.
         labels: Labels, (N,) int64, -1 where unknown.
         channels: 1 (grey) or 3 (RGB).
-        image_size: The shorter side is resized to this and the centre square cut out; None keeps images as they are.
+        image_size: Images are brought to this square; None keeps them as they are.
+        keep_aspect: Resize the shorter side and cut out the centre square, instead of resizing both sides.
     """
 
     remedy = "Set image_size to bring all images to one size."
     threads = None
 
-    def __init__(self, paths: Sequence[Path], labels: Tensor, channels: int, image_size: int | None) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        labels: Tensor,
+        channels: int,
+        image_size: int | None,
+        keep_aspect: bool = True,
+    ) -> None:
         self.names: Sequence[str] = [str(path) for path in paths]
         self.labels = labels
         self.channels = channels
         self.image_size = image_size
+        self.keep_aspect = keep_aspect
 
     def __getitem__(self, row: int) -> Tensor:
         """Decodes one file to uint8 (C, H, W).
@@ -146,7 +170,7 @@ class FileStore(WorkerStore):
         """
         try:
             with Image.open(self.names[row]) as image:
-                return _decode(image, self.channels, self.image_size)
+                return _decode(image, self.channels, self.image_size, self.keep_aspect)
         except Exception as error:  # a broken file can raise anything
             raise _unreadable(self.names[row], error) from error
 
@@ -166,7 +190,8 @@ class FileStore(WorkerStore):
 
         self._each(check, "Checking")
         rows = [row for row in range(len(self)) if row not in messages]
-        kept = FileStore([Path(self.names[row]) for row in rows], self.labels[rows], self.channels, self.image_size)
+        kept = copy(self)
+        kept.names, kept.labels = [self.names[row] for row in rows], self.labels[rows]
         return kept, [messages[row] for row in sorted(messages)]
 
     def checked(self, shape: tuple[int, ...]) -> "FileStore":
@@ -183,6 +208,55 @@ class FileStore(WorkerStore):
 
         self._each(check, "Checking")
         return self
+
+
+def file_stores(
+    parts: Mapping[str, Sequence[tuple[Path, int]]],
+    shape: tuple[int, ...],
+    image_size: int | None,
+    in_memory: bool | None,
+    keep_aspect: bool = True,
+    on_bad_image: BadImage = "error",
+) -> dict[str, "Store"]:
+    """Stores of the image files of several parts, in memory together or read by workers together.
+
+    Args:
+        parts: Files and labels of each part.
+        shape: Shape (C, H, W) of every image.
+        image_size: As in `FileStore`.
+        in_memory: Whether to read all images now; None: if they take at most 4 GiB.
+        keep_aspect: As in `FileStore`.
+        on_bad_image: What to do about a file that cannot be read as an image: `error` or `skip`, which leaves it out,
+            counts and lists it.
+
+    Raises:
+        ValueError: If a file is no image or has another shape.
+    """
+    size = sum(map(len, parts.values())) * math.prod(shape)
+    in_memory = size <= _MEMORY if in_memory is None else in_memory
+    stores: dict[str, Store] = {}
+    skipped: list[str] = []
+    for part, files in parts.items():
+        labels = torch.tensor([label for _, label in files], dtype=torch.int64)
+        store = FileStore([file for file, _ in files], labels, shape[0], image_size, keep_aspect)
+        if on_bad_image == "skip":
+            store, messages = store.readable()
+            skipped += messages
+        stores[part] = store.in_memory(shape) if in_memory else store.checked(shape)
+    if skipped:
+        total = sum(map(len, parts.values()))
+        rank_zero_warn(f"{len(skipped)} of {total} images are left out:\n" + "\n".join(skipped))
+    return stores
+
+
+def check_bad_image_policy(on_bad_image: str) -> None:
+    """Checks the name of a policy for files that cannot be read.
+
+    Raises:
+        ValueError: If it is unknown.
+    """
+    if on_bad_image not in get_args(BadImage):
+        raise ValueError(f"on_bad_image={on_bad_image!r}: choose {' or '.join(get_args(BadImage))}.")
 
 
 def image_shape(file: Path | str, image_size: int | None) -> tuple[int, int, int]:
@@ -211,7 +285,7 @@ def _channels(image: Image.Image) -> int:
     return 1 if image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I") else 3
 
 
-def _decode(image: Image.Image, channels: int, image_size: int | None) -> Tensor:
+def _decode(image: Image.Image, channels: int, image_size: int | None, keep_aspect: bool = True) -> Tensor:
     if image_size is not None:
         # JPEG can be decoded at a fraction of its size, which large photographs gain from.
         image.draft("L" if channels == 1 else "RGB", (image_size, image_size))
@@ -224,7 +298,7 @@ def _decode(image: Image.Image, channels: int, image_size: int | None) -> Tensor
     image = image.convert("L" if channels == 1 else "RGB")
     if image_size is not None and image.size != (image_size, image_size):
         scale = image_size / min(image.size)
-        width, height = (max(image_size, round(side * scale)) for side in image.size)
+        width, height = (max(image_size, round(side * scale)) if keep_aspect else image_size for side in image.size)
         image = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
         left, top = (width - image_size) // 2, (height - image_size) // 2
         image = image.crop((left, top, left + image_size, top + image_size))
@@ -289,10 +363,12 @@ class Rows:
     Attributes:
         store: Where they are.
         index: Their row numbers in the store, (n,) int64.
+        hide_labels: Whether their labels read -1.
     """
 
     store: Store
     index: Tensor
+    hide_labels: bool = False
     _on: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -300,8 +376,8 @@ class Rows:
 
     @property
     def labels(self) -> Tensor:
-        """Their labels, (n,) int64."""
-        return self.store.labels[self.index]
+        """Their labels, (n,) int64, -1 where unknown or hidden."""
+        return torch.full_like(self.index, -1) if self.hide_labels else self.store.labels[self.index]
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Row numbers and labels on a device, copied there once."""
@@ -310,6 +386,6 @@ class Rows:
         return self._on[device]
 
     @classmethod
-    def all_of(cls, store: Store) -> "Rows":
+    def all_of(cls, store: Store, hide_labels: bool = False) -> "Rows":
         """Every row of a store."""
-        return cls(store, torch.arange(len(store)))
+        return cls(store, torch.arange(len(store)), hide_labels)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from supercm_lightning.data import operations
 from supercm_lightning.data.augment import Normalization, flip_and_shift
+from supercm_lightning.data.crops import Crop
 from supercm_lightning.data.operations import FILL, beside, per_image
 from supercm_lightning.data.randomness import generator
 
@@ -90,6 +91,7 @@ class StrongAugmentation:
         shift: Largest shift in pixels before the operations, edges reflected.
         num_ops: Operations per image.
         cutout: Largest side of the square as a share of the width; 0: no Cutout.
+        crop: Applied first, or None.
 
     Raises:
         ValueError: If `num_ops` or `cutout` is negative.
@@ -103,6 +105,7 @@ class StrongAugmentation:
     shift: int
     num_ops: int = 2
     cutout: float = 0.5
+    crop: Crop | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_ops", "cutout"):
@@ -110,7 +113,7 @@ class StrongAugmentation:
                 raise ValueError(f"{name}={getattr(self, name)}: must not be negative.")
 
     def __call__(self, rows: Tensor, stream: torch.Generator) -> Tensor:
-        """Augments images to floats of the same shape.
+        """Augments images to floats of the same shape but for the crop.
 
         Args:
             rows: (n, C, H, W), uint8 or float in [0, 1]; floats are rounded to 256 levels and not normalised. On a GPU,
@@ -123,8 +126,9 @@ class StrongAugmentation:
         Raises:
             ValueError: If `rows` are feature vectors, or floats outside [0, 1].
         """
-        n, _, h, w = _checked(rows).shape
-        images = rows if rows.dtype == torch.uint8 else rows.mul(255).round_().to(torch.uint8)
+        images = _checked(rows) if rows.dtype == torch.uint8 else _checked(rows).mul(255).round_().to(torch.uint8)
+        images = images if self.crop is None else self.crop(images, stream)
+        n, _, h, w = images.shape
         images = flip_and_shift(images, self.flip, self.shift, stream)
         # Its own key: a CPU stream of the same seed would repeat the numbers that flip and shift have used.
         drawn = generator(stream.initial_seed(), "strong")

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from supercm_lightning.data.randomness import seed_of
@@ -25,7 +26,7 @@ class Step:
 
     Attributes:
         x: Labelled inputs, (B, *input_shape).
-        y: Labels, (B,), int64 in [0, K).
+        y: Labels, (B,), int64 in [0, K); methods that label rows themselves leave -1 where they are in doubt.
         views: Inputs of each unlabelled view of the forward, a tuple of (U, *input_shape).
         target_views: Inputs of each view that only targets are computed from, likewise.
         index: Position of each unlabelled row in the unlabelled set, (U,), or None without unlabelled rows.
@@ -96,7 +97,8 @@ class Method(LightningModule):
     A method declares the unlabelled `views` it needs and extends `losses` through `super()`. The base makes one joint
     forward over labelled and unlabelled rows, sums the terms and logs each as `train/<name>`, already weighted, so that
     they add up to `train/loss`. A class with several methods as bases is their combination, with the longest `views`.
-    Views that only targets are computed from, such as a teacher's, stand apart in `target_views`.
+    Views that only targets are computed from, such as a teacher's, stand apart in `target_views`. A method that labels
+    rows itself sets `needs_labeled` to false and overrides `labeled_rows`.
 
     Args:
         num_classes: Number of classes K; the command line takes it from the data.
@@ -125,6 +127,7 @@ class Method(LightningModule):
 
     views: tuple[str, ...] = ("weak",)
     target_views: tuple[str, ...] = ()
+    needs_labeled = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Lets a combination of methods take the longest of its bases' views."""
@@ -195,12 +198,13 @@ class Method(LightningModule):
         self.backbone = backbone
         width = int(backbone.num_features)  # type: ignore[arg-type]
         self.bottleneck = nn.Identity() if bottleneck is None else _bottleneck(width, bottleneck)
-        self.head = self.build_head(bottleneck or width)
+        self.num_features = bottleneck or width
+        self.head = self.build_head(self.num_features)
         if channels_last:
             self.backbone.to(memory_format=torch.channels_last)
 
-        self.val_acc = MulticlassAccuracy(num_classes, average="micro")
-        self.test_acc = MulticlassAccuracy(num_classes, average="micro")
+        self.val_acc: Metric = MulticlassAccuracy(num_classes, average="micro")
+        self.test_acc: Metric = MulticlassAccuracy(num_classes, average="micro")
         self._finite: dict[str, Tensor] = {}
         self._seed: int | None = None
 
@@ -219,9 +223,13 @@ class Method(LightningModule):
         """Class logits (n, K) of inputs (n, *input_shape)."""
         return self.head(self.features(x))
 
+    def labeled_rows(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Labelled inputs (B, *input_shape) and labels (B,) of a batch; a method may make its own."""
+        return batch["labeled"]
+
     def joint_forward(self, batch: dict[str, Any]) -> Step:
         """Forwards the labelled rows and every unlabelled view together."""
-        x, y = batch["labeled"]
+        x, y = self.labeled_rows(batch)
         given, index = batch["unlabeled"] if self.all_views else ((), None)
         views, target_views = tuple(given[: len(self.views)]), tuple(given[len(self.views) :])
         groups = [x, *views]
@@ -278,7 +286,11 @@ class Method(LightningModule):
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """The weighted terms of the loss, scalars by name; extend with `super().losses(step) | {...}`."""
-        return {"ce": F.cross_entropy(step.labeled_logits, step.y)}
+        return {"ce": self.supervised_loss(step)}
+
+    def supervised_loss(self, step: Step) -> Tensor:
+        """Cross-entropy, mean over the labelled rows."""
+        return F.cross_entropy(step.labeled_logits, step.y)
 
     def diagnostics(self, step: Step) -> dict[str, Tensor]:
         """Scalars worth a curve, computed without gradient and only at steps that are logged; extend like `losses`."""
@@ -354,7 +366,7 @@ class Method(LightningModule):
         """Accuracy and cross-entropy on the first loader as `test/acc` and `test/loss`; returns as in validation."""
         return self._evaluate(batch, "test", self.test_acc, dataloader_idx)
 
-    def _evaluate(self, batch: Any, stage: str, accuracy: MulticlassAccuracy, dataloader_idx: int) -> dict[str, Tensor]:
+    def _evaluate(self, batch: Any, stage: str, accuracy: Metric, dataloader_idx: int) -> dict[str, Tensor]:
         x, y = batch[0], batch[1]
         features = self.features(x)
         logits = self.head(features).float()

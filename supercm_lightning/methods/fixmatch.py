@@ -20,12 +20,17 @@ class FixMatch(Method):
         fixmatch_weight: Weight of the term, >= 0.
         fixmatch_threshold: Confidence from which a prediction counts, in [0, 1].
         **kwargs: Options of the next method in a combination, and of `Method`.
+
+    Raises:
+        ValueError: If the threshold is no confidence.
     """
 
     views = ("weak", "strong")
     term = "fixmatch"
 
     def __init__(self, fixmatch_weight: float = 1.0, fixmatch_threshold: float = 0.95, **kwargs: Any) -> None:
+        if not 0 <= fixmatch_threshold <= 1:
+            raise ValueError(f"fixmatch_threshold={fixmatch_threshold}: give a confidence between 0 and 1.")
         super().__init__(**kwargs)
         self.fixmatch_weight = fixmatch_weight
         self.fixmatch_threshold = fixmatch_threshold

@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from supercm_lightning.distributed import mean_over_ranks
+from supercm_lightning.distributed import mean_over_ranks, rows_of_all_ranks, rows_of_all_ranks_with_gradient
 from supercm_lightning.losses import fairness_loss
 from supercm_lightning.methods.base import Step
 from supercm_lightning.methods.fixmatch import FixMatch
@@ -20,6 +21,8 @@ class FreeMatch(FixMatch):
     Args:
         freematch_decay: Decay of the running means, in [0, 1).
         freematch_fairness_weight: Weight of the fairness term, >= 0. The term is negative by construction.
+        freematch_clip: Lowest and highest threshold of a class, in [0, 1]; None: no limits. (0.9, 0.95) on SVHN, whose
+            classes are of unequal size and whose thresholds would fall too low.
         **kwargs: Options of `FixMatch`, whose threshold is not used, and of `Method`.
 
     Attributes:
@@ -28,7 +31,7 @@ class FreeMatch(FixMatch):
         label_share: h̃, running share of the predicted labels, (K,).
 
     Raises:
-        ValueError: If the decay is outside its range.
+        ValueError: If the decay or the limits are outside their range.
     """
 
     term = "freematch"
@@ -36,19 +39,32 @@ class FreeMatch(FixMatch):
     mean_probability: Tensor
     label_share: Tensor
 
-    def __init__(self, freematch_decay: float = 0.999, freematch_fairness_weight: float = 0.01, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        freematch_decay: float = 0.999,
+        freematch_fairness_weight: float = 0.01,
+        freematch_clip: tuple[float, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         if not 0 <= freematch_decay < 1:
             raise ValueError(f"freematch_decay={freematch_decay}: must be in [0, 1).")
+        if freematch_clip is not None and not 0 <= freematch_clip[0] <= freematch_clip[1] <= 1:
+            raise ValueError(
+                f"freematch_clip={freematch_clip}: give the lowest and the highest threshold, in [0, 1], or null."
+            )
         super().__init__(**kwargs)
         self.freematch_decay = freematch_decay
         self.freematch_fairness_weight = freematch_fairness_weight
+        self.freematch_clip = freematch_clip
         self.register_buffer("confidence", torch.tensor(1 / self.num_classes))
         self.register_buffer("mean_probability", torch.full((self.num_classes,), 1 / self.num_classes))
         self.register_buffer("label_share", torch.full((self.num_classes,), 1 / self.num_classes))
 
     def thresholds(self, step: Step) -> Tensor:
-        """τ · p̃ / max p̃ of each row's predicted class, (U,)."""
+        """τ · p̃ / max p̃ of each row's predicted class, within the limits, (U,)."""
         per_class = self.confidence * self.mean_probability / self.mean_probability.max()
+        if self.freematch_clip is not None:
+            per_class = per_class.clamp(*self.freematch_clip)
         return per_class[step.unlabeled_logits[0].argmax(dim=1)]
 
     def losses(self, step: Step) -> dict[str, Tensor]:
@@ -56,16 +72,14 @@ class FreeMatch(FixMatch):
         weak, strong = step.unlabeled_logits
         p = weak.detach().float().softmax(dim=1)
         confidence, label = p.max(dim=1)
-        share = torch.nn.functional.one_hot(label, self.num_classes).float().mean(dim=0)
+        share = F.one_hot(label, self.num_classes).float().mean(dim=0)
+        running = (self.confidence, self.mean_probability, self.label_share)
         batch = mean_over_ranks(torch.cat([confidence.mean()[None], p.mean(dim=0), share]))
-        for running, value in zip(
-            (self.confidence, self.mean_probability, self.label_share),
-            (batch[0], batch[1 : 1 + self.num_classes], batch[1 + self.num_classes :]),
-            strict=True,
-        ):
-            running.lerp_(value.to(running.dtype), 1 - self.freematch_decay)
+        for mean, value in zip(running, batch.split([mean.numel() for mean in running]), strict=True):
+            mean.lerp_(value.view_as(mean).to(mean.dtype), 1 - self.freematch_decay)
         terms = super().losses(step)
-        mask = confidence >= self.thresholds(step)
+        # The histograms are those of the whole batch, of all processes together.
+        strong, mask = rows_of_all_ranks_with_gradient(strong), rows_of_all_ranks(confidence >= self.thresholds(step))
         fairness = fairness_loss(strong, mask, self.mean_probability, self.label_share)
         return terms | {"fairness": self.freematch_fairness_weight * fairness}
 

@@ -18,9 +18,14 @@ class PseudoLabel(Method):
         pseudo_label_weight: Weight of the term, >= 0.
         pseudo_label_threshold: Confidence from which a prediction counts, in [0, 1].
         **kwargs: Options of the next method in a combination, and of `Method`.
+
+    Raises:
+        ValueError: If the threshold is no confidence.
     """
 
     def __init__(self, pseudo_label_weight: float = 1.0, pseudo_label_threshold: float = 0.95, **kwargs: Any) -> None:
+        if not 0 <= pseudo_label_threshold <= 1:
+            raise ValueError(f"pseudo_label_threshold={pseudo_label_threshold}: give a confidence between 0 and 1.")
         super().__init__(**kwargs)
         self.pseudo_label_weight = pseudo_label_weight
         self.pseudo_label_threshold = pseudo_label_threshold

@@ -21,12 +21,12 @@ class VAT(Method):
         vat_eps: L2 norm of the perturbation, > 0, in units of the normalised input: 6 for whitened
             CIFAR-10, 2 for MNIST, 1 for SVHN.
         vat_xi: Step of the power iteration, > 0, large enough to survive the rounding of float32.
-        vat_iterations: Number of power iterations, each one more forward and backward.
+        vat_iterations: Number of power iterations, >= 1, each one more forward and backward.
         vat_entropy_weight: Weight of the entropy of the predictions (VAT + EntMin), >= 0; it ramps up as well.
         **kwargs: Options of the next method in a combination, and of `Method`.
 
     Raises:
-        ValueError: If `vat_eps` or `vat_xi` is not positive.
+        ValueError: If `vat_eps`, `vat_xi` or `vat_iterations` is not positive.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class VAT(Method):
         vat_entropy_weight: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        for name, value in (("vat_eps", vat_eps), ("vat_xi", vat_xi)):
+        for name, value in (("vat_eps", vat_eps), ("vat_xi", vat_xi), ("vat_iterations", vat_iterations)):
             if not value > 0:
                 raise ValueError(f"{name}={value}: must be positive.")
         super().__init__(**kwargs)

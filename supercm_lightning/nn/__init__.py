@@ -2,14 +2,18 @@
 
 from supercm_lightning.nn.backbones import TimmBackbone, build_backbone
 from supercm_lightning.nn.batch_norm import evaluating, frozen_batch_norm_stats
+from supercm_lightning.nn.buffers import resize_buffers
 from supercm_lightning.nn.clustering_head import ClusteringHead
+from supercm_lightning.nn.domain import DomainDiscriminator, MultilinearMap, reverse_gradient
 from supercm_lightning.nn.small import MLP, Identity, ResNet18, SmallCNN
 from supercm_lightning.nn.wide_resnet import WideResNet
 
 __all__ = [
     "MLP",
     "ClusteringHead",
+    "DomainDiscriminator",
     "Identity",
+    "MultilinearMap",
     "ResNet18",
     "SmallCNN",
     "TimmBackbone",
@@ -17,4 +21,6 @@ __all__ = [
     "build_backbone",
     "evaluating",
     "frozen_batch_norm_stats",
+    "resize_buffers",
+    "reverse_gradient",
 ]

@@ -61,6 +61,51 @@ def test_centroids_share_the_embedding_of_the_features():
     np.testing.assert_allclose(stars.get_offsets(), [part.get_offsets().mean(axis=0) for part in points], atol=1e-5)
 
 
+def test_domains_differ_by_marker_and_classes_by_colour():
+    features, labels, centroids = clusters(3, 20)
+    is_target = torch.arange(60) % 4 == 0
+    labels[is_target & (labels == 2)] = -1
+    names = ("cat", "dog", "frog")
+    figure = FeatureProjection(method="pca").draw(features, labels, centroids, names, "title", is_target)
+    parts = [part for part in figure.axes[0].collections if len(part.get_offsets())]
+    outlines = [len(part.get_paths()[0].vertices) for part in parts]
+    discs, crosses, stars = parts[:3], parts[3:6], parts[6]
+    assert outlines[0] == outlines[1] == outlines[2] != outlines[3] == outlines[4] == outlines[5] != outlines[6]
+    assert [len(part.get_offsets()) for part in (*discs, *crosses, stars)] == [15, 15, 15, 5, 5, 5, 3]
+    for disc, cross in zip(discs[:2], crosses[:2], strict=True):
+        assert to_hex(disc.get_facecolors()[0]) == to_hex(cross.get_edgecolors()[0])
+    points = FeatureProjection(method="pca").embed(torch.cat([features, centroids]))[:60]
+    for cross, number in zip(crosses, (0, 1, -1), strict=True):
+        np.testing.assert_allclose(cross.get_offsets(), points[(is_target & (labels == number)).numpy()])
+    written = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert written == ["cat", "dog", "frog", "unlabelled", "source", "target", "centroid"]
+
+
+def test_pictures_of_two_domains_say_which_is_which_and_whose_the_accuracy_is(short):
+    drawn = []
+
+    class Seen(FeatureProjection):
+        def draw(self, features, labels, centroids, names, title, is_target):
+            drawn.append((title, labels, is_target))
+            return super().draw(features, labels, centroids, names, title, is_target)
+
+    data = short.make_data(num_val=30, num_test=70)
+    data.two_domains = True
+    data.val_dataloader = lambda: [data._eval_dataloader(part) for part in ("val", "unlabeled")]
+    data.test_dataloader = lambda: [data._eval_dataloader(part) for part in ("test", "val")]
+    trainer, model, _ = short.run([Seen(method="pca", max_samples=200)], data=data)
+    # Source rows are validation's first loader and the test's second.
+    accuracy = 100 * float(trainer.callback_metrics["val/acc"])
+    tester = short.make_trainer([Seen(method="pca", max_samples=200)])
+    tester.test(model, datamodule=data, verbose=False)
+    (title, labels, is_target), (test_title, test_labels, is_test_target) = drawn
+    assert title == f"Validation features, source accuracy {accuracy:.1f} %"
+    assert test_title == f"Test features, target accuracy {100 * float(tester.callback_metrics['test/acc']):.1f} %"
+    source = sorted(data.rows["val"].labels.tolist())
+    assert sorted(labels[~is_target].tolist()) == sorted(test_labels[~is_test_target].tolist()) == source
+    assert (int(is_target.sum()), int(is_test_target.sum())) == (100, 70)
+
+
 @pytest.mark.parametrize(("num_classes", "legends"), [(24, 1), (100, 0)])
 def test_many_classes_are_numbered_in_place_of_a_legend(num_classes, legends):
     features, labels, centroids = clusters(num_classes, 2)
@@ -102,7 +147,8 @@ def test_pictures_of_a_fit(short, tmp_path, plain):
     assert sorted(path.name for path in folder.glob("*.png")) == ["features.png", "features_epoch_0002.png"]
     assert imread(folder / "features.png").shape[0] > 600
     assert len(drawn) == 2
-    features, labels, centroids, names, title = drawn[-1]
+    features, labels, centroids, names, title, is_target = drawn[-1]
+    assert is_target is None
     assert features.shape == (60, 8)
     assert len(set(labels.tolist())) > 5
     assert torch.equal(centroids, model.head.centroids)
@@ -123,9 +169,9 @@ def test_test_rows_are_drawn_without_validation_rows_and_after_test_alone(short,
     titles = []
 
     class Titled(FeatureProjection):
-        def draw(self, features, labels, centroids, names, title):
+        def draw(self, features, labels, centroids, names, title, is_target):
             titles.append((title.split(",")[0], len(features), centroids))
-            return super().draw(features, labels, centroids, names, title)
+            return super().draw(features, labels, centroids, names, title, is_target)
 
     model = short.make_model(Supervised)
     data = short.make_data(num_val=0)

@@ -104,7 +104,7 @@ def test_data_sets_in_place_of_files(gather):
 
 def test_standardising_uses_the_training_rows_alone(gather):
     x = X * np.array([1, 10, 100, 0, 3]) + 7
-    data = module(save("all.npz", features=x, labels=Y), num_labeled=6, num_val=9, num_test=12, standardize=True)
+    data = module(save("all.npz", features=x, labels=Y), num_labeled=6, num_val=9, num_test=12, standardize="joint")
     training = np.concatenate([data.rows[part].index for part in ("labeled", "unlabeled")])
     mean, std = x[training].mean(0), x[training].std(0)
     expected = (x - mean) / np.where(std > 0, std, 1)  # a constant feature becomes zero
@@ -117,7 +117,7 @@ def test_standardising_counts_the_unlabelled_file(gather):
         save("a.npz", features=X, labels=Y),
         unlabeled=save("b.npz", features=X + 4),
         test=save("c.npz", features=X, labels=Y),
-        standardize=True,
+        standardize="joint",
     )
     both = np.concatenate([X, X + 4])
     np.testing.assert_allclose(gather(data, "test")[0].numpy(), (X - both.mean(0)) / both.std(0), atol=1e-5)
@@ -204,3 +204,123 @@ class TestBadInput:
     def test_negative_noise(self):
         with pytest.raises(ValueError, match="noise=-1: must not be negative"):
             FeatureDataModule(save("a.npz", features=X, labels=Y), noise=-1)
+
+
+class TestTwoDomains:
+    """A source and a target in place of labelled and unlabelled rows."""
+
+    @pytest.fixture
+    def pair(self) -> dict[str, str]:
+        names = np.array(["ape", "bee", "cow"])
+        save("one.npz", features=X, labels=Y, classes=names)
+        save("two.pt", features=2 * X[:30] + 5, labels=torch.from_numpy(Y[:30]))
+        return {"source": "one", "target": "two"}
+
+    def test_parts(self, pair, gather):
+        data = FeatureDataModule(**pair)
+        data.setup("fit")
+        assert {part: len(rows) for part, rows in data.rows.items()} == {
+            "labeled": 54, "unlabeled": 30, "val": 6, "test": 30,
+        }  # fmt: skip
+        assert data.rows["val"].labels.bincount().tolist() == [2, 2, 2]
+        assert data.class_names == ("ape", "bee", "cow")
+        assert gather(data, "unlabeled")[1].tolist() == [-1] * 30
+        x, y, _ = gather(data, "test")
+        np.testing.assert_allclose(x, 2 * X[:30] + 5, rtol=1e-6)
+        assert y.tolist() == Y[:30].tolist()
+
+    def test_each_domain_by_its_own_statistics(self, pair, gather):
+        x = np.concatenate([X * 3, X[:40] - 8])
+        save("three.npz", features=X[:40] - 8, labels=Y[:40])
+        save("one.npz", features=X * 3, labels=Y)
+        data = module(None, source=["one", "three"], target="two", num_val=20, standardize="domain")
+        training, held_out = (data.rows[part].index.numpy() for part in ("labeled", "val"))
+        expected = np.empty_like(x)
+        for mine in (np.arange(100) < 60, np.arange(100) >= 60):
+            seen = x[training[mine[training]]]
+            expected[mine] = (x[mine] - seen.mean(0)) / seen.std(0)
+        np.testing.assert_allclose(gather(data, "labeled")[0], expected[training], atol=1e-5)
+        np.testing.assert_allclose(gather(data, "val")[0], expected[held_out], atol=1e-5)
+        target = X[:30]  # scale and shift do not survive
+        for part in ("unlabeled", "test"):
+            np.testing.assert_allclose(gather(data, part)[0], (target - target.mean(0)) / target.std(0), atol=1e-5)
+        assert (held_out >= 60).sum() == 8  # each source gives its share
+
+    def test_validation_and_test_have_two_loaders(self, pair):
+        data = module(None, **pair)
+        lengths = [
+            [len(loader.dataset) for loader in loaders] for loaders in (data.val_dataloader(), data.test_dataloader())
+        ]
+        assert lengths == [[6, 30], [30, 6]]
+        assert not isinstance(module(save("a.npz", features=X, labels=Y), num_val=6).val_dataloader(), list)
+
+    def test_oracle_labels(self, pair, gather):
+        assert gather(module(None, **pair, oracle_labels=True), "unlabeled")[1].tolist() == Y[:30].tolist()
+
+    def test_target_without_labels(self, pair, fit):
+        save("two.npz", features=X[:30])
+        data = FeatureDataModule(source="one", target="two.npz", num_val=9)
+        assert len(fit(data).batches) == 1
+        assert not len(data.rows["test"])
+        assert len(data.rows["val"]) == 9
+
+    def test_own_test_and_validation_files(self, pair, gather):
+        save("val.npz", features=X[:12] * 3, labels=Y[:12])
+        save("test.npz", features=X[30:40], labels=Y[30:40])
+        data = module(None, **pair, val="val", test="test", standardize="domain")
+        assert {part: len(rows) for part, rows in data.rows.items()} == {
+            "labeled": 60, "unlabeled": 30, "val": 12, "test": 10,
+        }  # fmt: skip
+        np.testing.assert_allclose(gather(data, "val")[0], (X[:12] * 3 - X.mean(0)) / X.std(0), atol=1e-5)
+        seen = 2 * X[:30] + 5
+        np.testing.assert_allclose(gather(data, "test")[0], (X[30:40] - seen.mean(0)) / seen.std(0), atol=1e-5)
+
+    def test_names_count_from_the_root(self):
+        Path("deep").mkdir()
+        save("deep/a.npz", features=X, labels=Y)
+        save("deep/b.v2.npz", features=X, labels=Y)
+        assert len(module("a.npz", root="deep").rows["labeled"]) == 60
+        data = module(None, root="deep", source="a", target="b.v2")
+        assert len(data.rows["test"]) == 60
+        assert len(module(Path("deep/a.npz").absolute(), root="elsewhere").rows["labeled"]) == 60
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"source": "one"}, "Give either labeled, with or without unlabeled, or both source and target"),
+            ({"labeled": "one", "target": "two"}, "Give either labeled"),
+            ({"labeled": "one", "source": "one", "target": "two"}, "Give either labeled"),
+            ({}, "Give either labeled"),
+            ({"source": "one", "target": "two", "unlabeled": "two"}, "unlabeled: the rows of target are"),
+            ({"source": "one", "target": "one.npz"}, "source and target are the same, one.npz"),
+            ({"source": ["two", "one"], "target": "one"}, "source and target are the same"),
+            ({"labeled": "one", "standardize": "domain"}, "standardize='domain' needs two domains"),
+            ({"labeled": "one", "standardize": "each"}, "standardize='each': choose joint, domain or None"),
+            ({"labeled": "one", "oracle_labels": True}, "oracle_labels: only a target has labels"),
+        ],
+    )
+    def test_contradictions(self, pair, options, message):
+        with pytest.raises(ValueError, match=message):
+            FeatureDataModule(**options)
+
+    def test_classes_differ(self, pair):
+        save("other.npz", features=X, labels=Y, classes=np.array(["ape", "bee", "dog"]))
+        with pytest.raises(ValueError, match=r"target: other classes than those of the labelled features \(cow, dog\)"):
+            module(None, source="one", target="other")
+        save("other.npz", features=X, labels=Y, classes=np.array(["bee", "ape", "cow"]))
+        with pytest.raises(ValueError, match="in another order"):
+            module(None, source="one", target="other")
+        save("other.npz", features=X, labels=np.where(Y == 2, 3, Y))
+        with pytest.raises(ValueError, match="test set: labels run from 0 to 3, but num_classes=3"):
+            module(None, source="one", target="other")
+
+    def test_real_features(self, data_root, gather):
+        data = module(
+            None, root=data_root / "office_caltech10_features", source="amazon", target="webcam", standardize="domain"
+        )
+        assert {part: len(rows) for part, rows in data.rows.items()} == {
+            "labeled": 862, "unlabeled": 295, "val": 96, "test": 295,
+        }  # fmt: skip
+        x, _, _ = gather(data, "unlabeled")
+        torch.testing.assert_close(x.mean(0), torch.zeros(1024), rtol=0, atol=1e-5)
+        assert data.class_names[:2] == ("backpack", "bike")

@@ -279,7 +279,7 @@ class TestMemoryAndWorkers:
     def test_size_decides_when_nothing_is_said(self, image_folder, monkeypatch):
         root = image_folder({"a": 4, "b": 4})
         assert isinstance(folder(root).rows["labeled"].store, ArrayStore)
-        monkeypatch.setattr("supercm_lightning.data.semi_supervised._MEMORY", 8 * 3 * 8 * 8 - 1)
+        monkeypatch.setattr("supercm_lightning.data.stores._MEMORY", 8 * 3 * 8 * 8 - 1)
         assert not isinstance(folder(root).rows["labeled"].store, ArrayStore)
 
     @pytest.mark.slow

@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from supercm_lightning.losses import consistency_loss, entropy, pseudo_label_loss, virtual_adversarial_loss
+from supercm_lightning.losses import (
+    consistency_loss,
+    entropy,
+    fairness_loss,
+    pseudo_label_loss,
+    virtual_adversarial_loss,
+)
 
 
 def test_pseudo_label_loss_restated() -> None:
@@ -43,6 +49,33 @@ def test_consistency_loss_restated() -> None:
 def test_entropy_restated() -> None:
     logits = torch.tensor([[0.0, 0.0, 0.0], [100.0, 0.0, 0.0]])
     assert entropy(logits).item() == pytest.approx(math.log(3) / 2)
+
+
+def test_fairness_loss_restated() -> None:
+    logits = torch.tensor([[3.0, 0.0, 0.0], [0.0, 1.0, 0.0], [2.0, 0.0, 1.0], [0.0, 0.0, 4.0]], requires_grad=True)
+    mask = torch.tensor([True, True, True, False])
+    running_p, running_share = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.6, 0.4, 0.0])
+    loss = fairness_loss(logits, mask, running_p, running_share)
+    p = logits.detach().softmax(1)[:3].mean(0).tolist()
+    # Two confident rows say 0, one says 1, none says 2: class 2 drops out of both distributions or counts as 1e-12.
+    a = [0.5 / 0.6, 0.3 / 0.4]
+    b = [p[0] / (2 / 3), p[1] / (1 / 3)]
+    slow = sum(x / sum(a) * math.log(y / sum(b)) for x, y in zip(a, b, strict=True))
+    assert loss.item() == pytest.approx(slow, rel=1e-5)
+    loss.backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert logits.grad[3].abs().sum() == 0
+    assert logits.grad[:3].abs().sum() > 0
+
+
+def test_fairness_loss_without_a_confident_row_is_zero() -> None:
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    loss = fairness_loss(logits, torch.zeros(4, dtype=torch.bool), torch.full((3,), 1 / 3), torch.full((3,), 1 / 3))
+    assert loss.item() == 0
+    loss.backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
 
 
 def network() -> nn.Module:

@@ -10,9 +10,10 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.nn.modules.batchnorm import _BatchNorm
 
-import supercm_lightning
 from supercm_lightning import (
+    VAT,
     CentroidUpdate,
+    FixMatch,
     FlexMatch,
     FreeMatch,
     MeanTeacher,
@@ -23,31 +24,8 @@ from supercm_lightning import (
     Step,
     SuperCM,
     SuperCMMeanTeacher,
-    Supervised,
 )
-
-METHODS = [
-    kind
-    for name in supercm_lightning.__all__
-    if isinstance(kind := getattr(supercm_lightning, name), type)
-    and issubclass(kind, Method)
-    and kind not in (Method, Supervised)
-]
-# Early in a run nothing is confident; the terms must be seen nevertheless.
-EAGER: dict[str, Any] = {"ramp_up": 0.0}
-
-
-def options(kind: type[Method]) -> dict[str, Any]:
-    """Options with which the method's term acts from the first step on."""
-    names = kind.__mro__
-    extra: dict[str, Any] = {}
-    if PseudoLabel in names:
-        extra["pseudo_label_threshold"] = 0.0
-    if supercm_lightning.FixMatch in names:
-        extra["fixmatch_threshold"] = 0.0
-    if supercm_lightning.VAT in names:
-        extra["vat_eps"] = 1.0
-    return EAGER | extra
+from tests.every_method import METHODS, eager_options, weight_options
 
 
 def trainer(steps: int, *callbacks: Callback, **kwargs: Any) -> Trainer:
@@ -62,45 +40,85 @@ def trainer(steps: int, *callbacks: Callback, **kwargs: Any) -> Trainer:
 def model_of(kind: type[Method], **kwargs: Any) -> Method:
     """A small network with known initial weights."""
     seed_everything(3)
-    return kind(num_classes=10, input_shape=(1, 8, 8), **options(kind) | kwargs)
+    return kind(num_classes=10, input_shape=(1, 8, 8), **eager_options(kind) | kwargs)
 
 
 class Inspect(Callback):
-    """Looks at the first step before its update."""
+    """Looks at the second step before its update, when a teacher is no longer equal to the student.
+
+    Attributes:
+        terms: Values of the terms.
+        reached: Whether a term's gradient reaches every weight of the student.
+        leaked: Whether it reaches what only targets come from.
+    """
 
     def __init__(self) -> None:
         self.terms: dict[str, float] = {}
         self.reached: dict[str, bool] = {}
+        self.leaked: dict[str, bool] = {}
 
     def on_train_forward(self, trainer: Trainer, pl_module: Method, step: Step) -> None:
-        """Sends the unlabelled terms alone through the network."""
-        if self.terms or trainer.global_step == 0:  # the teacher equals the student before the first update
+        """Sends each unlabelled term alone through the network."""
+        norms = [module for module in pl_module.backbone.modules() if isinstance(module, _BatchNorm)]
+        assert norms
+        assert all(int(norm.num_batches_tracked) == trainer.global_step + 1 for norm in norms)
+        if trainer.global_step == 0:
             return
         with torch.random.fork_rng():
-            before = {name: buffer.clone() for name, buffer in pl_module.named_buffers()}
+            before = {name: buffer.clone() for name, buffer in pl_module.backbone.named_buffers()}
+            for view in step.target_views:
+                view.requires_grad_()
             terms = pl_module.losses(step)
-            for name, buffer in pl_module.named_buffers():
+            for name, buffer in pl_module.backbone.named_buffers():
                 if name.endswith(("running_mean", "running_var", "num_batches_tracked")):
                     assert torch.equal(buffer, before[name]), f"{name} moved outside the joint forward"
-        self.terms = {name: term.item() for name, term in terms.items()}
-        for name, term in terms.items():
-            if name == "ce":
-                continue
-            parameters = [p for p in pl_module.parameters() if p.requires_grad]
-            grads = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
-            self.reached[name] = all(g is not None and bool(g.abs().sum() > 0) for g in grads)
+        self.terms = {name: term.item() for name, term in terms.items() if name != "ce"}
+        for name in self.terms:
+            # A domain loss acts on the features, in a discriminator of its own.
+            last = pl_module.discriminator if name in ("dann", "cdan") else pl_module.head
+            learning = [*pl_module.backbone.parameters(), *last.parameters()]
+            self.reached[name] = all(reaches(terms[name], p) for p in learning)
+            rows = target_rows(pl_module, name, step)
+            self.leaked[name] = any(reaches(terms[name], view) for view in step.target_views) or reaches(
+                terms[name], step.all_logits, rows
+            )
+
+
+def reaches(term: torch.Tensor, tensor: torch.Tensor, rows: int | None = None) -> bool:
+    """Whether the gradient of a term with respect to the (first rows of a) tensor is not zero."""
+    (grad,) = torch.autograd.grad(term, tensor, retain_graph=True, allow_unused=True)
+    return grad is not None and bool(grad[:rows].abs().sum() > 0)
+
+
+def target_rows(model: Method, term: str, step: Step) -> int:
+    """How many of the first rows of the joint logits are mere targets of a term."""
+    if term in ("vat", "cdan"):  # what learns is the forward of the perturbed rows, or the features
+        return len(step.all_logits)
+    return len(step.logits) if "strong" in model.views and term != "cm" else 0
 
 
 @pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.__name__)
-def test_term_is_there_and_reaches_every_weight_of_the_student(kind: type[Method]) -> None:
+def test_terms_reach_every_weight_of_the_student_and_no_target(kind: type[Method]) -> None:
     inspect = Inspect()
-    model = model_of(kind)
-    trainer(2, inspect).fit(model, datamodule=SemiSupervisedDataModule(num_labeled=20))
-    own = {name: value for name, value in inspect.terms.items() if name != "ce"}
-    assert own
-    for name, value in own.items():
-        assert value < 0 if name == "fairness" else value > 0, f"{name} = {value}"
-        assert inspect.reached[name], f"{name} does not reach the whole student"
+    trainer(2, inspect).fit(model_of(kind), datamodule=SemiSupervisedDataModule(num_labeled=20))
+    assert inspect.terms
+    for name, value in inspect.terms.items():
+        assert value < 0 if name in ("fairness", "bnm") else value > 0, f"{name} = {value}"
+        assert inspect.reached[name], f"{name} does not reach every weight"
+        assert not inspect.leaked[name], f"{name} reaches its targets"
+
+
+@pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.__name__)
+def test_terms_move_the_weights(kind: type[Method]) -> None:
+    def weights(**options: float) -> torch.Tensor:
+        model = model_of(kind, optimizer="sgd", lr=0.1, **options)
+        trainer(2).fit(model, datamodule=SemiSupervisedDataModule(num_labeled=20))
+        return torch.cat([p.detach().flatten() for p in model.backbone.parameters()])
+
+    names = weight_options(model_of(kind))
+    assert names
+    on, off = weights(), weights(**dict.fromkeys(names, 0.0))
+    assert (on - off).norm() > 1e-3 * off.norm()
 
 
 @pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.__name__)
@@ -125,20 +143,18 @@ def test_fit_lowers_the_loss_and_a_checkpoint_keeps_everything(kind: type[Method
 
 @pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.__name__)
 def test_resumed_run_is_bit_identical(kind: type[Method]) -> None:
-    def fit(checkpoint: Path | None) -> Method:
+    def fit(folder: str, checkpoint: Path | None = None) -> dict[str, torch.Tensor]:
         model = model_of(kind, lr_schedule="cosine", backbone=_dropout_backbone())
         seed_everything(0 if checkpoint is None else 99)
-        saving = ModelCheckpoint(
-            "saved" if checkpoint is None else "again", filename="{step}", every_n_train_steps=3, save_top_k=-1
-        )
-        run = trainer(8, saving, enable_checkpointing=True)
+        saving = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        run = trainer(7, saving, enable_checkpointing=True)
         run.fit(model, datamodule=SemiSupervisedDataModule(num_labeled=20, steps_per_epoch=4), ckpt_path=checkpoint)
-        return model
+        return model.state_dict()
 
-    whole = fit(None).state_dict()
-    resumed = fit(Path("saved/step=3.ckpt")).state_dict()
-    for name, value in resumed.items():
-        assert torch.equal(value, whole[name]), name
+    whole = fit("whole")
+    for step in (3, 4):  # in the middle and at the end of an epoch
+        for name, value in fit(f"from_{step}", Path(f"whole/step={step}.ckpt")).items():
+            assert torch.equal(value, whole[name]), f"{name}, resumed from step {step}"
 
 
 def _dropout_backbone() -> torch.nn.Module:
@@ -160,7 +176,8 @@ class RestatedTeacher(Callback):
     @staticmethod
     def student(module: Any) -> list[torch.Tensor]:
         """The student's parameters."""
-        return [p.detach().clone() for p in (*module.backbone.parameters(), *module.head.parameters())]
+        parts = (module.backbone, module.bottleneck, module.head)
+        return [p.detach().clone() for part in parts for p in part.parameters()]
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.average = self.student(pl_module)
@@ -187,7 +204,7 @@ class RestatedTeacher(Callback):
 
 def test_mean_teacher_is_the_average_of_the_student_and_gets_no_gradient() -> None:
     restated = RestatedTeacher(0.9)
-    model = model_of(SuperCMMeanTeacher, mean_teacher_decay=0.9)
+    model = model_of(SuperCMMeanTeacher, mean_teacher_decay=0.9, bottleneck=16)
     trainer(12, restated).fit(model, datamodule=SemiSupervisedDataModule(num_labeled=20))
     assert restated.compared == 12
 
@@ -247,6 +264,37 @@ def test_freematch_statistics_and_fairness_follow_a_plain_loop() -> None:
         fairness = sum(x * torch.tensor(y + 1e-12).log().item() for x, y in zip(a, b, strict=True))
         assert terms["fairness"].item() == pytest.approx(0.01 * fairness, rel=1e-3)
     assert float(model.confidence) == pytest.approx(tau, rel=1e-5)
+
+
+def test_freematch_clips_its_thresholds() -> None:
+    model = FreeMatch(num_classes=3, input_shape=(4,), backbone="mlp", freematch_clip=(0.3, 0.6))
+    model.confidence.fill_(0.8)
+    model.mean_probability.copy_(torch.tensor([0.6, 0.3, 0.1]))
+    step = step_of(model, torch.eye(3), torch.eye(3), torch.arange(3))
+    torch.testing.assert_close(model.thresholds(step), torch.tensor([0.6, 0.4, 0.3]))  # of 0.8, 0.4, 0.133
+
+
+@pytest.mark.parametrize("limits", [(0.95, 0.9), (-0.1, 0.5), (0.5, 1.5)])
+def test_limits_that_are_none_are_named(limits: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match=r"freematch_clip=.*: give the lowest and the highest threshold"):
+        model_of(FreeMatch, freematch_clip=limits)
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "value"),
+    [
+        (PseudoLabel, "pseudo_label_threshold", 95.0),
+        (FixMatch, "fixmatch_threshold", 95.0),
+        (FreeMatch, "freematch_decay", 1.0),
+        (MeanTeacher, "mean_teacher_decay", 1.0),
+        (VAT, "vat_eps", 0.0),
+        (VAT, "vat_xi", 0.0),
+        (VAT, "vat_iterations", 0),
+    ],
+)
+def test_an_option_with_which_a_term_would_vanish_is_named(kind: type[Method], option: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{option}={value}"):
+        model_of(kind, **{option: value})
 
 
 def test_pseudo_labelled_rows_join_the_centroids_above_the_confidence() -> None:

@@ -1,0 +1,103 @@
+"""The picture of an embedding: classes by colour, domains by marker, centroids as stars."""
+
+import colorsys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy import ndarray
+
+# Distinct with the common colour vision deficiencies: Paul Tol's "muted" and one "vibrant". No grey: it means unknown.
+_COLORS = (
+    "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#EE7733",
+)  # fmt: skip
+_UNKNOWN, _UNKNOWN_TARGET = "#C8C8C8", "#606060"
+_LONGEST_LEGEND = 24
+
+
+def feature_figure(
+    points: "ndarray[Any, Any]",
+    labels: Tensor,
+    class_names: Sequence[str],
+    stars: Mapping[int, "ndarray[Any, Any]"],
+    title: str = "",
+    is_target: Tensor | None = None,
+) -> "Figure":
+    """Draws points, coloured by class, and a star at the centroid of each class.
+
+    Args:
+        points: Embedded features, (n, 2).
+        labels: Classes, (n,); below 0 where unknown.
+        class_names: Names of the classes.
+        stars: Embedded centroid, (2,), of each class that has one.
+        title: Title.
+        is_target: Which rows are of the target domain, (n,) bool; they get a marker of their own. None: one domain.
+
+    Returns:
+        The figure, tied to no window and no pyplot state.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from numpy import array, median
+
+    # One domain: few labelled rows stand out among many unlabelled ones. Two: the target's rows, among the source's.
+    unknown, order, alpha = (_UNKNOWN, 0.5, 0.75) if is_target is None else (_UNKNOWN_TARGET, 1, 0.4)
+    colors = dict(enumerate(_colors(len(class_names)))) | {-1: unknown}
+    named = len(class_names) <= _LONGEST_LEGEND
+    figure = Figure(figsize=(5.5, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xticks=[], yticks=[], title=title)
+    axes.spines[:].set_color("0.6")
+    size = min(36.0, max(6.0, 12000 / len(points)))
+    disc: dict[str, Any] = {"marker": "o", "s": size, "alpha": alpha, "linewidths": 0}
+    cross: dict[str, Any] = {"marker": "x", "s": size, "alpha": 0.9, "linewidths": 0.3 * size**0.5}
+    everything = torch.ones(len(labels), dtype=torch.bool)
+    domains = {"source": (~is_target, disc), "target": (is_target, cross)} if is_target is not None else {}
+    labels, legend = labels.clamp_min(-1), set()
+    for rows, style in domains.values() or [(everything, disc)]:
+        for number in (*range(len(class_names)), -1):
+            chosen = (rows & (labels == number)).numpy()
+            if chosen.any():
+                name = "unlabelled" if number < 0 else class_names[number]
+                label = name if number not in legend else f"_{name}"
+                legend.add(number)
+                height = order if number < 0 else 1
+                axes.scatter(*points[chosen].T, color=colors[number], label=label, zorder=height, **style)
+    for name, (_, style) in domains.items():
+        axes.scatter([], [], color="0.2", label=name, **style)
+    if stars:
+        width, edge = (230, 1.0) if named else (60, 0.6)
+        star: dict[str, Any] = {"marker": "*", "s": width, "edgecolors": "black", "linewidths": edge, "zorder": 3}
+        axes.scatter(*array(list(stars.values())).T, color=[colors[number] for number in stars], **star)
+        axes.scatter([], [], color="white", label="centroid", **star)
+    if named:
+        handles = figure.legend(loc="outside right center", frameon=False, handletextpad=0.2, scatteryoffsets=[0.5])
+        for handle in handles.legend_handles:
+            handle.set(sizes=[60], alpha=1)  # type: ignore[union-attr]
+    else:
+        known = labels[labels >= 0].unique().tolist()
+        places = {number: median(points[(labels == number).numpy()], axis=0) for number in known}
+        _write_numbers(axes, places | dict(stars))
+    return figure
+
+
+def _write_numbers(axes: "Axes", places: dict[int, Any]) -> None:
+    """Writes the number of each class at its place, for more classes than a legend can hold."""
+    from matplotlib.patheffects import withStroke
+
+    style: dict[str, Any] = {"fontsize": 7, "ha": "center", "zorder": 4}
+    for number, place in places.items():
+        halo = withStroke(linewidth=1.5, foreground="white")
+        axes.annotate(str(number), place, (0, 4), textcoords="offset points", path_effects=[halo], **style)
+
+
+def _colors(num_classes: int) -> list[Any]:
+    if num_classes <= len(_COLORS):
+        return list(_COLORS)
+    hues = [(number * 0.618034) % 1 for number in range(num_classes)]  # golden ratio: neighbours differ
+    return [colorsys.hls_to_rgb(hue, (0.35, 0.5, 0.7)[number % 3], 0.65) for number, hue in enumerate(hues)]

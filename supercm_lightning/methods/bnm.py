@@ -1,0 +1,33 @@
+"""BNM: predictions on the target that are certain and of many classes."""
+
+from typing import Any
+
+from torch import Tensor
+
+from supercm_lightning.distributed import rows_of_all_ranks_with_gradient
+from supercm_lightning.losses import batch_nuclear_norm, fast_batch_nuclear_norm
+from supercm_lightning.methods.base import Method, Step
+
+
+class BNM(Method):
+    """Cross-entropy on the source minus the nuclear norm of the target predictions.
+
+    Cui et al., "Towards Discriminability and Diversity: Batch Nuclear-norm Maximization under Label Insufficient
+    Situations", CVPR 2020. The norm is that of the whole batch, of all processes together. The term is negative.
+
+    Args:
+        bnm_weight: Weight of the term, >= 0.
+        bnm_fast: Approximate the norm by column norms instead of a singular value decomposition.
+        **kwargs: Options of the next method in a combination, and of `Method`.
+    """
+
+    def __init__(self, bnm_weight: float = 1.0, bnm_fast: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.bnm_weight = bnm_weight
+        self.bnm_fast = bnm_fast
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        """Adds the term `bnm`."""
+        logits = rows_of_all_ranks_with_gradient(step.unlabeled_logits[0])
+        loss = fast_batch_nuclear_norm(logits) if self.bnm_fast else batch_nuclear_norm(logits)
+        return super().losses(step) | {"bnm": self.bnm_weight * loss}

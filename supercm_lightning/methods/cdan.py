@@ -1,0 +1,47 @@
+"""CDAN: DANN whose discriminator sees features together with class predictions."""
+
+from typing import Any
+
+from torch import Tensor
+
+from supercm_lightning.losses import certainty_weight
+from supercm_lightning.methods.dann import DANN
+from supercm_lightning.nn import MultilinearMap
+
+
+class CDAN(DANN):
+    """DANN on the product of features and class probabilities, so that the domains are aligned class by class.
+
+    Long et al., "Conditional Adversarial Domain Adaptation", NeurIPS 2018. No gradient reaches the probabilities.
+
+    Args:
+        cdan_entropy: Weight each row by 1 + exp(−entropy) of its prediction, relative to its domain (CDAN+E).
+        cdan_random_features: Width of a random sketch of the product, for many classes or wide features (the paper:
+            1024); None: the product itself, d · K wide.
+        **kwargs: Options of `DANN`: `dann_weight` and `dann_hidden_features`; and of `Method`.
+
+    Raises:
+        ValueError: If the width is not positive.
+    """
+
+    term = "cdan"
+
+    def __init__(self, cdan_entropy: bool = False, cdan_random_features: int | None = None, **kwargs: Any) -> None:
+        if cdan_random_features is not None and cdan_random_features < 1:
+            raise ValueError(f"cdan_random_features={cdan_random_features}: give a positive width, or null.")
+        self._random_features = cdan_random_features
+        super().__init__(**kwargs)
+        self.cdan_entropy = cdan_entropy
+
+    def discriminator_width(self) -> int:
+        """Width of the product or of its sketch."""
+        self.multilinear_map = MultilinearMap(self.num_features, self.num_classes, self._random_features)
+        return self.multilinear_map.out_features
+
+    def discriminator_inputs(self, features: Tensor, logits: Tensor) -> Tensor:
+        """The product of features and class probabilities."""
+        return self.multilinear_map(features, logits.detach().float().softmax(dim=1).to(features.dtype))
+
+    def row_weights(self, logits: Tensor) -> Tensor | None:
+        """Certain rows weigh more, if asked for."""
+        return certainty_weight(logits) if self.cdan_entropy else None
