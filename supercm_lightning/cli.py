@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.core.saving import load_hparams_from_yaml
@@ -20,6 +21,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from supercm_lightning import __version__, callbacks, data, methods  # noqa: F401
 from supercm_lightning.callbacks import AdaptationScores, PredictionWriter, RunSummary
 from supercm_lightning.callbacks.continued_run import ContinuedCSVLogger, ContinuedRun, rewind
+from supercm_lightning.callbacks.slurm_requeue import SlurmRequeue
 from supercm_lightning.checkpoints import AtomicCheckpointIO, newest_checkpoint, read_checkpoint
 from supercm_lightning.data import ViewDataModule
 
@@ -58,9 +60,11 @@ class SuperCMCLI(LightningCLI):
         whole checkpoints; and, for data of two domains, scores that need no target label.
         """
         config = self._get(self.config_init, "trainer", default={})
-        additions = [RunSummary(), PredictionWriter()]
+        additions: list[Callback] = [RunSummary(), PredictionWriter()]
         if getattr(self.datamodule, "two_domains", False):
             additions.insert(0, AdaptationScores())
+        if self.subcommand == "fit" and SLURMEnvironment.detect():
+            additions.append(SlurmRequeue())
         if config.get("logger") in (None, True):
             kwargs["logger"] = self._logs(Path(config.get("default_root_dir") or os.getcwd()), config.get("callbacks"))
             additions.insert(0, ContinuedRun(kwargs["logger"][0].log_dir))
@@ -75,9 +79,11 @@ class SuperCMCLI(LightningCLI):
         return trainer
 
     def _logs(self, root: Path, given: Any) -> list[Any]:
-        """The logs of a new run, or of the one that `ckpt_path=last` continues; sets the checkpoint to go on from."""
+        """The logs of a new run, or of the one that goes on; sets the checkpoint to go on from."""
         version, path = os.environ.get("SLURM_JOB_ID"), None
-        if self._get(self.config_init, "ckpt_path") == "last":
+        start = self._get(self.config_init, "ckpt_path")
+        requeued = self.subcommand == "fit" and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+        if start == "last" or (start is None and requeued):
             folder = self._same_run(root)
             if folder is not None:
                 given = given if isinstance(given, Sequence) else [given]

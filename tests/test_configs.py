@@ -16,7 +16,8 @@ from supercm_lightning.cli import run
 from supercm_lightning.data import DATASETS, DOMAIN_SETS
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-FILES = sorted(CONFIGS.rglob("*.yaml"))
+FRAGMENTS = sorted((CONFIGS / "trainer").glob("*.yaml"))
+FILES = sorted(set(CONFIGS.rglob("*.yaml")) - set(FRAGMENTS))
 NAMES = [str(file.relative_to(CONFIGS)) for file in FILES]
 # Across data sets the configs of a method are alike: the small nets, one data set of the others with every method, and
 # one method on every set of domains show the rest.
@@ -131,7 +132,28 @@ def test_config_trains_for_one_step(file: Path, monkeypatch: pytest.MonkeyPatch)
     assert all(math.isfinite(value) for value in metrics.values())
 
 
-@pytest.mark.parametrize("file", FILES, ids=NAMES)
+@pytest.mark.parametrize("file", FRAGMENTS, ids=[file.name for file in FRAGMENTS])
+def test_a_fragment_changes_the_trainer_of_any_config(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fragment = yaml.safe_load(file.read_text())
+    assert list(fragment) == ["trainer"]
+    with pytest.raises(SystemExit):
+        run(["fit", "--config", str(CONFIGS / "quickstart.yaml"), "--config", str(file), "--print_config"])
+    found = yaml.safe_load(capsys.readouterr().out)
+    quickstart = yaml.safe_load((CONFIGS / "quickstart.yaml").read_text())
+    assert found["trainer"].items() >= fragment["trainer"].items()
+    assert found["trainer"]["max_epochs"] == quickstart["trainer"]["max_epochs"]
+    assert found["data"]["init_args"].items() >= quickstart["data"]["init_args"].items()
+
+
+@pytest.mark.parametrize("name", ["cpu", "debug"])
+def test_a_fragment_for_this_machine_trains(name: str) -> None:
+    files = ["--config", str(CONFIGS / "quickstart.yaml"), "--config", str(CONFIGS / "trainer" / f"{name}.yaml")]
+    short = ["--trainer.max_epochs", "1", "--data.steps_per_epoch", "1", "--trainer.callbacks", "null"]
+    cli = run(["fit", *files, *short, "--trainer.enable_progress_bar", "false"])
+    assert cli.trainer.global_step == 1
+
+
+@pytest.mark.parametrize("file", FILES + FRAGMENTS, ids=lambda file: str(file.relative_to(CONFIGS)))
 def test_every_value_of_a_config_is_explained(file: Path) -> None:
     lines = [line for line in file.read_text().splitlines() if line.strip() and not line.lstrip().startswith("#")]
     values = [line for line in lines if not line.rstrip().endswith(":") and "class_path:" not in line]
@@ -139,6 +161,8 @@ def test_every_value_of_a_config_is_explained(file: Path) -> None:
     assert not unexplained
 
 
-@pytest.mark.parametrize("file", FILES, ids=NAMES)
+@pytest.mark.parametrize("file", FILES + FRAGMENTS, ids=lambda file: str(file.relative_to(CONFIGS)))
 def test_a_config_states_the_command_that_runs_it(file: Path) -> None:
-    assert f"#   supercm fit --config configs/{file.relative_to(CONFIGS)}" in file.read_text().splitlines()
+    before = "--config configs/quickstart.yaml " if file in FRAGMENTS else ""
+    command = f"#   supercm fit {before}--config configs/{file.relative_to(CONFIGS)}"
+    assert command in file.read_text().splitlines()

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
@@ -410,13 +411,28 @@ class Method(LightningModule):
 
     # --------------------------------------------------------------------------------------------------- setup
     def setup(self, stage: str) -> None:
-        """Compares the model with the data, so that a contradiction is an error before the first step."""
+        """Compares the model with the data and the trainer: a contradiction is an error before the first step.
+
+        Raises:
+            ValueError: If the data has other classes or another shape, the strategy shards the model, or the weights
+                themselves are in half precision.
+        """
         data = getattr(self.trainer, "datamodule", None)
         for name in ("num_classes", "input_shape"):
             theirs = getattr(data, name, None)
             theirs = tuple(theirs) if isinstance(theirs, (list, tuple)) else theirs
             if theirs is not None and theirs != getattr(self, name):
                 raise ValueError(f"{name}: the model was built for {getattr(self, name)}, the data has {theirs}.")
+        if isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
+            raise ValueError(
+                f"trainer.strategy: {type(self.trainer.strategy).__name__} shards the model, but centroids, thresholds "
+                "and teachers belong to the whole one on every device. Use trainer.strategy=ddp."
+            )
+        if self.trainer.precision in ("bf16-true", "16-true"):
+            raise ValueError(
+                f"trainer.precision={self.trainer.precision}: weights and running means in half precision stand still, "
+                "as their small changes are rounded away. Use trainer.precision=bf16-mixed."
+            )
         if stage == "fit":
             self._seed = None  # a second fit takes the seed of its own time
         if self.compile_backbone and self.backbone._compiled_call_impl is None:
