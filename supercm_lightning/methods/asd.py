@@ -231,8 +231,9 @@ class ASD(Method):
         mean = self.references[self.labels].lerp(mean_over_ranks(features), 0.1)
         self.references[self.labels] = F.normalize(mean, dim=1)
         before = self.drawn_label[self.rows]
-        same = ((before == self.labels).sum() / (before >= 0).sum()).nan_to_num(float(0))
-        self.relabel_agreement.lerp_(torch.where((before >= 0).any(), same, self.relabel_agreement), 0.1)
+        known = before >= 0
+        same = (before == self.labels).sum() / known.sum().clamp_min(1)
+        self.relabel_agreement.lerp_(torch.where(known.any(), same, self.relabel_agreement), 0.1)
         self.drawn_label[self.rows] = self.labels
 
     def _map_to_clusters(self) -> None:
