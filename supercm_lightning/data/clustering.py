@@ -1,9 +1,11 @@
 """Images, or frozen features, to be clustered without labels."""
 
+import csv
 from collections.abc import Sized
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
@@ -252,3 +254,33 @@ def _joined(stores: list[ArrayStore]) -> ArrayStore:
 def _has_labels(dataset: Dataset[Any]) -> bool:
     item = dataset[0]
     return isinstance(item, tuple | list) and len(item) > 1
+
+
+def read_clusters(path: Path, num_rows: int, num_clusters: int) -> Tensor:
+    """Reads a clustering, one number per row.
+
+    Args:
+        path: A `.npy` file, or a table as `PredictionWriter` writes it.
+        num_rows: Number of rows that it must have.
+        num_clusters: Number of clusters that it may have.
+
+    Returns:
+        Cluster of each row, (num_rows,) int64 in [0, num_clusters), -1 for none.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If its numbers do not fit.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file. Expected .npy, or a table written by predict.")
+    if path.suffix == ".csv":
+        with path.open(newline="") as table:
+            known = torch.tensor([int(row["class"]) for row in csv.DictReader(table)])
+    else:
+        known = torch.from_numpy(np.load(path, allow_pickle=False)).long()
+    if tuple(known.shape) != (num_rows,) or int(known.min()) < -1 or int(known.max()) >= num_clusters:
+        raise ValueError(
+            f"{path}: clusters of shape {tuple(known.shape)} from {int(known.min())} to {int(known.max())}; expected "
+            f"one for each of the {num_rows} rows, from 0 to {num_clusters - 1}, or -1."
+        )
+    return known

@@ -1,12 +1,10 @@
 """ASD: labels made without labels, so that any semi-supervised method can cluster."""
 
 import copy
-import csv
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback
@@ -320,9 +318,7 @@ class ASD(Method):
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not hasattr(data, "views_of"):
-            raise ValueError(
-                "ASD chooses rows by itself: it needs a datamodule of this package (ClusteringDataModule)."
-            )
+            raise ValueError("ASD chooses rows by itself: it needs a datamodule of this package, ClusteringDataModule.")
         if data.num_unlabeled < len(self.rows):
             raise ValueError(
                 f"asd_samples: {len(self.rows)} rows are labelled at a time, and there are {data.num_unlabeled}. Lower "
@@ -332,10 +328,8 @@ class ASD(Method):
         self._make_room(data.num_unlabeled, self._window(data.num_steps), batch)
         self.cluster_of.fill_(-1)
         if self.asd_init_labels is not None:
-            self.init_labels = _read_labels(
-                Path(self.asd_init_labels).expanduser(), data.num_unlabeled, self.num_classes
-            )
-            self.init_labels = self.init_labels.to(self.device)
+            file = Path(self.asd_init_labels).expanduser()
+            self.init_labels = read_clusters(file, data.num_unlabeled, self.num_classes).to(self.device)
         if self.asd_backbone_checkpoint is not None:
             self._load_backbone(Path(self.asd_backbone_checkpoint).expanduser())
 
@@ -412,20 +406,3 @@ class ASD(Method):
                 metric.update(logits.argmax(dim=1), y)
                 self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, prog_bar=name == "acc")
         return {"features": features, "logits": logits}
-
-
-def _read_labels(path: Path, num_rows: int, num_classes: int) -> Tensor:
-    """Cluster labels of a file, (num_rows,) int64."""
-    if not path.exists():
-        raise FileNotFoundError(f"asd_init_labels={path}: no such file.")
-    if path.suffix == ".csv":
-        with path.open(newline="") as table:
-            known = torch.tensor([int(row["class"]) for row in csv.DictReader(table)])
-    else:
-        known = torch.from_numpy(np.load(path, allow_pickle=False)).long()
-    if tuple(known.shape) != (num_rows,) or int(known.min()) < -1 or int(known.max()) >= num_classes:
-        raise ValueError(
-            f"asd_init_labels={path}: labels of shape {tuple(known.shape)} from {int(known.min())} to "
-            f"{int(known.max())}; expected one for each of the {num_rows} rows, from 0 to {num_classes - 1}, or -1."
-        )
-    return known
