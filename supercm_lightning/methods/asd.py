@@ -20,6 +20,7 @@ from supercm_lightning.clustering import (
     prototype_sample,
     random_sample,
 )
+from supercm_lightning.data.clustering import read_clusters
 from supercm_lightning.data.randomness import generator
 from supercm_lightning.distributed import from_rank_zero, mean_over_ranks
 from supercm_lightning.losses import balanced_consistency_loss
