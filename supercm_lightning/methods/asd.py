@@ -226,7 +226,8 @@ class ASD(Method):
         """Step 2: gives every drawn row the instance label that it fits best."""
         features = F.normalize(features, dim=1)
         cost = -logits.log_softmax(dim=1) if self.asd_cost == "logit" else 1 - features @ self.references.T
-        self.labels.copy_(align_labels(mean_over_ranks(cost), self.asd_solver))
+        # A network that became NaN is named with its term of the loss, a moment later.
+        self.labels.copy_(align_labels(mean_over_ranks(cost).nan_to_num(), self.asd_solver))
         mean = self.references[self.labels].lerp(mean_over_ranks(features), 0.1)
         self.references[self.labels] = F.normalize(mean, dim=1)
         before = self.drawn_label[self.rows]
