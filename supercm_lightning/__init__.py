@@ -6,10 +6,16 @@ from supercm_lightning.callbacks import (
     AdaptationScores,
     CentroidUpdate,
     FeatureProjection,
+    KMeansBaseline,
     PredictionWriter,
     RunSummary,
 )
-from supercm_lightning.data import DomainAdaptationDataModule, FeatureDataModule, SemiSupervisedDataModule
+from supercm_lightning.data import (
+    ClusteringDataModule,
+    DomainAdaptationDataModule,
+    FeatureDataModule,
+    SemiSupervisedDataModule,
+)
 from supercm_lightning.methods import *  # noqa: F403 - the public methods, listed once
 from supercm_lightning.methods import __all__ as _methods
 
@@ -20,9 +26,11 @@ __all__ = [
     "SWA",
     "AdaptationScores",
     "CentroidUpdate",
+    "ClusteringDataModule",
     "DomainAdaptationDataModule",
     "FeatureDataModule",
     "FeatureProjection",
+    "KMeansBaseline",
     "PredictionWriter",
     "RunSummary",
     "SemiSupervisedDataModule",

@@ -52,3 +52,10 @@ def rows_of_all_ranks_with_gradient(rows: Tensor) -> Tensor:
     process with the whole batch has it.
     """
     return _Gather.apply(rows) if world_size() > 1 else rows
+
+
+def from_rank_zero(value: Tensor) -> Tensor:
+    """The tensor of the first process, for decisions that all must share."""
+    if world_size() > 1:
+        distributed.broadcast(value, src=0)
+    return value

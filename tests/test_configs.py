@@ -16,7 +16,8 @@ from supercm_lightning.cli import run
 from supercm_lightning.data import DATASETS, DOMAIN_SETS
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-FILES = sorted(CONFIGS.rglob("*.yaml"))
+FRAGMENTS = sorted((CONFIGS / "trainer").glob("*.yaml"))
+FILES = sorted(set(CONFIGS.rglob("*.yaml")) - set(FRAGMENTS))
 NAMES = [str(file.relative_to(CONFIGS)) for file in FILES]
 # Across data sets the configs of a method are alike: the small nets, one data set of the others with every method, and
 # one method on every set of domains show the rest.
@@ -66,6 +67,17 @@ def small_semi_supervised(options: dict[str, Any], monkeypatch: pytest.MonkeyPat
     return overrides
 
 
+def small_clusters(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Small data for a config of clustering, and the options that fit it."""
+    overrides = ["--data.unlabeled_batch_size", "6"]
+    if options["dataset"] == "folder":
+        write_folder(Path("images"))
+        return [*overrides, "--data.root", "images", "--data.image_size", "20"]
+    if options["dataset"] != "digits":
+        stand_in(options["dataset"], monkeypatch)
+    return overrides
+
+
 def small_domains(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Small data for a config of domain adaptation, and the options that fit it."""
     overrides = ["--data.source_batch_size", "6", "--data.target_batch_size", "6"]
@@ -103,6 +115,8 @@ def test_config_trains_for_one_step(file: Path, monkeypatch: pytest.MonkeyPatch)
         overrides = small_features(options)
     elif data["class_path"] == "DomainAdaptationDataModule":
         overrides = small_domains(options, monkeypatch)
+    elif data["class_path"] == "ClusteringDataModule":
+        overrides = small_clusters(options, monkeypatch)
     else:
         overrides = small_semi_supervised(options, monkeypatch)
     cli = run(
@@ -113,11 +127,33 @@ def test_config_trains_for_one_step(file: Path, monkeypatch: pytest.MonkeyPatch)
     assert cli.trainer.global_step == 1
     (summary,) = Path.cwd().rglob("summary.json")
     metrics = json.loads(summary.read_text())["metrics"]
-    assert {"train/loss", "val/acc", "test/acc"} <= set(metrics)
+    clustering = data["class_path"] == "ClusteringDataModule"
+    assert {"train/loss", "test/acc", "test/nmi" if clustering else "val/acc"} <= set(metrics)
     assert all(math.isfinite(value) for value in metrics.values())
 
 
-@pytest.mark.parametrize("file", FILES, ids=NAMES)
+@pytest.mark.parametrize("file", FRAGMENTS, ids=[file.name for file in FRAGMENTS])
+def test_a_fragment_changes_the_trainer_of_any_config(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fragment = yaml.safe_load(file.read_text())
+    assert list(fragment) == ["trainer"]
+    with pytest.raises(SystemExit):
+        run(["fit", "--config", str(CONFIGS / "quickstart.yaml"), "--config", str(file), "--print_config"])
+    found = yaml.safe_load(capsys.readouterr().out)
+    quickstart = yaml.safe_load((CONFIGS / "quickstart.yaml").read_text())
+    assert found["trainer"].items() >= fragment["trainer"].items()
+    assert found["trainer"]["max_epochs"] == quickstart["trainer"]["max_epochs"]
+    assert found["data"]["init_args"].items() >= quickstart["data"]["init_args"].items()
+
+
+@pytest.mark.parametrize("name", ["cpu", "debug"])
+def test_a_fragment_for_this_machine_trains(name: str) -> None:
+    files = ["--config", str(CONFIGS / "quickstart.yaml"), "--config", str(CONFIGS / "trainer" / f"{name}.yaml")]
+    short = ["--trainer.max_epochs", "1", "--data.steps_per_epoch", "1", "--trainer.callbacks", "null"]
+    cli = run(["fit", *files, *short, "--trainer.enable_progress_bar", "false"])
+    assert cli.trainer.global_step == 1
+
+
+@pytest.mark.parametrize("file", FILES + FRAGMENTS, ids=lambda file: str(file.relative_to(CONFIGS)))
 def test_every_value_of_a_config_is_explained(file: Path) -> None:
     lines = [line for line in file.read_text().splitlines() if line.strip() and not line.lstrip().startswith("#")]
     values = [line for line in lines if not line.rstrip().endswith(":") and "class_path:" not in line]
@@ -125,6 +161,8 @@ def test_every_value_of_a_config_is_explained(file: Path) -> None:
     assert not unexplained
 
 
-@pytest.mark.parametrize("file", FILES, ids=NAMES)
+@pytest.mark.parametrize("file", FILES + FRAGMENTS, ids=lambda file: str(file.relative_to(CONFIGS)))
 def test_a_config_states_the_command_that_runs_it(file: Path) -> None:
-    assert f"#   supercm fit --config configs/{file.relative_to(CONFIGS)}" in file.read_text().splitlines()
+    before = "--config configs/quickstart.yaml " if file in FRAGMENTS else ""
+    command = f"#   supercm fit {before}--config configs/{file.relative_to(CONFIGS)}"
+    assert command in file.read_text().splitlines()

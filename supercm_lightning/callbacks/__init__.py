@@ -3,6 +3,7 @@
 from supercm_lightning.callbacks.adaptation_scores import AdaptationScores
 from supercm_lightning.callbacks.centroid_update import CentroidUpdate
 from supercm_lightning.callbacks.feature_projection import FeatureProjection
+from supercm_lightning.callbacks.kmeans_baseline import KMeansBaseline
 from supercm_lightning.callbacks.prediction_writer import PredictionWriter
 from supercm_lightning.callbacks.run_summary import RunSummary
 from supercm_lightning.callbacks.weight_averaging import EMA, SWA, averaged_weights
@@ -13,6 +14,7 @@ __all__ = [
     "AdaptationScores",
     "CentroidUpdate",
     "FeatureProjection",
+    "KMeansBaseline",
     "PredictionWriter",
     "RunSummary",
     "averaged_weights",

@@ -143,9 +143,9 @@ def _metrics(trainer: Trainer) -> dict[str, float]:
 
 def _forwarded_rows(batch: Any) -> int:
     """Rows of a training batch, every unlabelled view counted."""
-    if isinstance(batch, dict) and "labeled" in batch:
+    if isinstance(batch, dict) and {"labeled", "unlabeled"} & set(batch):
         views = batch["unlabeled"][0] if "unlabeled" in batch else ()
-        return len(batch["labeled"][0]) + sum(len(view) for view in views)
+        return sum(len(rows) for rows in (*batch.get("labeled", ())[:1], *views))
     return next((len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim), 0)
 
 

@@ -238,7 +238,7 @@ class _StepAveraging(WeightAveraging):
         classes = torch.arange(len(centroids), device=centroids.device)
         totals = torch.zeros(len(centroids), centroids.shape[1] + 1, device=centroids.device)
         for batch in batches:
-            x, y = batch["labeled"]
+            x, y = self._average.labeled_rows(batch)  # type: ignore[operator]
             with trainer.precision_plugin.forward_context():
                 features = self._average.features(x)  # type: ignore[operator]
             members = (y == classes[:, None]).float()

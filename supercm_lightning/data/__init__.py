@@ -2,6 +2,7 @@
 
 from supercm_lightning.data.augment import Normalization, WeakAugmentation
 from supercm_lightning.data.base import ViewDataModule, move_batch
+from supercm_lightning.data.clustering import ClusteringDataModule
 from supercm_lightning.data.datasets import DATASETS, DatasetSpec
 from supercm_lightning.data.domain_adaptation import DomainAdaptationDataModule
 from supercm_lightning.data.domains import DOMAIN_SETS
@@ -14,6 +15,7 @@ from supercm_lightning.data.strong_augment import StrongAugmentation
 __all__ = [
     "DATASETS",
     "DOMAIN_SETS",
+    "ClusteringDataModule",
     "CyclingSampler",
     "DatasetSpec",
     "DomainAdaptationDataModule",

@@ -95,7 +95,7 @@ class ViewDataModule(LightningDataModule, ABC):
     two_domains = False
     labeled_view = "weak"
     no_rows: ClassVar[dict[str, str]] = {
-        "labeled": "The labelled set is empty.",
+        "labeled": "The labelled set is empty. To learn without labels use ASD or one of its combinations.",
         "unlabeled": "The unlabelled set is empty, and it is needed. Give unlabelled data, or set num_labeled below "
         "the number of labelled rows: the rest is unlabelled.",
         "val": "There are no validation rows. Give a validation set, or set num_val.",
@@ -138,7 +138,7 @@ class ViewDataModule(LightningDataModule, ABC):
     # ------------------------------------------------------------------------------------- what subclasses give
     @abstractmethod
     def read(self) -> dict[str, Rows]:
-        """Reads the data: `labeled`, and `unlabeled`, `val`, `test` where there are such rows."""
+        """Reads the data: `labeled`, `unlabeled`, `val`, `test`, those of which there are rows."""
 
     def configure_augmentations(self) -> dict[str, Any]:
         """Augmentation of each named view, a callable of (rows, torch.Generator); override to add or change."""
@@ -162,7 +162,8 @@ class ViewDataModule(LightningDataModule, ABC):
         if self.rows:
             return
         rows = self.read()
-        check_labels(rows["labeled"].labels, self.num_classes, self.class_names, "labelled set")
+        if "labeled" in rows:
+            check_labels(rows["labeled"].labels, self.num_classes, self.class_names, "labelled set")
         for part in ("val", "test"):
             if part in rows:
                 check_label_range(rows[part].labels, self.num_classes, f"{part} set")
@@ -200,19 +201,30 @@ class ViewDataModule(LightningDataModule, ABC):
                 )
         return views
 
+    @property
+    def _batch_sizes(self) -> dict[str, int]:
+        """Rows per step of each training loader that the method needs."""
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        sizes = {"labeled": self.labeled_batch_size} if getattr(module, "needs_labeled", True) else {}
+        return sizes | ({"unlabeled": self.unlabeled_batch_size} if self._views else {})
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of one epoch of training."""
+        world = self.trainer.world_size if self.trainer is not None else 1
+        longest, size = list(self._batch_sizes.items())[-1]
+        return self.steps_per_epoch or -(-len(self._part(longest)) // (size * world))
+
     def train_dataloader(self) -> dict[str, DataLoader[Any]]:
-        """A loader for the labelled rows and, where the method has views, one for the unlabelled rows.
+        """A loader for the labelled rows, unless the method labels rows itself, and one for its unlabelled views.
 
         Raises:
-            ValueError: If the method needs unlabelled rows and there are none.
+            ValueError: If the method needs rows of which there are none.
         """
-        parts, sizes = {"labeled": self._part("labeled")}, {"labeled": self.labeled_batch_size}
-        if self._views:
-            parts["unlabeled"], sizes["unlabeled"] = self._part("unlabeled"), self.unlabeled_batch_size
-        trainer = self.trainer
+        sizes = self._batch_sizes
+        parts = {part: self._part(part) for part in sizes}
+        trainer, steps = self.trainer, self.num_steps
         rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-        longest = "unlabeled" if "unlabeled" in parts else "labeled"
-        steps = self.steps_per_epoch or -(-len(parts[longest]) // (sizes[longest] * world))
         samplers = {
             part: CyclingSampler(len(parts[part]), size, steps, self._seed, part, rank, world, lambda: self._step)
             for part, size in sizes.items()
@@ -286,15 +298,43 @@ class ViewDataModule(LightningDataModule, ABC):
         if isinstance(batch, RawBatch):
             pixels, y = self._gather(batch)
             return self.normalize(pixels), y, batch.position
-        pixels, y = self._gather(batch["labeled"])
-        out: dict[str, Any] = {"labeled": (self._view(self.labeled_view, pixels, "labeled"), y)}
-        if any(getattr(callback, "needs_clean_labeled", False) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
-            out["clean"] = (self.normalize(pixels), y)
+        out: dict[str, Any] = {}
+        if "labeled" in batch:
+            pixels, y = self._gather(batch["labeled"])
+            out["labeled"] = (self._view(self.labeled_view, pixels, "labeled"), y)
+            if any(getattr(callback, "needs_clean_labeled", False) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+                out["clean"] = (self.normalize(pixels), y)
         if "unlabeled" in batch:
             pixels, _ = self._gather(batch["unlabeled"])
             views = tuple(self._view(view, pixels, f"unlabeled {number}") for number, view in enumerate(self._views))
             out["unlabeled"] = (views, batch["unlabeled"].position)
         return out
+
+    def views_of(self, part: str, position: Tensor, views: tuple[str, ...], name: str) -> tuple[Tensor, ...]:
+        """Views of rows that a method chose itself, apart from the loaders' batches; no label is read.
+
+        Args:
+            part: Set of the rows: `labeled`, `unlabeled`, `val` or `test`.
+            position: Places of the rows in their set, (n,) int64.
+            views: Names of the views; `clean` is a row without augmentation.
+            name: Distinguishes the random numbers of several calls in one step.
+
+        Returns:
+            For each view the rows, (n, *input_shape), on the device of the training.
+        """
+        assert self.trainer is not None
+        device = self.trainer.strategy.root_device
+        rows = self._part(part)
+        if isinstance(rows.store, ArrayStore):
+            place = device if rows.store.place(device) else rows.store.data.device
+            pixels = rows.store.data[rows.index.to(place)[position.to(place)]].to(device)
+        else:
+            pixels = rows.store.read(rows.index[position.cpu()].tolist(), self.row_shape).to(device)
+        made = (
+            self.normalize(pixels) if view == "clean" else self._view(view, pixels, f"{name} {number}")
+            for number, view in enumerate(views)
+        )
+        return tuple(self.trainer.precision_plugin.convert_input(made_view) for made_view in made)
 
     def _gather(self, raw: RawBatch) -> tuple[Tensor, Tensor]:
         rows = self.rows[raw.part]

@@ -217,6 +217,20 @@ DATASETS: dict[str, DatasetSpec] = {
 }
 
 
+IMAGENET_SUBSETS: dict[str, tuple[str, ...]] = {
+    "imagenet10": (
+        *("n02056570", "n02085936", "n02128757", "n02690373", "n02692877"),
+        *("n03095699", "n04254680", "n04285008", "n04467665", "n07747607"),
+    ),
+    "imagenet_dogs": (
+        *("n02085936", "n02086646", "n02088238", "n02091467", "n02097130"),
+        *("n02099601", "n02101388", "n02101556", "n02102177", "n02105056"),
+        *("n02105412", "n02105855", "n02107142", "n02110958", "n02112137"),
+    ),
+}
+"""Classes of two subsets of ILSVRC-2012's training images that the clustering literature uses (Chang et al., 2017)."""
+
+
 @dataclass(frozen=True)
 class FolderLayout:
     """The image files of a user's own folder.
@@ -252,10 +266,11 @@ _LAYOUT = (
 def scan_folder(root: Path) -> FolderLayout:
     """Finds the image files of a folder: `labeled/<class>` and `unlabeled`, or `train/<class>`, or `<class>`.
 
-    Hidden files and folders are left out; links are followed.
+    Hidden files and folders are left out; links are followed, each folder once.
 
     Raises:
         FileNotFoundError: If the folder, its class folders or its images are missing.
+        PermissionError: If a folder may not be read.
         ValueError: If `val` or `test` has a class that the labelled tree lacks.
     """
     if not root.is_dir():
@@ -292,9 +307,17 @@ def subfolders(folder: Path) -> set[str]:
 
 
 def images_under(folder: Path) -> list[Path]:
-    """Image files at any depth of a folder, sorted; hidden ones are left out, links followed."""
-    found = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    """Image files at any depth of a folder, sorted; hidden ones are left out, links followed once."""
+    if not folder.is_dir():
+        return []
+    found, entered = [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+        # A link may lead to a folder that is being walked through.
+        place = os.stat(parent)
+        if (place.st_dev, place.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((place.st_dev, place.st_ino))
         # Systems leave hidden files such as ._photo.jpg behind, which have an image's name and are none.
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [
@@ -303,3 +326,53 @@ def images_under(folder: Path) -> list[Path]:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
         ]
     return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    """Without this, os.walk passes over folders that it may not read."""
+    raise error
+
+
+def scan_clusters(
+    root: Path, class_names: tuple[str, ...] | None, num_classes: int | None
+) -> tuple[dict[str, list[tuple[Path, int]]], tuple[str, ...] | None]:
+    """Finds the image files to be clustered: all under `root`, or those under `train` and `test` there.
+
+    The folders right below are classes if every image is in one of them and their number is not another than
+    `num_classes`; then they label the images, else all labels are -1.
+
+    Args:
+        root: The folder.
+        class_names: Folders to read; None: all.
+        num_classes: Number of clusters asked for, or None.
+
+    Returns:
+        Files and labels of `train` and, where there is such a folder, `test`; names of the classes, or None.
+
+    Raises:
+        FileNotFoundError: If a folder or its images are missing.
+    """
+    trees = {part: root / part for part in ("train", "test") if (root / part).is_dir()}
+    if "train" not in trees:
+        trees = {"train": root}
+    for tree in trees.values():
+        if missing := [name for name in class_names or (".",) if not (tree / name).is_dir()]:
+            raise FileNotFoundError(
+                f"root={root}: there is no folder {tree / missing[0]}. Expected <class>/*.jpg there."
+            )
+    names = class_names or tuple(sorted(subfolders(trees["train"])))
+    files = {
+        part: [file for name in class_names or (".",) for file in images_under(tree / name)]
+        for part, tree in trees.items()
+    }
+    if not files["train"]:
+        raise FileNotFoundError(f"root={root}: there are no images in {trees['train']}.")
+    folder_of = {part: [file.relative_to(trees[part]).parts for file in found] for part, found in files.items()}
+    known = all(len(path) > 1 and path[0] in names for paths in folder_of.values() for path in paths)
+    if not known or len(names) < 2 or num_classes not in (None, len(names)):
+        return {part: [(file, -1) for file in found] for part, found in files.items()}, None
+    labelled = {
+        part: [(file, names.index(path[0])) for file, path in zip(found, folder_of[part], strict=True)]
+        for part, found in files.items()
+    }
+    return labelled, names

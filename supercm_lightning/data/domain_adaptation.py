@@ -14,7 +14,7 @@ from supercm_lightning.data.crops import CenterCrop, Crop, RandomCrop, RandomRes
 from supercm_lightning.data.domain_readers import DatasetReader, DigitReader, DomainReader, FileReader
 from supercm_lightning.data.domains import DIGITS, DOMAIN_SETS, folder_set
 from supercm_lightning.data.splits import check_label_range, count_rows, domain_strata, make_split
-from supercm_lightning.data.stores import Rows
+from supercm_lightning.data.stores import BadImage, Rows, check_bad_image_policy
 from supercm_lightning.data.strong_augment import StrongAugmentation
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -70,6 +70,8 @@ class DomainAdaptationDataModule(ViewDataModule):
         mean: Mean per channel, or one for all, on the scale [0, 1]; None: ImageNet's for photographs, else 0.5.
         std: Standard deviation likewise.
         in_memory: Hold all images in memory; None: if they take at most 4 GiB (a torch data set stays as it is).
+        on_bad_image: What to do about a file that cannot be read as an image: `error` stops and names it, `skip` leaves
+            it out, counts and lists it.
         num_workers: Worker processes per loader, for images that are not held in memory.
         predict_on: Images that `predict` reads: `unlabeled` (the target's training images), `test`, `val` or `labeled`.
         oracle_labels: Give validation the labels of the target training rows, for scores that stand under `oracle/`;
@@ -116,6 +118,7 @@ class DomainAdaptationDataModule(ViewDataModule):
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
         in_memory: bool | None = None,
+        on_bad_image: Literal["error", "skip"] = "error",
         num_workers: int = 4,
         predict_on: str = "unlabeled",
         oracle_labels: bool = False,
@@ -147,7 +150,8 @@ class DomainAdaptationDataModule(ViewDataModule):
         else:
             if val is not None or test is not None:
                 raise ValueError(f"val and test go with torch data sets; dataset={dataset!r} brings its own.")
-            self.reader = _reader(dataset, Path(root).expanduser(), source, target, image_size, in_memory)
+            check_bad_image_policy(on_bad_image)
+            self.reader = _reader(dataset, Path(root).expanduser(), source, target, image_size, in_memory, on_bad_image)
         if download and not isinstance(self.reader, DigitReader):
             raise ValueError("download: only digits can be fetched. docs/data.md says where to get the other sets.")
         self.num_classes, self.class_names = self.reader.num_classes, self.reader.class_names
@@ -250,7 +254,13 @@ def _known() -> tuple[str, ...]:
 
 
 def _reader(
-    dataset: str, root: Path, source: Any, target: Any, image_size: int | None, in_memory: bool | None
+    dataset: str,
+    root: Path,
+    source: Any,
+    target: Any,
+    image_size: int | None,
+    in_memory: bool | None,
+    on_bad_image: BadImage,
 ) -> DomainReader:
     if dataset not in _known():
         raise ValueError(f"dataset={dataset!r}: choose one of {', '.join(_known())}.")
@@ -265,4 +275,4 @@ def _reader(
         raise ValueError(f"source={names}: a domain stands there twice.")
     if dataset == "digits":
         return DigitReader(root, sources, to, image_size)
-    return FileReader(dataset, spec, root, sources, to, image_size or 224, in_memory)
+    return FileReader(dataset, spec, root, sources, to, image_size or 224, in_memory, on_bad_image)

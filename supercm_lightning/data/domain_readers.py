@@ -13,7 +13,7 @@ from torch.utils.data import ConcatDataset, Dataset
 
 from supercm_lightning.data.datasets import DATASETS
 from supercm_lightning.data.domains import DIGITS, Domain, DomainSet, find_files
-from supercm_lightning.data.stores import ArrayStore, DatasetStore, Store, file_stores
+from supercm_lightning.data.stores import ArrayStore, BadImage, DatasetStore, Store, file_stores
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ class FileReader(DomainReader):
         target: The target domain.
         image_size: Side of the images that the model receives; images are stored at 8/7 of it, as 256 is for 224.
         in_memory: As in `file_stores`.
+        on_bad_image: Likewise.
     """
 
     photographs = True
@@ -117,6 +118,7 @@ class FileReader(DomainReader):
         target: Domain,
         image_size: int,
         in_memory: bool | None,
+        on_bad_image: BadImage,
     ) -> None:
         found = find_files(dataset, spec, root, source, target)
         self.num_classes, self.class_names = found.num_classes, found.class_names
@@ -124,14 +126,19 @@ class FileReader(DomainReader):
         self.input_shape = (3, image_size, image_size)
         self.row_shape = (3, image_size * 8 // 7, image_size * 8 // 7)
         self.in_memory = in_memory
+        self.on_bad_image = on_bad_image
 
     def read(self) -> DomainStores:
         """Decodes the files, or checks them if workers are to decode them."""
         sources, target = self.files
         parts = {"source": [row for files in sources for row in files], "target": target}
         # Both sides are resized, whatever the aspect: so it is done wherever results on these sets were published.
-        stores = file_stores(parts, self.row_shape, self.row_shape[1], self.in_memory, keep_aspect=False)
-        return DomainStores(stores["source"], [len(files) for files in sources], stores["target"])
+        stores = file_stores(
+            parts, self.row_shape, self.row_shape[1], self.in_memory, keep_aspect=False, on_bad_image=self.on_bad_image
+        )
+        kept = set(stores["source"].names or ())
+        sizes = [sum(str(file) in kept for file, _ in files) for files in sources]
+        return DomainStores(stores["source"], sizes, stores["target"])
 
 
 class DatasetReader(DomainReader):

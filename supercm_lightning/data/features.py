@@ -1,17 +1,19 @@
 """Frozen features, labelled and not."""
 
+import zlib
 from collections.abc import Sized
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal, cast
+from zipfile import BadZipFile
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from supercm_lightning.data.augment import Normalization, WeakAugmentation
 from supercm_lightning.data.base import ViewDataModule
+from supercm_lightning.data.npz import load_npz
 from supercm_lightning.data.splits import check_labels, count_rows, domain_strata, make_split
 from supercm_lightning.data.stores import ArrayStore, DatasetStore, Rows
 
@@ -110,7 +112,7 @@ class FeatureDataModule(ViewDataModule):
         self._given = {name: _located(given, Path(root)) for name, given in others.items() if given is not None}
         if self._given.get("target") in (first, *more):
             raise ValueError(f"source and target are the same, {target}.")
-        store, self.class_names = _read(part, first, labels="required")
+        store, self.class_names = read_features(part, first, labels="required")
         self.input_shape = tuple(store.data.shape[1:])
         stores = [store, *(self._read_like_first(part, other, labels="required") for other in more)]
         self._domain = torch.arange(len(stores)).repeat_interleave(torch.tensor([len(store) for store in stores]))
@@ -162,7 +164,7 @@ class FeatureDataModule(ViewDataModule):
 
     def _read_like_first(self, part: str, source: Path | Dataset[Any], labels: "_Labels") -> ArrayStore:
         """Reads a set and compares it with the first labelled one."""
-        store, names = _read(part, source, labels)
+        store, names = read_features(part, source, labels)
         if tuple(store.data.shape[1:]) != self.input_shape:
             raise ValueError(
                 f"{part}: features of shape {tuple(store.data.shape[1:])}, but labeled has {self.input_shape}."
@@ -205,7 +207,7 @@ def _located(given: FeatureSet, root: Path) -> Path | Dataset[Any]:
 _Labels = Literal["required", "if known", "never"]
 
 
-def _read(part: str, source: Path | Dataset[Any], labels: _Labels) -> tuple[ArrayStore, tuple[str, ...] | None]:
+def read_features(part: str, source: Path | Dataset[Any], labels: _Labels) -> tuple[ArrayStore, tuple[str, ...] | None]:
     """Features, labels (-1 where unknown or not to be read) and class names of one file or data set."""
     names = None
     if isinstance(source, Path):
@@ -215,7 +217,7 @@ def _read(part: str, source: Path | Dataset[Any], labels: _Labels) -> tuple[Arra
         dataset = DatasetStore(source, None if labels == "required" else torch.full((count,), -1))
         data, known = dataset.in_memory(tuple(dataset[0].shape)).data, dataset.labels
     data = data.float()
-    numbers = known.long().flatten() if known is not None else torch.full((len(data),), -1)
+    numbers = _whole_numbers(part, known) if known is not None else torch.full((len(data),), -1)
     if data.ndim != 2 or len(data) != len(numbers) or not len(data):
         raise ValueError(
             f"{part}: features of shape {tuple(data.shape)} with {len(numbers)} labels; expected (n, d) and n, with n "
@@ -227,31 +229,41 @@ def _read(part: str, source: Path | Dataset[Any], labels: _Labels) -> tuple[Arra
     return ArrayStore(data, numbers), names
 
 
+def _whole_numbers(part: str, labels: Tensor) -> Tensor:
+    whole = labels.long().flatten()
+    if not torch.equal(whole.to(labels.dtype), labels.flatten()) or (len(whole) and int(whole.min()) < -1):
+        raise ValueError(f"{part}: labels must be whole numbers from 0, or -1 where unknown.")
+    return whole
+
+
 def _load(part: str, path: Path, labels: _Labels) -> tuple[Tensor, Tensor | None, tuple[str, ...] | None]:
     if not path.exists():
         raise FileNotFoundError(
             f"{part}={path}: no such file. Expected .npz or .pt with features (n, d) and labels (n,)."
         )
+    if path.suffix not in (".npz", ".pt", ".pth"):
+        raise ValueError(f"{part}={path}: features are read from .npz or .pt files.")
     wanted = {"features", "classes", *(["labels"] if labels != "never" else [])}
     optional = {"classes", *(["labels"] if labels != "required" else [])}
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as file:
-            found = set(file.files)
-            content = {name: file[name] for name in wanted & found}
-    elif path.suffix in (".pt", ".pth"):
-        try:
+    try:
+        if path.suffix == ".npz":
+            content, found = load_npz(path, wanted)
+        else:
             saved = torch.load(path, map_location="cpu", weights_only=True)
-        except UnpicklingError as error:
-            raise ValueError(f"{part}={path}: holds more than tensors, numbers, strings; save only these.") from error
-        content = saved if isinstance(saved, dict) else {}
-        found = set(content)
-    else:
-        raise ValueError(f"{part}={path}: features are read from .npz or .pt files.")
+            content = saved if isinstance(saved, dict) else {}
+            found = set(content)
+    except (UnpicklingError, ValueError) as error:
+        raise ValueError(f"{part}={path}: holds more than tensors, numbers, strings; save only these.") from error
+    except (OSError, RuntimeError, EOFError, BadZipFile, zlib.error) as error:
+        raise ValueError(f"{part}={path}: cannot be read; the file is truncated or damaged ({error}).") from error
     if missing := wanted - found - optional:
         raise ValueError(
             f"{part}={path}: has {', '.join(sorted(map(str, found))) or 'nothing by name'}, lacks "
             f"{' and '.join(sorted(missing))}."
         )
     names = tuple(str(name) for name in content["classes"]) if "classes" in found else None
-    known = torch.as_tensor(content["labels"]) if "labels" in content and labels != "never" else None
-    return torch.as_tensor(content["features"]), known, names
+    try:
+        known = torch.as_tensor(content["labels"]) if "labels" in content and labels != "never" else None
+        return torch.as_tensor(content["features"]), known, names
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{part}={path}: features and labels must be arrays of numbers ({error}).") from error

@@ -1,7 +1,7 @@
 """Few labelled and many unlabelled images."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -12,7 +12,16 @@ from supercm_lightning.data.augment import Normalization, WeakAugmentation, chec
 from supercm_lightning.data.base import ViewDataModule
 from supercm_lightning.data.datasets import DATASETS, scan_folder
 from supercm_lightning.data.splits import Split, check_labels, count_rows, make_split
-from supercm_lightning.data.stores import ArrayStore, DatasetStore, Rows, Store, file_stores, image_shape
+from supercm_lightning.data.stores import (
+    ArrayStore,
+    DatasetStore,
+    Rows,
+    Store,
+    UnreadableImage,
+    check_bad_image_policy,
+    file_stores,
+    image_shape,
+)
 from supercm_lightning.data.strong_augment import StrongAugmentation
 from supercm_lightning.data.whitening import ZCA, global_contrast_normalize
 
@@ -54,6 +63,8 @@ class SemiSupervisedDataModule(ViewDataModule):
         image_size: For folders: images are resized on the shorter side and cut to this square; None: all have one size.
         in_memory: Hold all images in memory; None: if they take at most 4 GiB (a torch data set stays as it is).
         num_workers: Worker processes per loader, for images that are not held in memory.
+        on_bad_image: For folders, what to do about a file that cannot be read as an image: `error` stops and names it,
+            `skip` decodes every file before the split, leaves the bad ones out of all sets, and counts and lists them.
         predict_on: Images that `predict` reads: `test`, `val`, `unlabeled` or `labeled`.
         download: Fetch a registered data set that is missing.
         unlabeled: A torch data set of unlabelled images, beside those of `dataset` (from Python).
@@ -90,6 +101,7 @@ class SemiSupervisedDataModule(ViewDataModule):
         image_size: int | None = None,
         in_memory: bool | None = None,
         num_workers: int = 4,
+        on_bad_image: Literal["error", "skip"] = "error",
         predict_on: str = "test",
         download: bool = False,
         unlabeled: Dataset[Any] | None = None,
@@ -111,6 +123,7 @@ class SemiSupervisedDataModule(ViewDataModule):
         self.whitening = whitening
         self.image_size = image_size
         self.in_memory = in_memory
+        self.on_bad_image = on_bad_image
         self.download = download
         self._given = {"unlabeled": unlabeled, "val": val, "test": test}
         self.split: Split | None = None
@@ -135,13 +148,12 @@ class SemiSupervisedDataModule(ViewDataModule):
             self._folder = scan_folder(self.root)
             self.class_names = self._folder.class_names
             self.num_classes = len(self.class_names)
-            files = [file for file, _ in self._folder.labeled]
             # A set with colours may well begin with a grey image.
-            shapes = [image_shape(file, image_size) for file in files[:: max(1, len(files) // 100)]]
+            shapes = self._sampled_shapes([file for file, _ in self._folder.labeled])
             self.input_shape = (max(channels for channels, _, _ in shapes), *shapes[0][1:])
             # Where a few images were labelled by hand, none is taken away from training unasked.
             self._customs = (0.1 if self._folder.fully_labeled else 0, 0)
-            flip_by_default, default_shift = True, self.input_shape[-1] // 8
+            flip_by_default, default_shift = True, min(self.input_shape[1:]) // 8
         elif dataset in DATASETS:
             spec = DATASETS[dataset]
             self.class_names, self.num_classes, self.input_shape = spec.class_names, spec.num_classes, spec.input_shape
@@ -159,6 +171,7 @@ class SemiSupervisedDataModule(ViewDataModule):
         self.shift = default_shift if shift is None else shift
         self.noise = default_noise if noise is None else noise
         check_weak_options(self.input_shape, self.shift, self.noise, mean, std)
+        check_bad_image_policy(on_bad_image)
         if whitening and in_memory is False:
             raise ValueError("whitening=true needs all images in memory: leave in_memory unset.")
         self.normalization = Normalization(tuple(mean), tuple(std))
@@ -212,11 +225,24 @@ class SemiSupervisedDataModule(ViewDataModule):
             stores["test"] = spec.store(name, self.root, "test", download=False)
         return stores
 
+    def _sampled_shapes(self, files: list[Path]) -> list[tuple[int, int, int]]:
+        """Shapes of about a hundred of the files."""
+        shapes = []
+        for file in files[:: max(1, len(files) // 100)]:
+            try:
+                shapes.append(image_shape(file, self.image_size))
+            except UnreadableImage:
+                if self.on_bad_image == "error":
+                    raise
+        if not shapes:
+            raise ValueError(f"dataset=folder: none of the images tried under {self.root} can be read.")
+        return shapes
+
     def _read_folder(self) -> dict[str, Store]:
         folder = self._folder
         parts = {"train": folder.labeled + [(file, -1) for file in folder.unlabeled]}
         parts |= {part: files for part in ("val", "test") if (files := getattr(folder, part)) is not None}
-        return file_stores(parts, self.input_shape, self.image_size, self.in_memory)
+        return file_stores(parts, self.input_shape, self.image_size, self.in_memory, on_bad_image=self.on_bad_image)
 
     def _read_datasets(self, labeled: Dataset[Any]) -> dict[str, Store]:
         train = self._labeled

@@ -62,9 +62,11 @@ class Split:
         try:
             split = cls(**json.loads(path.read_text()))
             rows = split.labeled + split.val + split.test
-            strange = [row for row in rows if not 0 <= row < split.num_rows]
-        except (json.JSONDecodeError, TypeError) as error:
+            if not all(type(number) is int for number in (split.num_rows, *rows)):
+                raise TypeError("rows are whole numbers")
+        except (ValueError, TypeError) as error:
             raise ValueError(f"split_file={path}: not a split written by this library ({error}).") from error
+        strange = [row for row in rows if not 0 <= row < split.num_rows]
         if strange:
             raise ValueError(f"split_file={path}: row {strange[0]} is not one of the {split.num_rows} rows.")
         if len(set(rows)) < len(rows):

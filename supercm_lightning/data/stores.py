@@ -4,13 +4,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from PIL import Image
 from rich.progress import track
 from torch import Tensor
@@ -18,6 +19,9 @@ from torch.utils.data import Dataset
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 _MEMORY = 4 * 2**30
+
+BadImage = Literal["error", "skip"]
+"""What to do about a file that cannot be read as an image."""
 
 
 @dataclass
@@ -86,6 +90,15 @@ class WorkerStore(ABC):
             raise self._wrong_shape(row, tuple(value.shape), shape)
         return value
 
+    def read(self, rows: list[int], shape: tuple[int, ...]) -> Tensor:
+        """Some rows, (n, *shape), fetched side by side.
+
+        Raises:
+            ValueError: As `of_shape`.
+        """
+        with ThreadPoolExecutor(self.threads) as pool:
+            return torch.stack(list(pool.map(lambda row: self.of_shape(row, shape), rows)))
+
     def in_memory(self, shape: tuple[int, ...]) -> ArrayStore:
         """Fetches all rows, with a progress bar.
 
@@ -153,13 +166,33 @@ class FileStore(WorkerStore):
         """Decodes one file to uint8 (C, H, W).
 
         Raises:
-            ValueError: If the file cannot be read as an image; the message names it.
+            UnreadableImage: If the file cannot be read as an image; the message names it.
         """
         try:
             with Image.open(self.names[row]) as image:
                 return _decode(image, self.channels, self.image_size, self.keep_aspect)
         except Exception as error:  # a broken file can raise anything
             raise _unreadable(self.names[row], error) from error
+
+    def readable(self) -> tuple["FileStore", list[str]]:
+        """Decodes every file once, as a truncated one shows only then, and leaves out those that cannot be read.
+
+        Returns:
+            The store of the others, and a message for each that is left out.
+        """
+        messages: dict[int, str] = {}
+
+        def check(row: int) -> None:
+            try:
+                self[row]
+            except UnreadableImage as error:
+                messages[row] = str(error)
+
+        self._each(check, "Checking")
+        rows = [row for row in range(len(self)) if row not in messages]
+        kept = copy(self)
+        kept.names, kept.labels = [self.names[row] for row in rows], self.labels[rows]
+        return kept, [messages[row] for row in sorted(messages)]
 
     def checked(self, shape: tuple[int, ...]) -> "FileStore":
         """Opens every file once, without decoding, so that a broken one stops the run before it starts.
@@ -183,6 +216,7 @@ def file_stores(
     image_size: int | None,
     in_memory: bool | None,
     keep_aspect: bool = True,
+    on_bad_image: BadImage = "error",
 ) -> dict[str, "Store"]:
     """Stores of the image files of several parts, in memory together or read by workers together.
 
@@ -192,6 +226,8 @@ def file_stores(
         image_size: As in `FileStore`.
         in_memory: Whether to read all images now; None: if they take at most 4 GiB.
         keep_aspect: As in `FileStore`.
+        on_bad_image: What to do about a file that cannot be read as an image: `error` or `skip`, which leaves it out,
+            counts and lists it.
 
     Raises:
         ValueError: If a file is no image or has another shape.
@@ -199,18 +235,35 @@ def file_stores(
     size = sum(map(len, parts.values())) * math.prod(shape)
     in_memory = size <= _MEMORY if in_memory is None else in_memory
     stores: dict[str, Store] = {}
+    skipped: list[str] = []
     for part, files in parts.items():
         labels = torch.tensor([label for _, label in files], dtype=torch.int64)
         store = FileStore([file for file, _ in files], labels, shape[0], image_size, keep_aspect)
+        if on_bad_image == "skip":
+            store, messages = store.readable()
+            skipped += messages
         stores[part] = store.in_memory(shape) if in_memory else store.checked(shape)
+    if skipped:
+        total = sum(map(len, parts.values()))
+        rank_zero_warn(f"{len(skipped)} of {total} images are left out:\n" + "\n".join(skipped))
     return stores
+
+
+def check_bad_image_policy(on_bad_image: str) -> None:
+    """Checks the name of a policy for files that cannot be read.
+
+    Raises:
+        ValueError: If it is unknown.
+    """
+    if on_bad_image not in get_args(BadImage):
+        raise ValueError(f"on_bad_image={on_bad_image!r}: choose {' or '.join(get_args(BadImage))}.")
 
 
 def image_shape(file: Path | str, image_size: int | None) -> tuple[int, int, int]:
     """Shape (C, H, W) that a file will have: grey files have one channel, all others three.
 
     Raises:
-        ValueError: If the file cannot be read; the message names it.
+        UnreadableImage: If the file cannot be read; the message names it.
     """
     try:
         with Image.open(file) as image:
@@ -220,8 +273,12 @@ def image_shape(file: Path | str, image_size: int | None) -> tuple[int, int, int
     return (channels, image_size, image_size) if image_size else (channels, height, width)
 
 
-def _unreadable(file: Path | str, error: Exception) -> ValueError:
-    return ValueError(f"{file}: cannot be read as an image ({error}). Repair or remove the file.")
+class UnreadableImage(ValueError):
+    """A file that cannot be read as an image."""
+
+
+def _unreadable(file: Path | str, error: Exception) -> UnreadableImage:
+    return UnreadableImage(f"{file}: cannot be read as an image ({error}). Repair or remove the file.")
 
 
 def _channels(image: Image.Image) -> int:

@@ -2,6 +2,7 @@
 
 from supercm_lightning.losses.clustering import clustering_loss, clustering_loss_terms
 from supercm_lightning.losses.consistency import (
+    balanced_consistency_loss,
     consistency_loss,
     entropy,
     fairness_loss,
@@ -17,6 +18,7 @@ from supercm_lightning.losses.domain import (
 )
 
 __all__ = [
+    "balanced_consistency_loss",
     "batch_nuclear_norm",
     "certainty_weight",
     "clustering_loss",

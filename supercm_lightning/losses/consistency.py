@@ -41,6 +41,26 @@ def consistency_loss(logits: Tensor, target_logits: Tensor) -> Tensor:
     return F.mse_loss(logits.float().softmax(dim=1), target_logits.detach().float().softmax(dim=1))
 
 
+def balanced_consistency_loss(logits: Tensor, target_logits: Tensor, mean_probability: Tensor) -> Tensor:
+    """Cross-entropy to soft targets that are balanced over the classes and sharpened.
+
+    q = N(softmax(target) / p̃), target N(q²), with N the division by the sum over classes: distribution alignment to
+    equal shares, then a temperature of 1/2. No threshold, so that it works where no class is confident yet.
+
+    Args:
+        logits: Logits that learn, (n, K).
+        target_logits: Logits the targets come from, (n, K); no gradient reaches them.
+        mean_probability: p̃, running mean of the class probabilities, (K,), > 0.
+
+    Returns:
+        A scalar.
+
+    Source: Berthelot et al., "ReMixMatch", ICLR 2020, sections 3.1 and 3.2.2.
+    """
+    log_q = target_logits.detach().float().log_softmax(dim=1) - mean_probability.log()
+    return F.cross_entropy(logits.float(), (2 * log_q).softmax(dim=1))
+
+
 def virtual_adversarial_loss(
     model: Callable[[Tensor], Tensor], x: Tensor, logits: Tensor, eps: float, xi: float = 1e-2, iterations: int = 1
 ) -> Tensor:

@@ -1,9 +1,14 @@
 """One LightningModule per method."""
 
+from supercm_lightning.methods.asd import ASD
 from supercm_lightning.methods.base import Method, Step
 from supercm_lightning.methods.bnm import BNM
 from supercm_lightning.methods.cdan import CDAN
 from supercm_lightning.methods.combinations import (
+    ASDFixMatch,
+    ASDFreeMatch,
+    ASDSuperCM,
+    ASDSuperCMFreeMatch,
     SuperCMBNM,
     SuperCMCDAN,
     SuperCMDANN,
@@ -29,11 +34,16 @@ from supercm_lightning.methods.supervised import Supervised
 from supercm_lightning.methods.vat import VAT
 
 __all__ = [
+    "ASD",
     "BNM",
     "CDAN",
     "DANN",
     "MCC",
     "VAT",
+    "ASDFixMatch",
+    "ASDFreeMatch",
+    "ASDSuperCM",
+    "ASDSuperCMFreeMatch",
     "FixMatch",
     "FlexMatch",
     "FreeMatch",

@@ -8,8 +8,10 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from supercm_lightning.data.randomness import seed_of
@@ -24,7 +26,7 @@ class Step:
 
     Attributes:
         x: Labelled inputs, (B, *input_shape).
-        y: Labels, (B,), int64 in [0, K).
+        y: Labels, (B,), int64 in [0, K); methods that label rows themselves leave -1 where they are in doubt.
         views: Inputs of each unlabelled view of the forward, a tuple of (U, *input_shape).
         target_views: Inputs of each view that only targets are computed from, likewise.
         index: Position of each unlabelled row in the unlabelled set, (U,), or None without unlabelled rows.
@@ -95,7 +97,8 @@ class Method(LightningModule):
     A method declares the unlabelled `views` it needs and extends `losses` through `super()`. The base makes one joint
     forward over labelled and unlabelled rows, sums the terms and logs each as `train/<name>`, already weighted, so that
     they add up to `train/loss`. A class with several methods as bases is their combination, with the longest `views`.
-    Views that only targets are computed from, such as a teacher's, stand apart in `target_views`.
+    Views that only targets are computed from, such as a teacher's, stand apart in `target_views`. A method that labels
+    rows itself sets `needs_labeled` to false and overrides `labeled_rows`.
 
     Args:
         num_classes: Number of classes K; the command line takes it from the data.
@@ -124,6 +127,7 @@ class Method(LightningModule):
 
     views: tuple[str, ...] = ("weak",)
     target_views: tuple[str, ...] = ()
+    needs_labeled = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Lets a combination of methods take the longest of its bases' views."""
@@ -199,8 +203,8 @@ class Method(LightningModule):
         if channels_last:
             self.backbone.to(memory_format=torch.channels_last)
 
-        self.val_acc = MulticlassAccuracy(num_classes, average="micro")
-        self.test_acc = MulticlassAccuracy(num_classes, average="micro")
+        self.val_acc: Metric = MulticlassAccuracy(num_classes, average="micro")
+        self.test_acc: Metric = MulticlassAccuracy(num_classes, average="micro")
         self._finite: dict[str, Tensor] = {}
         self._seed: int | None = None
 
@@ -219,9 +223,13 @@ class Method(LightningModule):
         """Class logits (n, K) of inputs (n, *input_shape)."""
         return self.head(self.features(x))
 
+    def labeled_rows(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Labelled inputs (B, *input_shape) and labels (B,) of a batch; a method may make its own."""
+        return batch["labeled"]
+
     def joint_forward(self, batch: dict[str, Any]) -> Step:
         """Forwards the labelled rows and every unlabelled view together."""
-        x, y = batch["labeled"]
+        x, y = self.labeled_rows(batch)
         given, index = batch["unlabeled"] if self.all_views else ((), None)
         views, target_views = tuple(given[: len(self.views)]), tuple(given[len(self.views) :])
         groups = [x, *views]
@@ -278,7 +286,11 @@ class Method(LightningModule):
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """The weighted terms of the loss, scalars by name; extend with `super().losses(step) | {...}`."""
-        return {"ce": F.cross_entropy(step.labeled_logits, step.y)}
+        return {"ce": self.supervised_loss(step)}
+
+    def supervised_loss(self, step: Step) -> Tensor:
+        """Cross-entropy, mean over the labelled rows."""
+        return F.cross_entropy(step.labeled_logits, step.y)
 
     def diagnostics(self, step: Step) -> dict[str, Tensor]:
         """Scalars worth a curve, computed without gradient and only at steps that are logged; extend like `losses`."""
@@ -354,7 +366,7 @@ class Method(LightningModule):
         """Accuracy and cross-entropy on the first loader as `test/acc` and `test/loss`; returns as in validation."""
         return self._evaluate(batch, "test", self.test_acc, dataloader_idx)
 
-    def _evaluate(self, batch: Any, stage: str, accuracy: MulticlassAccuracy, dataloader_idx: int) -> dict[str, Tensor]:
+    def _evaluate(self, batch: Any, stage: str, accuracy: Metric, dataloader_idx: int) -> dict[str, Tensor]:
         x, y = batch[0], batch[1]
         features = self.features(x)
         logits = self.head(features).float()
@@ -399,13 +411,28 @@ class Method(LightningModule):
 
     # --------------------------------------------------------------------------------------------------- setup
     def setup(self, stage: str) -> None:
-        """Compares the model with the data, so that a contradiction is an error before the first step."""
+        """Compares the model with the data and the trainer: a contradiction is an error before the first step.
+
+        Raises:
+            ValueError: If the data has other classes or another shape, the strategy shards the model, or the weights
+                themselves are in half precision.
+        """
         data = getattr(self.trainer, "datamodule", None)
         for name in ("num_classes", "input_shape"):
             theirs = getattr(data, name, None)
             theirs = tuple(theirs) if isinstance(theirs, (list, tuple)) else theirs
             if theirs is not None and theirs != getattr(self, name):
                 raise ValueError(f"{name}: the model was built for {getattr(self, name)}, the data has {theirs}.")
+        if isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
+            raise ValueError(
+                f"trainer.strategy: {type(self.trainer.strategy).__name__} shards the model, but centroids, thresholds "
+                "and teachers belong to the whole one on every device. Use trainer.strategy=ddp."
+            )
+        if self.trainer.precision in ("bf16-true", "16-true"):
+            raise ValueError(
+                f"trainer.precision={self.trainer.precision}: weights and running means in half precision stand still, "
+                "as their small changes are rounded away. Use trainer.precision=bf16-mixed."
+            )
         if stage == "fit":
             self._seed = None  # a second fit takes the seed of its own time
         if self.compile_backbone and self.backbone._compiled_call_impl is None:

@@ -1,5 +1,6 @@
 """Combinations of methods: the bases' terms add up."""
 
+from supercm_lightning.methods.asd import ASD
 from supercm_lightning.methods.bnm import BNM
 from supercm_lightning.methods.cdan import CDAN
 from supercm_lightning.methods.dann import DANN
@@ -56,3 +57,19 @@ class SuperCMMCC(SuperCM, MCC):
 
 class SuperCMBNM(SuperCM, BNM):
     """SuperCM, its centroids those of the source, as a regulariser of BNM."""
+
+
+class ASDFixMatch(ASD, FixMatch):
+    """Clustering by FixMatch on labels that ASD makes."""
+
+
+class ASDFreeMatch(ASD, FreeMatch):
+    """Clustering by FreeMatch on labels that ASD makes."""
+
+
+class ASDSuperCM(ASD, SuperCM):
+    """Clustering by SuperCM on labels that ASD makes, which its centroids follow too."""
+
+
+class ASDSuperCMFreeMatch(ASD, SuperCMFreeMatch):
+    """Clustering by FreeMatch, with SuperCM as its regulariser, on labels that ASD makes."""

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from supercm_lightning.distributed import mean_over_ranks
+from supercm_lightning.distributed import mean_over_ranks, rows_of_all_ranks, rows_of_all_ranks_with_gradient
 from supercm_lightning.losses import fairness_loss
 from supercm_lightning.methods.base import Step
 from supercm_lightning.methods.fixmatch import FixMatch
@@ -78,7 +78,8 @@ class FreeMatch(FixMatch):
         for mean, value in zip(running, batch.split([mean.numel() for mean in running]), strict=True):
             mean.lerp_(value.view_as(mean).to(mean.dtype), 1 - self.freematch_decay)
         terms = super().losses(step)
-        mask = confidence >= self.thresholds(step)
+        # The histograms are those of the whole batch, of all processes together.
+        strong, mask = rows_of_all_ranks_with_gradient(strong), rows_of_all_ranks(confidence >= self.thresholds(step))
         fairness = fairness_loss(strong, mask, self.mean_probability, self.label_share)
         return terms | {"fairness": self.freematch_fairness_weight * fairness}
 

@@ -2,6 +2,7 @@
 
 from supercm_lightning.nn.backbones import TimmBackbone, build_backbone
 from supercm_lightning.nn.batch_norm import evaluating, frozen_batch_norm_stats
+from supercm_lightning.nn.buffers import resize_buffers
 from supercm_lightning.nn.clustering_head import ClusteringHead
 from supercm_lightning.nn.domain import DomainDiscriminator, MultilinearMap, reverse_gradient
 from supercm_lightning.nn.small import MLP, Identity, ResNet18, SmallCNN
@@ -20,5 +21,6 @@ __all__ = [
     "build_backbone",
     "evaluating",
     "frozen_batch_norm_stats",
+    "resize_buffers",
     "reverse_gradient",
 ]

@@ -176,7 +176,8 @@ class RestatedTeacher(Callback):
     @staticmethod
     def student(module: Any) -> list[torch.Tensor]:
         """The student's parameters."""
-        return [p.detach().clone() for p in (*module.backbone.parameters(), *module.head.parameters())]
+        parts = (module.backbone, module.bottleneck, module.head)
+        return [p.detach().clone() for part in parts for p in part.parameters()]
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.average = self.student(pl_module)
@@ -203,7 +204,7 @@ class RestatedTeacher(Callback):
 
 def test_mean_teacher_is_the_average_of_the_student_and_gets_no_gradient() -> None:
     restated = RestatedTeacher(0.9)
-    model = model_of(SuperCMMeanTeacher, mean_teacher_decay=0.9)
+    model = model_of(SuperCMMeanTeacher, mean_teacher_decay=0.9, bottleneck=16)
     trainer(12, restated).fit(model, datamodule=SemiSupervisedDataModule(num_labeled=20))
     assert restated.compared == 12
 

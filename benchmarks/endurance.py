@@ -1,0 +1,88 @@
+"""Trains each method that keeps state for 20,000 steps and watches memory, open files and speed.
+
+    python benchmarks/endurance.py
+
+One line per method: resident memory, open files and steps per second in the first and in the last quarter of the run,
+after a tenth of it for warming up. Logs, validation and checkpoints are on, as in any run.
+"""
+
+import argparse
+import os
+import resource
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+METHODS = ("SuperCM", "SuperCMVAT", "SuperCMMeanTeacher", "SuperCMFlexMatch", "SuperCMFreeMatch")
+STEPS = 200
+"""Steps per epoch, with a validation and a checkpoint at the end of each."""
+
+
+class Watch(Callback):
+    """Keeps (resident MiB, open files, steps per second of processor time) of every epoch."""
+
+    rows: list[tuple[float, int, float]] = []  # noqa: RUF012 - read after the run, which builds its own instance
+    _clock = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock: the process's own time, as other processes share the machine."""
+        self._clock = time.process_time()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes the state of the process."""
+        speed = STEPS / (time.process_time() - self._clock)
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        memory = pages * resource.getpagesize() / 2**20
+        self.rows.append((memory, len(os.listdir("/proc/self/fd")), speed))
+
+
+def endure(method: str, steps: int, folder: Path) -> list[tuple[float, int, float]]:
+    """Trains one method through the command line."""
+    from supercm_lightning.cli import run
+
+    data = ["--data", "SemiSupervisedDataModule", "--data.num_labeled", "20", "--data.steps_per_epoch", str(STEPS)]
+    sizes = ["--data.labeled_batch_size", "10", "--data.unlabeled_batch_size", "10"]
+    length = ["--trainer.max_epochs", str(steps // STEPS), "--trainer.accelerator", "cpu"]
+    quiet = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+    watch = ["--trainer.callbacks+=benchmarks.endurance.Watch", "--trainer.default_root_dir", str(folder / method)]
+    run(["fit", "--model", method, *data, *sizes, *length, *quiet, *watch])
+    # The parser's instance of this module: its rows, if this file runs as a script, are not those of `__main__`.
+    from benchmarks.endurance import Watch as Watched
+
+    return Watched.rows
+
+
+def line(method: str, rows: list[tuple[float, int, float]]) -> str:
+    """The table's line: medians over the first and the last quarter of the epochs after warming up."""
+    rows = rows[len(rows) // 10 :]
+    quarter = max(len(rows) // 4, 1)
+    cells: list[Any] = [method]
+    for column, digits in ((0, 1), (1, 0), (2, 1)):
+        first, last = (median(row[column] for row in part) for part in (rows[:quarter], rows[-quarter:]))
+        cells.append(f"{first:.{digits}f} → {last:.{digits}f}")
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--folder", type=Path, default=Path("endurance"))
+    arguments = parser.parse_args()
+    print("| method | resident memory, MiB | open files | steps per second of processor time |\n|---|---|---|---|")
+    for method in arguments.methods:
+        # One process each, so that one method's memory is not the next one's.
+        child = os.fork()
+        if not child:
+            print(line(method, endure(method, arguments.steps, arguments.folder)), flush=True)
+            os._exit(0)
+        if os.waitpid(child, 0)[1]:
+            raise SystemExit(f"{method} failed.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Kills runs of the documented command with SIGKILL at random steps, resumes them, and compares bit by bit.
+
+    python benchmarks/kill_and_resume.py --kills 20
+
+Every method trains once without interruption and once through kills: each resumed run is killed again until its kills
+are used up. The CSV table, TensorBoard's curves and the last checkpoint's model, averages, optimiser and callbacks must
+be equal.
+"""
+
+import argparse
+import csv
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ROOT = Path(__file__).resolve().parent.parent
+METHODS = ("supervised", "supercm", "supercm_vat", "supercm_mean_teacher", "supercm_freematch")
+"""Stems of configs under `configs/`, searched by name."""
+
+EPOCHS, STEPS = 4, 20
+# Checkpoints within epochs and at their ends, validation within epochs too, every step in the logs.
+OPTIONS = (
+    *("--trainer.max_epochs", str(EPOCHS), "--data.steps_per_epoch", str(STEPS), "--trainer.val_check_interval", "10"),
+    *("--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false"),
+    *("--trainer.enable_model_summary", "false", "--trainer.callbacks", "null"),
+    *("--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.save_last", "true"),
+)
+EVERY = ("--trainer.callbacks.every_n_train_steps", "7")
+
+
+def command(method: str, folder: Path, options: Sequence[str] = EVERY) -> list[str]:
+    """The command that starts a run in `folder`, and resumes it."""
+    (config,) = (ROOT / "configs").rglob(f"digits/{method}_cpu.yaml")
+    start = [sys.executable, "-m", "supercm_lightning", "fit", "--config", str(config), *OPTIONS, *options]
+    return [*start, "--trainer.default_root_dir", str(folder), "--ckpt_path", "last"]
+
+
+def run(arguments: list[str]) -> None:
+    """Runs a command to its end."""
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
+
+
+def run_and_kill(arguments: list[str], folder: Path, step: int, delay: float = 0.0) -> int:
+    """Runs a command and kills it `delay` seconds after it has logged `step`; gives the last step logged."""
+    with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            while last_step(folder) < step:
+                if process.poll() is not None:
+                    raise RuntimeError(f"ended before step {step}: {process.stderr.read()[-3000:]}")  # type: ignore[union-attr]
+                time.sleep(0.001)
+            time.sleep(delay)
+        finally:
+            process.send_signal(signal.SIGKILL)
+    return last_step(folder)
+
+
+def last_step(folder: Path) -> int:
+    """The last step that a run's table holds, -1 for none."""
+    for table in folder.glob("lightning_logs/*/metrics.csv"):
+        lines = table.read_text().splitlines()
+        if len(lines) > 1 and (step := lines[-1].split(",")[lines[0].split(",").index("step") :][:1]) and step[0]:
+            return int(step[0])
+    return -1
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What differs between the logs and last checkpoints of two runs, by name."""
+    (first,), (second,) = (list(folder.glob("lightning_logs/*")) for folder in (one, other))
+    found = [] if table(first) == table(second) else ["metrics.csv"]
+    found += [f"TensorBoard {name}" for name in unequal(curves(first), curves(second))]
+    loaded = [torch.load(run / "checkpoints/last.ckpt", weights_only=True) for run in (first, second)]
+    return found + unequal(*(named(state(checkpoint)) for checkpoint in loaded))
+
+
+def table(run: Path) -> list[dict[str, str]]:
+    """Rows of the CSV log."""
+    with (run / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """Steps and values of TensorBoard's curves."""
+    events = EventAccumulator(str(run), {"scalars": 0}, purge_orphaned_data=False).Reload()
+    return {name: sorted((e.step, e.value) for e in events.Scalars(name)) for name in events.Tags()["scalars"]}
+
+
+def state(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint holds of the model, its averages, the optimiser and the callbacks, file names left out."""
+    callbacks = {name: value for name, value in checkpoint["callbacks"].items() if "ModelCheckpoint" not in name}
+    bookkeeping = ("callbacks", "loops", "epoch", "logs", "left")
+    return {name: value for name, value in checkpoint.items() if name not in bookkeeping} | {"callbacks": callbacks}
+
+
+def named(tree: Any, name: str = "") -> dict[str, Any]:
+    """The leaves of nested dictionaries and lists by their path."""
+    if isinstance(tree, dict | list | tuple):
+        pairs = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        return {path: leaf for key, part in pairs for path, leaf in named(part, f"{name}/{key}").items()}
+    return {name: tree}
+
+
+def unequal(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Names under which two dictionaries differ."""
+
+    def equal(a: Any, b: Any) -> bool:
+        return torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b
+
+    return [name for name in sorted(one.keys() | other.keys()) if not equal(one.get(name), other.get(name))]
+
+
+def main() -> None:
+    """Prints a table: one line per kill, one per method."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--folder", type=Path, default=Path("kill_and_resume"))
+    arguments = parser.parse_args()
+    chance = random.Random(arguments.seed)
+    failed = 0
+    print("| method | killed after steps (checkpoint before) | differing |\n|---|---|---|")
+    for number, method in enumerate(arguments.methods):
+        whole, broken = (arguments.folder.resolve() / method / name for name in ("whole", "broken"))
+        run(command(method, whole))
+        count = (arguments.kills - number + len(arguments.methods) - 1) // len(arguments.methods)
+        kills = []
+        for step in sorted(chance.randrange(EPOCHS * STEPS - 1) for _ in range(count)):
+            at = run_and_kill(command(method, broken), broken, step, delay=chance.uniform(0, 0.02))
+            kills.append(f"{at + 1} ({'yes' if list(broken.rglob('*.ckpt')) else 'no'})")
+        run(command(method, broken))
+        found = differences(whole, broken)
+        failed += bool(found)
+        print(f"| {method} | {', '.join(kills)} | {', '.join(found) or 'nothing'} |", flush=True)
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()

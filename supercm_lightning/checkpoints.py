@@ -1,0 +1,76 @@
+"""Checkpoint files: written in one piece, and read with an error that says what is wrong with one."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the file and renames, so that a checkpoint is always whole: the old one or the new one.
+
+    Lightning writes to the system's temporary folder and moves from there, which is a copy in place wherever that
+    folder lies on another file system, as it does on most clusters: a job killed during it leaves half a file.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Writes a local file in one piece; leaves remote ones to Lightning."""
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        file = Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f".{file.name}.part")
+        with partial.open("wb") as stream:
+            torch.save(checkpoint, stream)
+            # A renamed file whose contents are still in memory would be empty after a loss of power.
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(file)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The contents of a checkpoint; tensors stay in the file until they are used.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is truncated, no checkpoint, or holds more than tensors, numbers and strings.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"ckpt_path={path}: no such file.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except UnpicklingError as error:
+        raise ValueError(
+            f"ckpt_path={path}: refused, because it holds more than tensors, numbers and strings, or is no checkpoint "
+            "at all. Reading it could run code that somebody put there. Save options of plain values only."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise ValueError(
+            f"ckpt_path={path}: cannot be read as a checkpoint; the file is truncated or damaged. Give an earlier one."
+        ) from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"ckpt_path={path}: holds no state_dict; it is no checkpoint of Lightning.")
+    return checkpoint
+
+
+def newest_checkpoint(folders: Iterable[Path]) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint from which a run can go on, and its contents; None where there is none.
+
+    Files that cannot be read, and those of weights alone, are passed over.
+    """
+    files = {file for folder in folders for file in folder.glob("*.ckpt")}
+    for file in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True):
+        try:
+            checkpoint = read_checkpoint(file)
+        except ValueError as error:
+            rank_zero_warn(f"{error} The one before it is taken.")
+            continue
+        if "loops" in checkpoint:
+            return file, checkpoint
+    return None

@@ -1,0 +1,139 @@
+"""Groups of classes from how often they are confused: k-medoids, spectral clustering, ids that stay."""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import SpectralClustering
+from torch import Tensor
+
+
+def kmedoids(dissimilarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Partitions n items around k of them so that the sum of the dissimilarities to the own medoid is small.
+
+    Partitioning around medoids: BUILD adds the medoid that lowers the sum most, SWAP exchanges a medoid for another
+    item as long as that lowers the sum. Deterministic; of equal choices the first is taken. A medoid belongs to its own
+    cluster; an item equally far from several medoids goes to the smallest of their clusters, so that a matrix without
+    any information gives clusters of equal size.
+
+    Args:
+        dissimilarity: Symmetric, (n, n), finite.
+        k: Number of clusters, from 1 to n.
+
+    Returns:
+        Cluster of each item, (n,) int64 in [0, k), and the medoids, (k,) int64, in the order of their cluster.
+
+    Raises:
+        ValueError: If the matrix is not square, or k is outside its range.
+
+    Source: Kaufman and Rousseeuw, "Finding Groups in Data", 1990, chapter 2; the sums of SWAP are those of Schubert and
+        Rousseeuw, "Faster k-Medoids Clustering", 2019.
+    """
+    n = len(dissimilarity)
+    if tuple(dissimilarity.shape) != (n, n):
+        raise ValueError(f"dissimilarity of shape {tuple(dissimilarity.shape)}: must be square.")
+    if not 1 <= k <= n:
+        raise ValueError(f"k={k}: must be from 1 to the {n} items.")
+    d = dissimilarity.detach().cpu().double().numpy()
+    medoids = _swap(d, _build(d, k))
+    label, place = torch.from_numpy(_members(d, medoids)), torch.from_numpy(medoids)
+    return label.to(dissimilarity.device), place.to(dissimilarity.device)
+
+
+def _build(d: np.ndarray, k: int) -> np.ndarray:
+    """Adds one medoid after the other, each time the one that lowers the sum most."""
+    medoids = [int(d.sum(axis=0).argmin())]
+    for _ in range(k - 1):
+        gain = np.maximum(d[:, medoids].min(axis=1)[:, None] - d, 0).sum(axis=0)
+        gain[medoids] = -1
+        medoids.append(int(gain.argmax()))
+    return np.array(medoids)
+
+
+def _swap(d: np.ndarray, medoids: np.ndarray) -> np.ndarray:
+    """Exchanges medoids for other items while the sum of the dissimilarities falls."""
+    rows, k = np.arange(len(d)), len(medoids)
+    while True:
+        to_medoids = d[:, medoids]
+        own = to_medoids.argmin(axis=1)
+        nearest = to_medoids[rows, own]
+        to_medoids[rows, own] = np.inf
+        second = to_medoids.min(axis=1)
+        # Of candidate c in place of medoid i: rows of other medoids may only gain, those of i fall to c or the second.
+        gained = np.minimum(d - nearest[:, None], 0)
+        lost = np.minimum(d, second[:, None]) - nearest[:, None] - gained
+        change = gained.sum(axis=0) + (own == np.arange(k)[:, None]).astype(float) @ lost
+        change[:, medoids] = 0
+        medoid, candidate = np.unravel_index(change.argmin(), change.shape)
+        if change[medoid, candidate] >= -1e-9 * max(nearest.sum(), 1e-300):
+            return medoids
+        medoids = medoids.copy()
+        medoids[medoid] = candidate
+
+
+def _members(d: np.ndarray, medoids: np.ndarray) -> np.ndarray:
+    to_medoids = d[:, medoids]
+    nearest = to_medoids == to_medoids.min(axis=1, keepdims=True)
+    nearest[medoids] = np.eye(len(medoids), dtype=bool)
+    label = nearest.argmax(axis=1)
+    tied = nearest.sum(axis=1) > 1
+    size = np.bincount(label[~tied], minlength=len(medoids))
+    for row in tied.nonzero()[0]:
+        label[row] = np.where(nearest[row], size, len(d)).argmin()
+        size[label[row]] += 1
+    return label
+
+
+def group_classes(transitions: Tensor, k: int, by: Literal["kmedoids", "spectral"] = "kmedoids") -> Tensor:
+    """Groups classes that are often confused.
+
+    The similarity of two classes is S = (T + Tᵀ) / 2. `kmedoids` partitions by 1 − S / max S. `spectral` clusters S
+    divided by the square roots of its row sums; it also finds groups where single cells hold few counts, because it
+    looks at whole rows.
+
+    Args:
+        transitions: Counts of changes a → b, (C, C); the diagonal is ignored.
+        k: Number of groups, from 1 to C.
+        by: `kmedoids` or `spectral`.
+
+    Returns:
+        Group of each class, (C,) int64 in [0, k), on the host.
+
+    Raises:
+        ValueError: If `by` is unknown or k is outside its range.
+    """
+    similarity = (transitions + transitions.T).double().cpu() / 2
+    similarity.fill_diagonal_(0)
+    top = similarity.max()
+    if by == "kmedoids" or top == 0:
+        dissimilarity = 1 - similarity / top.clamp_min(1)
+        return kmedoids(dissimilarity.fill_diagonal_(0), k)[0]
+    if by != "spectral":
+        raise ValueError(f"by={by!r}: choose kmedoids or spectral.")
+    # Classes with few changes would be groups of their own; the regularisation of Amini et al. (2013), a constant of
+    # the size of the mean, ties them to all others.
+    similarity += similarity.mean()
+    root = similarity.sum(dim=1).sqrt()
+    affinity = similarity / (root[:, None] * root)
+    spectral = SpectralClustering(k, affinity="precomputed", assign_labels="kmeans", n_init=10, random_state=0)
+    return torch.from_numpy(spectral.fit_predict(affinity.numpy())).long()
+
+
+def match_clusters(new: Tensor, old: Tensor, weight: Tensor, k: int) -> Tensor:
+    """Renames clusters so that they overlap most with an earlier clustering of the same items.
+
+    Args:
+        new: Cluster of each item, (n,) int64 in [0, k).
+        old: Its earlier cluster, (n,) int64 in [0, k); items below 0 had none.
+        weight: Weight of each item, (n,), >= 0.
+        k: Number of clusters.
+
+    Returns:
+        `new` with permuted ids, (n,) int64.
+    """
+    known = old >= 0
+    overlap = torch.zeros(k * k, dtype=torch.float64)
+    overlap.index_add_(0, (new * k + old)[known].cpu(), weight[known].double().cpu())
+    _, name = linear_sum_assignment(overlap.view(k, k).numpy(), maximize=True)
+    return torch.from_numpy(name).to(new.device)[new]

@@ -1,0 +1,51 @@
+"""Arrays of an .npz file without reading them."""
+
+import struct
+import zipfile
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+from numpy.lib import format as npy
+
+
+def load_npz(path: Path, names: Collection[str]) -> tuple[dict[str, np.ndarray], set[str]]:
+    """Arrays of an .npz file by name; those stored without compression, as by `np.savez`, are mapped from the disk.
+
+    A mapped array takes no memory but for what is touched, and changes to it stay in memory. Nothing is unpickled.
+
+    Args:
+        path: The file.
+        names: Names of the wanted arrays; those that the file lacks are left out.
+
+    Returns:
+        The arrays, and the names of all that the file has.
+
+    Raises:
+        ValueError: If a wanted array holds Python objects.
+        zipfile.BadZipFile: If the file is none of this kind, or cut off.
+    """
+    with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as file:
+        mapped = {name: _map(path, archive, f"{name}.npy") for name in names if name in file.files}
+        arrays = {name: file[name] if array is None else array for name, array in mapped.items()}
+        return arrays, set(file.files)
+
+
+def _map(path: Path, archive: zipfile.ZipFile, member: str) -> np.ndarray | None:
+    """The array of a member, or None where it cannot be mapped."""
+    info = archive.getinfo(member)
+    if info.compress_type != zipfile.ZIP_STORED:
+        return None
+    with archive.open(info) as stream:
+        version = npy.read_magic(stream)
+        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran_order, dtype = read_header(stream)
+        start = stream.tell()
+    if dtype.hasobject or not np.prod(shape):
+        return None
+    with path.open("rb") as file:
+        # The lengths of name and extra field stand at the end of a local header of 30 bytes.
+        file.seek(info.header_offset + 26)
+        start += info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
+    order = "F" if fortran_order else "C"
+    return np.memmap(path, dtype, mode="c", offset=start, shape=shape, order=order)  # type: ignore[call-overload]

@@ -1,0 +1,72 @@
+"""Accuracy of clusters under the best one-to-one naming."""
+
+from typing import Any
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class ClusteringAccuracy(Metric):
+    """Share of rows that are right when clusters are named after classes, each class at most once, at best.
+
+    The names come from the Hungarian method on the confusion matrix, which is the only state. With more clusters than
+    classes, rows of the clusters without a name count as wrong; with fewer, rows of the classes left over. Empty
+    clusters are allowed.
+
+    Args:
+        num_clusters: Number of clusters.
+        num_classes: Number of classes; None: the number of clusters.
+        **kwargs: Arguments of `torchmetrics.Metric`.
+
+    Attributes:
+        confusion: Rows of cluster i and class j, (num_clusters, num_classes) int64.
+
+    Raises:
+        ValueError: If a number is not positive.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    confusion: Tensor
+
+    def __init__(self, num_clusters: int, num_classes: int | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if num_clusters < 1 or (num_classes is not None and num_classes < 1):
+            raise ValueError(f"num_clusters={num_clusters}, num_classes={num_classes}: must be at least 1.")
+        shape = (num_clusters, num_classes or num_clusters)
+        self.add_state("confusion", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Adds rows.
+
+        Args:
+            preds: Clusters, (n,) integer in [0, num_clusters), or scores of the clusters, (n, num_clusters).
+            target: Classes, (n,) integer in [0, num_classes); rows with a negative class are left out.
+        """
+        clusters = preds.argmax(dim=1) if preds.ndim == 2 else preds
+        num_clusters, num_classes = self.confusion.shape
+        # Rows without a class are counted in a column of their own, which is dropped: nothing waits for the device.
+        column = torch.where(target >= 0, target, num_classes)
+        cells = torch.bincount(clusters * (num_classes + 1) + column, minlength=num_clusters * (num_classes + 1))
+        self.confusion += cells.view(num_clusters, num_classes + 1)[:, :-1]
+
+    def compute(self) -> Tensor:
+        """Accuracy in [0, 1], a scalar; NaN without rows."""
+        cluster, name = self._assignment()
+        return self.confusion[cluster, name].sum() / self.confusion.sum()
+
+    @property
+    def mapping(self) -> Tensor:
+        """Class of each cluster, (num_clusters,) int64, -1 for clusters that got none."""
+        names = self.confusion.new_full((len(self.confusion),), -1)
+        cluster, name = self._assignment()
+        names[cluster] = name
+        return names
+
+    def _assignment(self) -> tuple[Tensor, Tensor]:
+        pairs = linear_sum_assignment(self.confusion.cpu().numpy(), maximize=True)
+        cluster, name = (torch.from_numpy(numbers).to(self.confusion.device) for numbers in pairs)
+        return cluster, name

@@ -1,0 +1,734 @@
+"""Input that is wrong or unusual, and what becomes of it: the table of docs/reliability.md.
+
+`python tests/test_bad_input.py` prints the table.
+"""
+
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from supercm_lightning import FeatureDataModule, SemiSupervisedDataModule, Supervised
+from supercm_lightning.cli import run
+from supercm_lightning.data import stores
+
+PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table.
+
+    Attributes:
+        area: Heading under which it stands.
+        tried: What was tried.
+        result: Words of the error message, `…` for left-out parts; what happens, for input that is accepted.
+        do: Makes the input and gives it to the library.
+        error: The error, or None for input that is accepted; `do` then checks what became of it.
+    """
+
+    area: str
+    tried: str
+    result: str
+    do: Callable[[pytest.MonkeyPatch], Any]
+    error: type[BaseException] | None = None
+
+
+CASES: list[Case] = []
+
+
+def case(area: str, tried: str, result: str, error: type[BaseException] | None = None) -> Callable[..., Any]:
+    """Adds the function to the table."""
+
+    def add(do: Callable[[pytest.MonkeyPatch], Any]) -> Callable[[pytest.MonkeyPatch], Any]:
+        CASES.append(Case(area, tried, result, do, error))
+        return do
+
+    return add
+
+
+def said(text: str) -> str:
+    """A pattern for a message with `…` for left-out parts."""
+    return ".*".join(re.escape(part.strip()) for part in text.split("…"))
+
+
+# ------------------------------------------------------------------------------------------------------ image files
+FILES = "Image files"
+
+
+def images() -> Path:
+    """A folder `images` with two classes of four RGB images, 8 by 8."""
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        Path("images/train", name).mkdir(parents=True, exist_ok=True)
+        for number in range(4):
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(f"images/train/{name}/{number}.png")
+    return Path("images")
+
+
+def read(**options: Any) -> SemiSupervisedDataModule:
+    """Reads the folder `images`."""
+    data = SemiSupervisedDataModule("folder", "images", **({"num_val": 0, "num_workers": 0} | options))
+    data.setup("fit")
+    return data
+
+
+def truncated(suffix: str = ".jpg") -> None:
+    images()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save("whole" + suffix)
+    whole = Path("whole" + suffix).read_bytes()
+    Path("images/train/cat/bad" + suffix).write_bytes(whole[: len(whole) // 2])
+
+
+@case(
+    FILES,
+    "truncated JPEG",
+    "images/train/cat/bad.jpg: cannot be read as an image … Repair or remove the file",
+    ValueError,
+)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    truncated(".jpg")
+    read(image_size=8)
+
+
+@case(
+    FILES,
+    "truncated PNG",
+    "images/train/cat/bad.png: cannot be read as an image … Repair or remove the file",
+    ValueError,
+)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    truncated(".png")
+    read(image_size=8)
+
+
+@case(FILES, "text with the name of an image", "bad.png: cannot be read as an image", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    images().joinpath("train/cat/bad.png").write_text("this is no image")
+    read()
+
+
+@case(FILES, "zero bytes", "bad.png: cannot be read as an image", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    images().joinpath("train/cat/bad.png").touch()
+    read()
+
+
+@case(FILES, "zero bytes, images not held in memory", "bad.png: cannot be read as an image", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    images().joinpath("train/cat/bad.png").touch()
+    read(in_memory=False)
+
+
+@case(FILES, "a link that leads nowhere", "bad.png: cannot be read as an image … No such file", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    images().joinpath("train/cat/bad.png").symlink_to("nowhere.png")
+    read()
+
+
+@case(FILES, "a file without permission to read", "0.png: cannot be read as an image … Permission denied", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    images()
+
+    def refuse(name: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(stores.Image, "open", refuse)
+    read()
+
+
+@case(
+    FILES,
+    "three bad files with `on_bad_image: skip`",
+    "a warning with their number, names and reasons; they are in no set, and the split knows nothing of them",
+)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    truncated()
+    Path("images/train/cat/empty.png").touch()
+    Path("images/train/dog/text.png").write_text("this is no image")
+    for in_memory in (True, False):
+        with pytest.warns(UserWarning, match=r"(?s)3 of 11 images are left out:.*bad\.jpg.*empty\.png.*text\.png"):
+            data = read(on_bad_image="skip", in_memory=in_memory, image_size=8)
+        names = [data.describe_row("labeled", row) for row in range(len(data.rows["labeled"]))]
+        assert names == [f"images/train/{kind}/{n}.png" for kind in ("cat", "dog") for n in range(4)]
+        assert data.rows["labeled"].labels.tolist() == [0] * 4 + [1] * 4
+        assert data.split is not None
+        assert data.split.num_rows == 8
+
+
+@case(
+    FILES,
+    "every file of a class bad, with `on_bad_image: skip`",
+    "training set: 1 of 2 classes have no labelled row (cat)",
+    ValueError,
+)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in images().glob("train/cat/*.png"):
+        file.write_bytes(b"")
+    with pytest.warns(UserWarning, match="4 of 8 images are left out"):
+        read(on_bad_image="skip")
+
+
+@case(
+    FILES, "every file bad, with `on_bad_image: skip`", "none of the images tried under images can be read", ValueError
+)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in images().glob("train/*/*.png"):
+        file.write_bytes(b"")
+    read(on_bad_image="skip")
+
+
+@case(FILES, "`on_bad_image: ignore`", "on_bad_image='ignore': choose error or skip", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    images()
+    read(on_bad_image="ignore")
+
+
+@case(
+    FILES,
+    "grey, grey with alpha, RGBA, palette, CMYK, 1-bit and 16-bit files beside RGB ones",
+    "read as RGB; 16 bits are scaled to 8, transparency is dropped",
+)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = images()
+    for mode in ("L", "LA", "RGBA", "P", "CMYK", "1"):
+        white = Image.new("RGB", (8, 8), (255, 255, 255)).convert(mode)
+        white.save(root / f"train/dog/z_{mode}{'.jpg' if mode == 'CMYK' else '.png'}")
+    Image.fromarray(np.full((8, 8), 65535, dtype=np.uint16)).save(root / "train/dog/z_16.png")
+    data = read()
+    assert data.input_shape == (3, 8, 8)
+    assert data.rows["labeled"].store.data[8:].unique().tolist() == [255]
+
+
+@case(FILES, "grey files alone", "read with one channel")
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in images().glob("train/*/*.png"):
+        Image.open(file).convert("L").save(file)
+    assert read().input_shape == (1, 8, 8)
+
+
+@case(
+    FILES,
+    "an image of another size",
+    "images/train/dog/0.png: shape (3, 5, 9) where (3, 8, 8) was expected. Set image_size",
+    ValueError,
+)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (9, 5)).save(images() / "train/dog/0.png")
+    read()
+
+
+@case(FILES, "1×1 and 10,000×1 images, `image_size: 8`", "resized and cut like any other")
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = images()
+    for number, size in enumerate(((1, 1), (10_000, 1), (1, 10_000))):
+        Image.new("RGB", size, (200, 200, 200)).save(root / f"train/dog/z{number}.png")
+    data = read(image_size=8)
+    assert data.rows["labeled"].store.data[8:].unique().tolist() == [200]
+
+
+@case(FILES, "nothing but 1×1 images", "read and trained on; they are not shifted")
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in images().glob("train/*/*.png"):
+        Image.new("RGB", (1, 1)).save(file)
+    data = ["--data", "SemiSupervisedDataModule", "--data.dataset", "folder", "--data.root", "images"]
+    sizes = ["--data.num_labeled", "4", "--data.num_val", "0", "--data.steps_per_epoch", "2"]
+    cli = run(["fit", "--model", "SuperCM", *data, *sizes, *QUIET])
+    assert (cli.datamodule.input_shape, cli.datamodule.shift) == ((3, 1, 1), 0)
+    assert cli.trainer.global_step == 2
+
+
+@case(FILES, "nothing but 10,000×1 images", "read; they are not shifted")
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in images().glob("train/*/*.png"):
+        Image.new("RGB", (10_000, 1)).save(file)
+    data = read()
+    assert (data.input_shape, data.shift) == ((3, 1, 10_000), 0)
+
+
+@case(FILES, "unicode in names of classes and files, and names of 250 bytes", "read, and reported by name")
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = images()
+    (root / "train/猫 ñ").mkdir()
+    names = ["🐈 é.png", "x" * 246 + ".png"]
+    for name in names:
+        shutil.copy(root / "train/cat/0.png", root / "train/猫 ñ" / name)
+    data = read()
+    assert data.class_names == ("cat", "dog", "猫 ñ")
+    found = [Path(data.describe_row("labeled", row)).name for row in range(8, 10)]
+    assert sorted(found) == sorted(names)
+
+
+# ---------------------------------------------------------------------------------------------------------- folders
+FOLDERS = "Folders"
+
+
+@case(FOLDERS, "no such folder", "root=images is not a folder. Expected there: labeled/<class>", FileNotFoundError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    read()
+
+
+@case(FOLDERS, "a file in place of the folder", "root=images is not a folder", FileNotFoundError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("images").touch()
+    read()
+
+
+@case(FOLDERS, "an empty folder", "no class folders in images. Expected", FileNotFoundError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("images").mkdir()
+    read()
+
+
+@case(FOLDERS, "empty class folders", "no images in the class folders of images/train", FileNotFoundError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in images().glob("train/*/*.png"):
+        file.unlink()
+    read()
+
+
+@case(FOLDERS, "one empty class folder", "1 of 3 classes have no labelled row (owl)", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    (images() / "train/owl").mkdir()
+    read()
+
+
+@case(FOLDERS, "one class", "dataset: 1 class, where at least two are needed", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(images() / "train/dog")
+    read()
+
+
+@case(
+    FOLDERS, "a class in `test` that the labelled tree lacks", "class 'owl' does not occur in images/train", ValueError
+)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    (images() / "test/owl").mkdir(parents=True)
+    read()
+
+
+@case(FOLDERS, "links in a circle", "every folder is entered once, every image read once")
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = images()
+    (root / "unlabeled/deep").mkdir(parents=True)
+    shutil.copy(root / "train/cat/0.png", root / "unlabeled/deep/0.png")
+    (root / "unlabeled/deep/circle").symlink_to("..")
+    (root / "train/cat/self").symlink_to(".")
+    data = read()
+    assert {part: len(rows) for part, rows in data.rows.items() if len(rows)} == {"labeled": 8, "unlabeled": 1}
+
+
+@case(FOLDERS, "a folder without permission to read", "Permission denied: 'images/train/cat'", PermissionError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    images()
+    scan = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("cat"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    read()
+
+
+@case(
+    FOLDERS,
+    "the data of a registered set missing",
+    "mnist: not found under root=nowhere (expected MNIST/raw",
+    FileNotFoundError,
+)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    SemiSupervisedDataModule("mnist", "nowhere").setup("fit")
+
+
+# ----------------------------------------------------------------------------------------------------------- splits
+SPLITS = "Splits and sizes"
+
+
+def digits(**options: Any) -> SemiSupervisedDataModule:
+    data = SemiSupervisedDataModule(**options)
+    data.setup("fit")
+    return data
+
+
+def split_file(**changes: Any) -> SemiSupervisedDataModule:
+    """Reads digits with a split file of which some entries are changed."""
+    digits(num_labeled=20, split_file="split.json")
+    split = json.loads(Path("split.json").read_text())
+    Path("split.json").write_text(json.dumps(split | changes))
+    return digits(num_labeled=None, split_file="split.json")
+
+
+@case(SPLITS, "fewer labels than classes", "num_labeled=5: fewer labels than the 10 classes", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    digits(num_labeled=5)
+
+
+@case(SPLITS, "more labels than rows", "num_labeled=1700, num_val=150 and num_test=450 ask for more than", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    digits(num_labeled=1700)
+
+
+@case(SPLITS, "every row labelled, with a method that needs unlabelled ones", "The unlabelled set is empty", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    run(["fit", "--model", "SuperCM", "--data", "SemiSupervisedDataModule", *QUIET])
+
+
+@case(SPLITS, "one label per class, fewer labels than the batch", "trained on; rows come again within a batch")
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--data.num_labeled", "10", "--data.labeled_batch_size", "64", "--data.steps_per_epoch", "2"]
+    cli = run(["fit", "--model", "SuperCM", "--data", "SemiSupervisedDataModule", *options, *QUIET])
+    assert cli.model.head.updates.tolist() == [2] * 10
+
+
+@case(SPLITS, "a batch of no rows", "labeled_batch_size=0: must be at least 1", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    digits(num_labeled=20, labeled_batch_size=0)
+
+
+@case(SPLITS, "a split file that is no JSON", "split_file=split.json: not a split written by this library", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("split.json").write_bytes(b"\xff\xfe{")
+    digits(num_labeled=20, split_file="split.json")
+
+
+@case(
+    SPLITS, "a split file with other names (a wrong header)", "split.json: not a split … unexpected keyword", ValueError
+)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    split_file(labelled=[1])
+
+
+@case(
+    SPLITS,
+    "a split file with words or fractions for rows",
+    "split.json: not a split … rows are whole numbers",
+    ValueError,
+)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="rows are whole numbers"):
+        split_file(val=[1.5])
+    split_file(val=["one"])
+
+
+@case(SPLITS, "a split file with a row twice", "split.json: row 3 stands twice among labeled, val and test", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    split_file(val=[3, 3])
+
+
+@case(
+    SPLITS, "a split file with a row outside the data", "split.json: row 1797 is not one of the 1797 rows", ValueError
+)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    split_file(val=[1797])
+
+
+@case(SPLITS, "a split file that lacks a class", "labelled set: 9 of 10 classes have no labelled row", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    split_file(labeled=[0], val=[], test=[])
+
+
+@case(SPLITS, "a split file of other data", "made for 1,797 rows of mnist, but the data is digits", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    split_file(dataset="mnist")
+
+
+# --------------------------------------------------------------------------------------------------------- features
+FEATURES = "Feature files"
+X = np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32)
+Y = np.arange(60) % 3
+
+
+def features(*, name: str = "a.npz", data: dict[str, Any] | None = None, **arrays: Any) -> FeatureDataModule:
+    """Reads a file of features, labels and what else is given; None leaves one out."""
+    content = {key: value for key, value in ({"features": X, "labels": Y} | arrays).items() if value is not None}
+    if name.endswith(".npz"):
+        np.savez(name, **content)
+    else:
+        torch.save(content, name)
+    module = FeatureDataModule(name, **(data or {}))
+    module.setup("fit")
+    return module
+
+
+def with_value(value: float) -> Any:
+    bad = X.copy()
+    bad[17, 3] = value
+    return bad
+
+
+@case(FEATURES, "a feature that is NaN", "labeled: row 17 has a feature that is NaN or infinite", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    features(features=with_value(np.nan))
+
+
+@case(FEATURES, "a feature that is infinite", "labeled: row 17 has a feature that is NaN or infinite", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    features(features=with_value(np.inf))
+
+
+@case(FEATURES, "a truncated `.npz`", "labeled=a.npz: cannot be read; the file is truncated or damaged", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    features()
+    Path("a.npz").write_bytes(Path("a.npz").read_bytes()[:500])
+    FeatureDataModule("a.npz")
+
+
+@case(FEATURES, "a truncated `.pt`", "labeled=a.pt: cannot be read; the file is truncated or damaged", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    features(name="a.pt", features=torch.from_numpy(X), labels=torch.from_numpy(Y))
+    Path("a.pt").write_bytes(Path("a.pt").read_bytes()[:500])
+    FeatureDataModule("a.pt")
+
+
+@case(FEATURES, "zero bytes", "labeled=a.npz: cannot be read; the file is truncated or damaged", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("a.npz").touch()
+    FeatureDataModule("a.npz")
+
+
+@case(
+    FEATURES,
+    "objects, which could run code when read",
+    "labeled=a.npz: holds more than tensors, numbers, strings",
+    ValueError,
+)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    features(features=np.array([object()] * 60))
+
+
+@case(FEATURES, "a `.pt` that carries code", "labeled=a.pt: holds more than tensors, numbers, strings", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    features(name="a.pt", features=Code())
+
+
+@case(FEATURES, "words for features", "labeled=a.npz: features and labels must be arrays of numbers", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    features(features=np.array(["one"] * 60))
+
+
+@case(FEATURES, "other names of the arrays (a wrong header)", "a.npz: has x, y, lacks features and labels", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    features(features=None, labels=None, x=X, y=Y)
+
+
+@case(FEATURES, "more labels than rows", "features of shape (60, 5) with 61 labels", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    features(labels=np.append(Y, 0))
+
+
+@case(
+    FEATURES,
+    "labels that are fractions, or below −1",
+    "labeled: labels must be whole numbers from 0, or -1",
+    ValueError,
+)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="labels must be whole numbers"):
+        features(labels=Y + 0.5)
+    features(labels=Y - 2)
+
+
+@case(FEATURES, "a class without a row", "labeled: 1 of 4 classes have no labelled row (2)", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    features(labels=np.where(Y == 2, 3, Y))
+
+
+@case(
+    FEATURES, "a label outside the named classes", "labels run from 0 to 2, but num_classes=2 allows 0 to 1", ValueError
+)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    features(classes=np.array(["ape", "bee"]))
+
+
+@case(FEATURES, "one class", "labeled: there must be at least two classes", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    features(labels=np.zeros(60, dtype=int))
+
+
+@case(FEATURES, "one row", "labeled: there must be at least two classes", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    features(features=X[:1], labels=Y[:1])
+
+
+@case(FEATURES, "no rows", "features of shape (0, 5) with 0 labels", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    features(features=X[:0], labels=Y[:0])
+
+
+@case(FEATURES, "files of different widths", "test: features of shape (4,), but labeled has (5,)", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez("b.npz", features=X[:, :4], labels=Y)
+    features(data={"test": "b.npz"})
+
+
+# ---------------------------------------------------------------------------------------- configuration, checkpoints
+CONFIG = "Configuration and checkpoints"
+QUIET = [
+    *("--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
+    *("--trainer.enable_model_summary", "false"),
+]
+DIGITS = ["--data", "SemiSupervisedDataModule", "--data.num_labeled", "20", "--data.steps_per_epoch", "1"]
+
+
+class Code:
+    """What an attacker puts into a file: reading it without care makes the file `owned`."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("touch owned",)
+
+
+def config(text: str, *options: str) -> None:
+    Path("mine.yaml").write_text(text)
+    run(["fit", "--config", "mine.yaml", *DIGITS, *QUIET, *options])
+
+
+@case(CONFIG, "a key that does not exist", "betaa", SystemExit)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    config("model: {class_path: SuperCM, init_args: {betaa: 1}}")
+
+
+@case(CONFIG, "a word where a number belongs", "beta", SystemExit)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    config("model: {class_path: SuperCM, init_args: {beta: much}}")
+
+
+@case(CONFIG, "a method that does not exist", "SuperDM", SystemExit)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    config("model: {class_path: SuperDM}")
+
+
+@case(CONFIG, "a section that does not exist", "modell", SystemExit)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    config("modell: {class_path: SuperCM}", "--model", "SuperCM")
+
+
+@case(CONFIG, "a file that is no YAML", "line 2, column 1", SystemExit)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    config("model: [unclosed")
+
+
+@case(CONFIG, "a value out of range", "lr=-1.0: the learning rate must be positive", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    config("model: {class_path: SuperCM, init_args: {lr: -1.0}}")
+
+
+@case(
+    CONFIG,
+    "a model made for another number of classes",
+    "num_classes: the model was built for 7, the data has 10",
+    ValueError,
+)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning.pytorch import Trainer
+
+    data = SemiSupervisedDataModule(num_labeled=20)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    Trainer(accelerator="cpu", max_epochs=1, **quiet).fit(Supervised(num_classes=7, input_shape=(1, 8, 8)), data)
+
+
+def checkpoint(model: str = "SuperCM") -> Path:
+    """A checkpoint of a short run."""
+    run(["fit", "--model", model, *DIGITS, *QUIET])
+    return next(Path().rglob("*.ckpt"))
+
+
+def resume(path: Path | str, command: str = "fit") -> None:
+    run([command, "--model", "SuperCM", *DIGITS, *QUIET, "--ckpt_path", str(path)])
+
+
+@case(CONFIG, "a checkpoint of another method", "a checkpoint of … Supervised, but the model is … SuperCM", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    resume(checkpoint("Supervised"))
+
+
+@case(CONFIG, "a truncated checkpoint", "cannot be read as a checkpoint; the file is truncated or damaged", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = checkpoint()
+    path.write_bytes(path.read_bytes()[:-2000])
+    resume(path)
+
+
+@case(CONFIG, "an empty checkpoint", "cannot be read as a checkpoint; the file is truncated or damaged", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("a.ckpt").touch()
+    resume("a.ckpt")
+
+
+@case(CONFIG, "a checkpoint that carries code", "a.ckpt: refused, because it holds more than tensors", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"state_dict": {}, "loops": Code()}, "a.ckpt")
+    try:
+        resume("a.ckpt", "test")
+    finally:
+        assert not Path("owned").exists()
+
+
+@case(
+    CONFIG,
+    "a file that is no checkpoint of Lightning",
+    "holds no state_dict; it is no checkpoint of Lightning",
+    ValueError,
+)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"weights": torch.ones(3)}, "a.ckpt")
+    resume("a.ckpt")
+
+
+@case(CONFIG, "a checkpoint that does not exist", "ckpt_path=nowhere.ckpt: no such file", FileNotFoundError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    resume("nowhere.ckpt")
+
+
+# ------------------------------------------------------------------------------------------------------------ tests
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.parametrize("each", CASES, ids=[f"{c.area}-{c.tried}".replace(" ", "_") for c in CASES])
+def test_input_has_the_outcome_of_the_table(
+    each: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if each.error is None:
+        each.do(monkeypatch)
+    elif each.error is SystemExit:  # the parser prints what is wrong with the command line, and leaves
+        with pytest.raises(SystemExit) as stop:
+            each.do(monkeypatch)
+        assert stop.value.code == 2
+        assert re.search(said(each.result), capsys.readouterr().err, re.DOTALL)
+    else:
+        with pytest.raises(each.error, match=f"(?s){said(each.result)}"):
+            each.do(monkeypatch)
+
+
+def lines() -> str:
+    """The table as Markdown."""
+    found = []
+    for area in dict.fromkeys(c.area for c in CASES):
+        found += [f"| **{area}** | |"]
+        for c in (c for c in CASES if c.area == area):
+            if c.error is None:
+                outcome = f"accepted: {c.result}"
+            elif c.error is SystemExit:
+                outcome = f"exit status 2, a message that names `{c.result}`"
+            else:
+                outcome = f"{c.error.__name__}: {c.result}".replace("<", r"\<").replace("_", r"\_")
+            found.append(f"| {c.tried} | {outcome} |")
+    return "\n".join(["| tried | what happens |", "|---|---|", *found])
+
+
+def test_the_page_has_this_table() -> None:
+    assert lines() in PAGE.read_text(encoding="utf-8"), "python tests/test_bad_input.py prints the table of today"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(lines() + "\n")

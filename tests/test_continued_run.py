@@ -1,0 +1,162 @@
+"""`--ckpt_path last` goes on with a run in its own folder, as if nothing had happened, from any of its checkpoints."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from benchmarks.kill_and_resume import differences, table
+from supercm_lightning.checkpoints import AtomicCheckpointIO, newest_checkpoint, read_checkpoint
+from supercm_lightning.cli import run
+
+STEPS = 6
+RUN = [
+    *("fit", "--data", "SemiSupervisedDataModule", "--data.num_labeled", "20", "--data.steps_per_epoch", str(STEPS)),
+    *("--trainer.max_epochs", "2", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
+    *("--trainer.enable_model_summary", "false", "--trainer.log_every_n_steps", "1", "--ckpt_path", "last"),
+]
+SAVING = [
+    *("--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.save_top_k", "-1"),
+    *("--trainer.callbacks.save_last", "true"),
+]
+EVERY_STEP = [*SAVING, "--trainer.callbacks.every_n_train_steps", "1"]
+NO_EPOCHS = ["--trainer.max_epochs", "-1", "--trainer.check_val_every_n_epoch", "null"]
+CASES = {
+    "within_epochs": EVERY_STEP,
+    "validation_within_epochs": [*EVERY_STEP, "--trainer.val_check_interval", "2"],
+    "after_validation": [*SAVING, "--trainer.callbacks.monitor", "val/acc", "--trainer.val_check_interval", "2"],
+    "after_epochs": [*SAVING, "--trainer.callbacks.save_on_train_epoch_end", "true"],
+    "accumulating": [*EVERY_STEP, "--trainer.accumulate_grad_batches", "4"],
+    "steps_only": [*EVERY_STEP, *NO_EPOCHS, "--trainer.max_steps", "9", "--trainer.val_check_interval", "3"],
+    "no_validation": [*EVERY_STEP, "--data.num_val", "0"],
+    "steps_without_validation": [*EVERY_STEP, *NO_EPOCHS, "--trainer.max_steps", "3", "--data.num_val", "0"],
+    "averaged": [*EVERY_STEP, "--trainer.callbacks+=EMA", "--trainer.callbacks.decay", "0.8"],
+}
+
+
+def start(root: str, *options: str, model: str = "SuperCM") -> None:
+    """Starts a run under `root`, or goes on with it."""
+    run([*RUN, "--model", model, "--trainer.default_root_dir", root, *options])
+
+
+def folders(root: str) -> list[str]:
+    return sorted(path.name for path in Path(root, "lightning_logs").iterdir())
+
+
+def killed_after(whole: Path, broken: Path, step: int) -> None:
+    """A copy of a complete run that has no checkpoint later than `step`, as if it had been killed then or later."""
+    shutil.copytree(whole, broken)
+    for file in broken.rglob("*.ckpt"):
+        found = re.search(r"step=(\d+)", file.stem)
+        if found is None or int(found.group(1)) > step:
+            file.unlink()
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.parametrize(
+    ("case", "steps"),
+    [
+        ("within_epochs", (0, 6)),
+        ("validation_within_epochs", (2,)),
+        pytest.param("after_validation", (4, 6, 12), marks=pytest.mark.slow),
+        pytest.param("after_epochs", (6, 12), marks=pytest.mark.slow),
+        pytest.param("accumulating", (1, 2, 4), marks=pytest.mark.slow),
+        ("steps_only", (9,)),
+        pytest.param("no_validation", (6, 12), marks=pytest.mark.slow),
+        pytest.param("steps_without_validation", (2, 3), marks=pytest.mark.slow),
+        pytest.param("averaged", (7, 12), marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_goes_on_leaves_what_an_uninterrupted_one_leaves(case: str, steps: tuple[int, ...]) -> None:
+    start("whole", *CASES[case])
+    whole = Path("whole")
+    assert folders("whole") == ["version_0"]
+    assert table(whole / "lightning_logs/version_0")[-1]["test/acc"]
+    for step in steps:
+        broken = Path(f"broken_{step}")
+        killed_after(whole, broken, step)
+        last = max(broken.rglob("*.ckpt"), key=os.path.getmtime, default=None)
+        start(str(broken), *CASES[case])
+        assert folders(str(broken)) == ["version_0"]
+        if not (saved := broken / "lightning_logs/version_0/checkpoints/last.ckpt").exists():
+            shutil.copy(last, saved)  # there was nothing left to train
+        assert not differences(whole, broken), f"resumed after step {step}"
+
+
+def test_another_seed_model_or_callback_is_another_run() -> None:
+    start("runs", *SAVING)
+    for options, model in (
+        (["--seed_everything", "1"], "SuperCM"),
+        ([], "Supervised"),
+        (["--model.beta", "2"], "SuperCM"),
+        (["--data.split_seed", "1"], "SuperCM"),
+        (["--trainer.callbacks+=EMA"], "SuperCM"),
+    ):
+        before = len(folders("runs"))
+        start("runs", *SAVING, *options, model=model)
+        assert len(folders("runs")) == before + 1
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_longer_run_goes_on_where_the_shorter_one_ended() -> None:
+    start("short", *SAVING)
+    start("short", *SAVING, "--trainer.max_epochs", "3")
+    start("long", *SAVING, "--trainer.max_epochs", "3")
+    assert folders("short") == ["version_0"]
+    assert not [name for name in differences(Path("long"), Path("short")) if name.startswith("/state_dict")]
+    summary = json.loads(Path("short/lightning_logs/version_0/summary.json").read_text())
+    assert (summary["steps"], summary["epochs"]) == (3 * STEPS, 3)
+
+
+def test_without_last_every_start_is_a_new_run() -> None:
+    for _ in range(2):
+        start("runs", "--ckpt_path", "null", "--trainer.limit_test_batches", "0")
+    assert folders("runs") == ["version_0", "version_1"]
+
+
+def test_last_belongs_to_fit() -> None:
+    with pytest.raises(ValueError, match=r"ckpt_path=last: goes with fit\. Give test the path"):
+        run(["test", "--model", "SuperCM", "--data", "SemiSupervisedDataModule", "--ckpt_path", "last"])
+
+
+def test_saved_config_starts_the_same_run_again() -> None:
+    start("runs", *SAVING)
+    config = Path("runs/lightning_logs/version_0/config.yaml")
+    assert yaml.safe_load(config.read_text())["ckpt_path"] == "last"
+
+
+class TestCheckpointFiles:
+    """Whole, or named as what they are."""
+
+    def test_a_save_that_breaks_off_leaves_the_old_file(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        writer, file = AtomicCheckpointIO(), Path("folder/a.ckpt")
+        writer.save_checkpoint({"state_dict": {"w": torch.ones(3)}}, file)
+
+        def break_off(checkpoint: object, stream: object) -> None:
+            stream.write(b"half a file")  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("supercm_lightning.checkpoints.torch.save", break_off)
+        with pytest.raises(KeyboardInterrupt):
+            writer.save_checkpoint({"state_dict": {"w": torch.zeros(3)}}, file)
+        assert torch.equal(read_checkpoint(file)["state_dict"]["w"], torch.ones(3))
+        assert list(Path("folder").glob("*.ckpt")) == [file]
+
+    def test_the_newest_whole_one_is_found(self) -> None:
+        for age, name in enumerate(("new", "weights", "old")):
+            content = {"state_dict": {}, **({} if name == "weights" else {"loops": {}}), "name": name}
+            torch.save(content, f"{name}.ckpt")
+            os.utime(f"{name}.ckpt", (1000 - age, 1000 - age))
+        Path("broken.ckpt").write_bytes(Path("new.ckpt").read_bytes()[:300])
+        with pytest.warns(UserWarning, match=r"broken\.ckpt: cannot be read .* The one before it is taken"):
+            path, checkpoint = newest_checkpoint([Path()]) or pytest.fail("none found")
+        assert (path.name, checkpoint["name"]) == ("new.ckpt", "new")
+        Path("broken.ckpt").unlink()
+        Path("new.ckpt").unlink()
+        assert (newest_checkpoint([Path()]) or pytest.fail("none found"))[0].name == "old.ckpt"
+        assert newest_checkpoint([Path("nowhere")]) is None
