@@ -38,7 +38,8 @@ OPTIONS = (
     *("--trainer.enable_model_summary", "false", "--trainer.callbacks", "null"),
     *("--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.save_last", "true"),
 )
-EVERY = ("--trainer.callbacks.every_n_train_steps", "7")
+# The last step has a checkpoint, whether the run was interrupted or not.
+EVERY = ("--trainer.callbacks.every_n_train_steps", "8")
 
 
 def command(method: str, folder: Path, options: Sequence[str] = EVERY) -> list[str]:

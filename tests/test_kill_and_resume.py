@@ -21,7 +21,7 @@ def test_killed_and_resumed_run_is_bit_identical(method: str, request: pytest.Fi
         request.getfixturevalue("data_root")
     whole, broken = Path("whole").resolve(), Path("broken").resolve()
     run(command(method, whole))
-    # Before the first checkpoint, which comes at step 7; then within the second and at the end of the third epoch.
+    # Before the first checkpoint, which comes at step 8; then within the second and at the end of the third epoch.
     for step in (3, 30, 59):
         run_and_kill(command(method, broken), broken, step)
     run(command(method, broken))

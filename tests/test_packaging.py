@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import supercm_lightning
-from supercm_lightning.data import DATASETS
+from supercm_lightning.data import DATASETS, DOMAIN_SETS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -76,13 +76,32 @@ def test_console_script_exits_with_success(tmp_path, monkeypatch):
     assert script.load()() in (None, 0)
 
 
+def documented(heading: str) -> dict[str, list[str]]:
+    """Cells of the first table below a heading of the page on data, by the name in the first column."""
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    section = re.split(r"^## ", page.split(f"## {heading}\n")[1], flags=re.M)[0]
+    rows = re.findall(r"^\| `(\w+)` \|(.+)\|$", section, re.M)
+    return {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows}
+
+
 def test_documented_data_sets_are_the_registered_ones():
-    rows = re.findall(r"^\| `(\w+)` \|(.+)\|$", (ROOT / "docs" / "data.md").read_text(encoding="utf-8"), re.M)
-    documented = {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows}
-    assert documented.keys() == DATASETS.keys()
+    table = documented("Registered image sets")
+    assert table.keys() == DATASETS.keys()
     for name, spec in DATASETS.items():
-        classes, image, _, validation, augmentation = documented[name]
+        classes, image, _, validation, augmentation = table[name]
         assert (classes, image) == (str(spec.num_classes), "×".join(map(str, spec.input_shape)))
         assert validation == f"{spec.num_val:,}"
         parts = ["flip"] * spec.flip + [f"shift {spec.shift}"] + [f"noise {spec.noise}"] * bool(spec.noise)
         assert augmentation == ", ".join(parts)
+
+
+def test_documented_domains_are_the_registered_ones():
+    table = documented("Two domains")
+    assert table.keys() == {"digits", *DOMAIN_SETS, "folder"}
+    for name, spec in DOMAIN_SETS.items():
+        domains, classes, folder = table[name]
+        assert classes == str(spec.num_classes)
+        assert spec.folders[0] in folder
+        for domain in spec.domains:
+            assert f"`{domain.name}` ({domain.code}" in domains
+            assert f"{domain.count:,}" in domains

@@ -32,13 +32,12 @@ def align_labels(
     """
     if cost.ndim != 2 or len(cost) != cost.shape[1]:
         raise ValueError(f"cost of shape {tuple(cost.shape)}: there must be as many labels as samples.")
-    if solver == "exact":
-        objective = cost.detach().double()
-    elif solver == "sinkhorn":
-        objective = -_sinkhorn(cost.detach().double(), eps, iterations)
-    else:
+    objective = cost.detach().cpu().double()
+    if solver == "sinkhorn":
+        objective = -_sinkhorn(objective, eps, iterations)
+    elif solver != "exact":
         raise ValueError(f"solver={solver!r}: choose exact or sinkhorn.")
-    _, label = linear_sum_assignment(objective.cpu().numpy())
+    _, label = linear_sum_assignment(objective.numpy())
     return torch.from_numpy(label).to(cost.device)
 
 

@@ -103,7 +103,7 @@ def group_classes(transitions: Tensor, k: int, by: Literal["kmedoids", "spectral
     Raises:
         ValueError: If `by` is unknown or k is outside its range.
     """
-    similarity = (transitions + transitions.T).double().cpu() / 2
+    similarity = (transitions + transitions.T).cpu().double() / 2
     similarity.fill_diagonal_(0)
     top = similarity.max()
     if by == "kmedoids" or top == 0:
@@ -134,6 +134,6 @@ def match_clusters(new: Tensor, old: Tensor, weight: Tensor, k: int) -> Tensor:
     """
     known = old >= 0
     overlap = torch.zeros(k * k, dtype=torch.float64)
-    overlap.index_add_(0, (new * k + old)[known].cpu(), weight[known].double().cpu())
+    overlap.index_add_(0, (new * k + old)[known].cpu(), weight[known].cpu().double())
     _, name = linear_sum_assignment(overlap.view(k, k).numpy(), maximize=True)
     return torch.from_numpy(name).to(new.device)[new]

@@ -1,9 +1,11 @@
 """Images, or frozen features, to be clustered without labels."""
 
+import csv
 from collections.abc import Sized
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
@@ -24,7 +26,8 @@ class ClusteringDataModule(ViewDataModule):
 
     A training batch has unlabelled rows only. Two protocols, whose numbers must not be compared: `whole` clusters all
     images, training and test set together, and evaluates on the same images; `split` clusters the training set and
-    evaluates on the test set. Without labels there is no test, and `predict` writes the clusters.
+    evaluates on the test set. Without labels there is no test, and `predict` writes the clusters, by number: they have
+    no names, also where classes have (`class_names` is None).
 
     Args:
         dataset: `digits`, `mnist`, `fashion_mnist`, `usps`, `svhn`, `cifar10`, `cifar100`, `cifar20`, `stl10` (its
@@ -147,25 +150,25 @@ class ClusteringDataModule(ViewDataModule):
                     raise FileNotFoundError(f"dataset=features: there is no train.npz or train.pt in root={self.root}.")
             read = {part: read_features(part, path, "if known") for part, path in files.items()}
             self._stores = {part: store for part, (store, _) in read.items()}
-            train, self.class_names = read["train"]
+            train, _ = read["train"]
             self.input_shape = tuple(train.data.shape[1:])
             return (int(train.labels.max()) + 1) or None, (False, 0, 0.1)
         if name in DATASETS:
             spec = DATASETS[name]
-            self.class_names, self.input_shape = spec.class_names, spec.input_shape
+            self.input_shape = spec.input_shape
             return spec.num_classes, (spec.flip, spec.shift, spec.noise)
         if name != "folder" and name not in IMAGENET_SUBSETS:
             raise ValueError(
                 f"dataset={name!r}: choose one of {', '.join((*DATASETS, *IMAGENET_SUBSETS))}, folder, features."
             )
-        self._files, self.class_names = scan_clusters(self.root, IMAGENET_SUBSETS.get(name), num_classes)
+        self._files, classes = scan_clusters(self.root, IMAGENET_SUBSETS.get(name), num_classes)
         if name in IMAGENET_SUBSETS and self.image_size is None:
             self.image_size = 96
         files_seen = [file for file, _ in self._files["train"]]
         # A set with colours may well begin with a grey image.
         shapes = [image_shape(file, self.image_size) for file in files_seen[:: max(1, len(files_seen) // 100)]]
         self.input_shape = (max(channels for channels, _, _ in shapes), *shapes[0][1:])
-        return len(self.class_names) if self.class_names else None, (True, self.input_shape[-1] // 8, 0.0)
+        return len(classes) if classes else None, (True, self.input_shape[-1] // 8, 0.0)
 
     # ------------------------------------------------------------------------------------------------- reading
     def prepare_data(self) -> None:
@@ -251,3 +254,33 @@ def _joined(stores: list[ArrayStore]) -> ArrayStore:
 def _has_labels(dataset: Dataset[Any]) -> bool:
     item = dataset[0]
     return isinstance(item, tuple | list) and len(item) > 1
+
+
+def read_clusters(path: Path, num_rows: int, num_clusters: int) -> Tensor:
+    """Reads a clustering, one number per row.
+
+    Args:
+        path: A `.npy` file, or a table as `PredictionWriter` writes it.
+        num_rows: Number of rows that it must have.
+        num_clusters: Number of clusters that it may have.
+
+    Returns:
+        Cluster of each row, (num_rows,) int64 in [0, num_clusters), -1 for none.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If its numbers do not fit.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file. Expected .npy, or a table written by predict.")
+    if path.suffix == ".csv":
+        with path.open(newline="") as table:
+            known = torch.tensor([int(row["class"]) for row in csv.DictReader(table)])
+    else:
+        known = torch.from_numpy(np.load(path, allow_pickle=False)).long()
+    if tuple(known.shape) != (num_rows,) or int(known.min()) < -1 or int(known.max()) >= num_clusters:
+        raise ValueError(
+            f"{path}: clusters of shape {tuple(known.shape)} from {int(known.min())} to {int(known.max())}; expected "
+            f"one for each of the {num_rows} rows, from 0 to {num_clusters - 1}, or -1."
+        )
+    return known

@@ -1,12 +1,10 @@
 """ASD: labels made without labels, so that any semi-supervised method can cluster."""
 
 import copy
-import csv
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback
@@ -22,6 +20,7 @@ from supercm_lightning.clustering import (
     prototype_sample,
     random_sample,
 )
+from supercm_lightning.data.clustering import read_clusters
 from supercm_lightning.data.randomness import generator
 from supercm_lightning.distributed import from_rank_zero, mean_over_ranks
 from supercm_lightning.losses import balanced_consistency_loss
@@ -227,12 +226,14 @@ class ASD(Method):
         """Step 2: gives every drawn row the instance label that it fits best."""
         features = F.normalize(features, dim=1)
         cost = -logits.log_softmax(dim=1) if self.asd_cost == "logit" else 1 - features @ self.references.T
-        self.labels.copy_(align_labels(mean_over_ranks(cost), self.asd_solver))
+        # A network that became NaN is named with its term of the loss, a moment later.
+        self.labels.copy_(align_labels(mean_over_ranks(cost).nan_to_num(), self.asd_solver))
         mean = self.references[self.labels].lerp(mean_over_ranks(features), 0.1)
         self.references[self.labels] = F.normalize(mean, dim=1)
         before = self.drawn_label[self.rows]
-        same = ((before == self.labels).sum() / (before >= 0).sum()).nan_to_num(float(0))
-        self.relabel_agreement.lerp_(torch.where((before >= 0).any(), same, self.relabel_agreement), 0.1)
+        known = before >= 0
+        same = (before == self.labels).sum() / known.sum().clamp_min(1)
+        self.relabel_agreement.lerp_(torch.where(known.any(), same, self.relabel_agreement), 0.1)
         self.drawn_label[self.rows] = self.labels
 
     def _map_to_clusters(self) -> None:
@@ -319,9 +320,7 @@ class ASD(Method):
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not hasattr(data, "views_of"):
-            raise ValueError(
-                "ASD chooses rows by itself: it needs a datamodule of this package (ClusteringDataModule)."
-            )
+            raise ValueError("ASD chooses rows by itself: it needs a datamodule of this package, ClusteringDataModule.")
         if data.num_unlabeled < len(self.rows):
             raise ValueError(
                 f"asd_samples: {len(self.rows)} rows are labelled at a time, and there are {data.num_unlabeled}. Lower "
@@ -331,10 +330,8 @@ class ASD(Method):
         self._make_room(data.num_unlabeled, self._window(data.num_steps), batch)
         self.cluster_of.fill_(-1)
         if self.asd_init_labels is not None:
-            self.init_labels = _read_labels(
-                Path(self.asd_init_labels).expanduser(), data.num_unlabeled, self.num_classes
-            )
-            self.init_labels = self.init_labels.to(self.device)
+            file = Path(self.asd_init_labels).expanduser()
+            self.init_labels = read_clusters(file, data.num_unlabeled, self.num_classes).to(self.device)
         if self.asd_backbone_checkpoint is not None:
             self._load_backbone(Path(self.asd_backbone_checkpoint).expanduser())
 
@@ -411,20 +408,3 @@ class ASD(Method):
                 metric.update(logits.argmax(dim=1), y)
                 self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, prog_bar=name == "acc")
         return {"features": features, "logits": logits}
-
-
-def _read_labels(path: Path, num_rows: int, num_classes: int) -> Tensor:
-    """Cluster labels of a file, (num_rows,) int64."""
-    if not path.exists():
-        raise FileNotFoundError(f"asd_init_labels={path}: no such file.")
-    if path.suffix == ".csv":
-        with path.open(newline="") as table:
-            known = torch.tensor([int(row["class"]) for row in csv.DictReader(table)])
-    else:
-        known = torch.from_numpy(np.load(path, allow_pickle=False)).long()
-    if tuple(known.shape) != (num_rows,) or int(known.min()) < -1 or int(known.max()) >= num_classes:
-        raise ValueError(
-            f"asd_init_labels={path}: labels of shape {tuple(known.shape)} from {int(known.min())} to "
-            f"{int(known.max())}; expected one for each of the {num_rows} rows, from 0 to {num_classes - 1}, or -1."
-        )
-    return known

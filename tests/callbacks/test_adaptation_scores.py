@@ -35,13 +35,10 @@ class TwoDomains(ViewDataModule):
         centers = 1.3 * torch.randn(4, 8, generator=stream)
         source, target = (centers[labels] + torch.randn(121, 8, generator=stream) for _ in range(2))
         target = 0.7 * target + 0.5 * target.roll(1, dims=1) + 0.5
-        known = ArrayStore(target, labels)
-        store, unlabeled = (
-            ArrayStore(source, labels),
-            ArrayStore(target, labels if self.oracle_labels else labels * 0 - 1),
-        )
+        store, other = ArrayStore(source, labels), ArrayStore(target, labels)
+        unlabeled = Rows.all_of(other, hide_labels=not self.oracle_labels)
         parts = {"labeled": Rows(store, torch.arange(80)), "val": Rows(store, torch.arange(80, 121))}
-        return parts | {"unlabeled": Rows.all_of(unlabeled), "test": Rows.all_of(known)}
+        return parts | {"unlabeled": unlabeled, "test": Rows.all_of(other)}
 
     def configure_augmentations(self):
         return {"weak": lambda rows, stream: rows}

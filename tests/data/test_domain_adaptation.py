@@ -289,6 +289,16 @@ class TestTrainingBatch:
         torch.testing.assert_close(first, again, rtol=0, atol=0)
         assert not torch.equal(first[0]["labeled"][0], other[0]["labeled"][0])
 
+    def test_a_resumed_run_gets_the_batches_of_the_uninterrupted_one(self, photos, fit):
+        class Saves(Callback):
+            def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+                trainer.save_checkpoint(f"{trainer.global_step}.ckpt")
+
+        whole = fit(folder(photos, noise=0.1), DANN, callbacks=[Saves()], max_epochs=2).batches
+        resumed = fit(folder(photos, noise=0.1), DANN, seed=7, ckpt_path=Path("4.ckpt"), max_epochs=2).batches
+        assert len(whole) == 6
+        torch.testing.assert_close(resumed, whole[4:], rtol=0, atol=0)
+
     def test_the_target_may_have_an_augmentation_of_its_own(self, photos, fit):
         data = folder(photos, num_workers=0, target_augment={"crop": "center", "flip": False})
         batch = fit(data).batches[0]

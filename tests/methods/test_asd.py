@@ -475,6 +475,11 @@ def test_options_out_of_range_are_named(options: dict[str, Any], message: str) -
         model_of(**options)
 
 
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_named() -> None:
+    with pytest.raises(FloatingPointError, match="train/instance"):
+        trainer(10).fit(model_of(lr=1e30, asd_hold=1), datamodule=digits())
+
+
 def test_more_rows_than_there_are_is_an_error_at_setup() -> None:
     with pytest.raises(ValueError, match="130 rows are labelled at a time, and there are 120"):
         trainer(1).fit(model_of(asd_samples=130), datamodule=digits())
