@@ -9,6 +9,7 @@ be equal.
 
 import argparse
 import csv
+import os
 import random
 import signal
 import subprocess
@@ -22,8 +23,12 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).resolve().parent.parent
-METHODS = ("supervised", "supercm", "supercm_vat", "supercm_mean_teacher", "supercm_freematch")
-"""Stems of configs under `configs/`, searched by name."""
+METHODS = (
+    *("ssl/digits/supervised_cpu", "ssl/digits/supercm_cpu", "ssl/digits/supercm_vat_cpu"),
+    *("ssl/digits/supercm_mean_teacher_cpu", "ssl/digits/supercm_freematch_cpu"),
+    *("uda/digits/supercm_dann", "clustering/digits/asd_freematch_cpu"),
+)
+"""Configs under `configs/`; MNIST and USPS are read from the folder in the environment variable SUPERCM_DATA."""
 
 EPOCHS, STEPS = 4, 20
 # Checkpoints within epochs and at their ends, validation within epochs too, every step in the logs.
@@ -33,14 +38,16 @@ OPTIONS = (
     *("--trainer.enable_model_summary", "false", "--trainer.callbacks", "null"),
     *("--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.save_last", "true"),
 )
-EVERY = ("--trainer.callbacks.every_n_train_steps", "7")
+# The last step has a checkpoint, whether the run was interrupted or not.
+EVERY = ("--trainer.callbacks.every_n_train_steps", "8")
 
 
 def command(method: str, folder: Path, options: Sequence[str] = EVERY) -> list[str]:
     """The command that starts a run in `folder`, and resumes it."""
-    (config,) = (ROOT / "configs").rglob(f"digits/{method}_cpu.yaml")
-    start = [sys.executable, "-m", "supercm_lightning", "fit", "--config", str(config), *OPTIONS, *options]
-    return [*start, "--trainer.default_root_dir", str(folder), "--ckpt_path", "last"]
+    start = [sys.executable, "-m", "supercm_lightning", "fit", "--config", str(ROOT / "configs" / f"{method}.yaml")]
+    data = ["--data.root", os.environ["SUPERCM_DATA"]] if method.startswith("uda/") else []
+    where = ["--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(folder)]
+    return [*start, *OPTIONS, *options, *data, *where, "--ckpt_path", "last"]
 
 
 def run(arguments: list[str]) -> None:

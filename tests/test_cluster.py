@@ -113,9 +113,17 @@ def test_a_requeued_job_goes_on_in_its_folder(array: bool) -> None:
     if array:
         variables |= {"SLURM_ARRAY_JOB_ID": "1200", "SLURM_ARRAY_TASK_ID": "3"}
     # The first job is given no ckpt_path: SLURM's count of its restarts tells it to go on.
-    fit = [argument for argument in command("supercm_mean_teacher", broken) if argument not in ("--ckpt_path", "last")]
+    fit = [
+        argument
+        for argument in command("ssl/digits/supercm_mean_teacher_cpu", broken)
+        if argument not in ("--ckpt_path", "last")
+    ]
     done = subprocess.run(
-        command("supercm_mean_teacher", whole), cwd=ROOT, env=slurm(**variables), capture_output=True, text=True
+        command("ssl/digits/supercm_mean_teacher_cpu", whole),
+        cwd=ROOT,
+        env=slurm(**variables),
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     with subprocess.Popen(
@@ -140,7 +148,7 @@ def test_a_requeue_that_slurm_refuses_is_an_error_after_the_checkpoint() -> None
     broken = Path("broken").resolve()
     variables = {"PATH": programs(srun="", scontrol='echo "no such job" >&2; exit 1')}
     with subprocess.Popen(
-        command("supercm", broken), cwd=ROOT, env=slurm(**variables), stderr=subprocess.PIPE, text=True
+        command("ssl/digits/supercm_cpu", broken), cwd=ROOT, env=slurm(**variables), stderr=subprocess.PIPE, text=True
     ) as job:
         while last_step(broken) < 25:
             assert job.poll() is None, job.stderr and job.stderr.read()

@@ -4,11 +4,13 @@ import json
 import os
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from benchmarks.kill_and_resume import differences, table
 from supercm_lightning.checkpoints import AtomicCheckpointIO, newest_checkpoint, read_checkpoint
@@ -86,6 +88,42 @@ def test_a_run_that_goes_on_leaves_what_an_uninterrupted_one_leaves(case: str, s
         if not (saved := broken / "lightning_logs/version_0/checkpoints/last.ckpt").exists():
             shutil.copy(last, saved)  # there was nothing left to train
         assert not differences(whole, broken), f"resumed after step {step}"
+
+
+class Warn(Callback):
+    """Sends the scheduler's signal in the middle of a step."""
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == int(os.environ.get("WARN_AT", "-1")):
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_job_that_slurm_requeues_goes_on_in_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = {"SLURM_JOB_ID": "1234", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1"}
+    task = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+    for name, value in (job | task).items():
+        monkeypatch.setenv(name, value)
+    scontrol = Path("scontrol").resolve()
+    scontrol.write_text(f"#!/bin/sh\necho $@ >> {scontrol.parent}/said\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(scontrol.parent), prepend=os.pathsep)
+    callbacks = [*SAVING, "--trainer.callbacks+=tests.test_continued_run.Warn", "--ckpt_path", "null"]
+    start("whole", *callbacks, model="SuperCMMeanTeacher")
+    interrupt = signal.getsignal(signal.SIGINT)
+    monkeypatch.setenv("WARN_AT", "8")
+    with pytest.raises(SystemExit):
+        start("broken", *callbacks, model="SuperCMMeanTeacher")
+    signal.signal(signal.SIGINT, interrupt)  # Lightning ignores it from here on
+    assert Path("said").read_text() == "requeue 1234\n"
+    assert read_checkpoint(Path("broken/lightning_logs/1234/checkpoints/last-requeue.ckpt"))["global_step"] == 9
+    summary = json.loads(Path("broken/lightning_logs/1234/summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    monkeypatch.delenv("WARN_AT")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    start("broken", *callbacks, model="SuperCMMeanTeacher")
+    assert folders("broken") == ["1234"]
+    assert not differences(Path("whole"), Path("broken"))
 
 
 def test_another_seed_model_or_callback_is_another_run() -> None:

@@ -16,10 +16,12 @@ from supercm_lightning.checkpoints import read_checkpoint
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_killed_and_resumed_run_is_bit_identical(method: str) -> None:
+def test_killed_and_resumed_run_is_bit_identical(method: str, request: pytest.FixtureRequest) -> None:
+    if method.startswith("uda/"):
+        request.getfixturevalue("data_root")
     whole, broken = Path("whole").resolve(), Path("broken").resolve()
     run(command(method, whole))
-    # Before the first checkpoint, which comes at step 7; then within the second and at the end of the third epoch.
+    # Before the first checkpoint, which comes at step 8; then within the second and at the end of the third epoch.
     for step in (3, 30, 59):
         run_and_kill(command(method, broken), broken, step)
     run(command(method, broken))
@@ -31,9 +33,9 @@ def test_checkpoints_of_the_config_itself_resume_too() -> None:
     whole, broken = Path("whole").resolve(), Path("broken").resolve()
     at_validation = ("--trainer.callbacks.monitor", "val/acc", "--trainer.callbacks.mode", "max")
     assert at_validation != EVERY
-    run(command("supercm", whole, at_validation))
-    run_and_kill(command("supercm", broken, at_validation), broken, 37)
-    run(command("supercm", broken, at_validation))
+    run(command("ssl/digits/supercm_cpu", whole, at_validation))
+    run_and_kill(command("ssl/digits/supercm_cpu", broken, at_validation), broken, 37)
+    run(command("ssl/digits/supercm_cpu", broken, at_validation))
     assert not differences(whole, broken)
 
 
