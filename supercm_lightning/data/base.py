@@ -204,6 +204,7 @@ class ViewDataModule(LightningDataModule, ABC):
     @property
     def _batch_sizes(self) -> dict[str, int]:
         """Rows per step of each training loader that the method needs."""
+        self._check_read()
         module = self.trainer.lightning_module if self.trainer is not None else None
         sizes = {"labeled": self.labeled_batch_size} if getattr(module, "needs_labeled", True) else {}
         return sizes | ({"unlabeled": self.unlabeled_batch_size} if self._views else {})
@@ -259,11 +260,14 @@ class ViewDataModule(LightningDataModule, ABC):
         return DataLoader(batch_size=self.eval_batch_size, **self._reading(part))
 
     def _part(self, part: str) -> Rows:
-        if not self.rows:
-            raise RuntimeError('The data has not been read: call setup("fit") first.')
+        self._check_read()
         if not len(self.rows.get(part, ())):
             raise ValueError(self.no_rows[part])
         return self.rows[part]
+
+    def _check_read(self) -> None:
+        if not self.rows:
+            raise RuntimeError('The data has not been read: call setup("fit") first.')
 
     def _reading(self, part: str) -> dict[str, Any]:
         rows = self._part(part)
