@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.core.saving import load_hparams_from_yaml
@@ -131,11 +131,12 @@ def _agree(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def run(args: ArgsType = None) -> SuperCMCLI:
+def run(args: ArgsType = None, extra_callbacks: Sequence[Callback] = ()) -> SuperCMCLI:
     """Runs the command line from Python.
 
     Args:
         args: Arguments without the program's name, as strings or as a dictionary; None: those of the process.
+        extra_callbacks: Callbacks beside those of the configuration, which does not mention them.
 
     Returns:
         The command line object, with its `trainer`, `model` and `datamodule`.
@@ -153,6 +154,7 @@ def run(args: ArgsType = None) -> SuperCMCLI:
         subclass_mode_model=True,
         subclass_mode_data=True,
         seed_everything_default=0,
+        trainer_defaults={"callbacks": list(extra_callbacks)},
         # A requeued job finds its own config.yaml.
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"version": f"supercm_lightning {__version__}"},

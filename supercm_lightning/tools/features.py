@@ -12,7 +12,8 @@ import torch
 from jsonargparse import auto_cli
 from PIL import Image
 from rich.progress import track
-from timm.data import create_transform, resolve_model_data_config
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
 from timm.models import load_state_dict
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
