@@ -148,6 +148,8 @@ def run(args: ArgsType = None, extra_callbacks: Sequence[Callback] = ()) -> Supe
     warnings.filterwarnings("ignore", r".isinstance\(treespec, LeafSpec\)")
     warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")
     warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
+    # The commands beside `supercm` have arguments of their own.
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended to run from within Python")
     return SuperCMCLI(
         LightningModule,
         LightningDataModule,

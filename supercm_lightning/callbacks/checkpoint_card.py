@@ -26,13 +26,13 @@ def checkpoint_card(summary: Mapping[str, Any]) -> str:
     """
     steps = f"{summary['steps']:,} steps, {summary['epochs']} epochs, {summary['status']}"
     speed = f"{summary['fit_seconds']} s on {summary['world_size']} x {summary['device']}"
-    best = summary["best_checkpoint"]
+    best, score = summary["best_checkpoint"], summary["best_score"]
     facts = {
         "method": summary["model"],
         "data": summary["data"],
-        "rows": ", ".join(f"{count:,} {part}" for part, count in summary["rows"].items()),
+        "rows": ", ".join(f"{count:,} {part}" for part, count in summary["rows"].items() if count),
         "training": f"{steps}; {speed}; seed {summary['seed']}",
-        "best checkpoint": f"{Path(best).name}, score {summary['best_score']}" if best else None,
+        "best checkpoint": Path(best).name + (f", score {score:.4f}" if score is not None else "") if best else None,
         "last checkpoint": Path(summary["last_checkpoint"]).name if summary["last_checkpoint"] else None,
     }
     tables = {
@@ -46,5 +46,5 @@ def checkpoint_card(summary: Mapping[str, Any]) -> str:
 
 
 def _table(title: str, rows: Mapping[str, Any]) -> str:
-    lines = [f"| {name} | {str(value).replace('|', chr(92) + '|')} |" for name, value in rows.items() if value != ""]
+    lines = [f"| {name} | {str(value).replace('|', chr(92) + '|')} |" for name, value in rows.items()]
     return "\n".join([f"## {title}", "", "| | |", "|---|---|", *lines, ""])

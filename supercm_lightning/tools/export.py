@@ -63,7 +63,7 @@ def export_model(
         x = torch.randn(rows, *method.input_shape, generator=torch.Generator().manual_seed(rows))
         with torch.no_grad():
             expected = method(x)
-        difference = (run(output, x) - expected).abs().max() / expected.abs().max().clamp_min(1.0)
+            difference = (run(output, x) - expected).abs().max() / expected.abs().max().clamp_min(1.0)
         worst = max(worst, float(difference))
     if not worst < 1e-3:
         output.unlink()

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any, Literal
 
-from jsonargparse import auto_cli
+from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 
@@ -266,9 +266,8 @@ def _plot(study: "optuna.Study", r: Range, metric: str, file: Path) -> None:
     axes = figure.subplots()
     x = [t.params[r.option] for t in done]
     deviations = [pstdev(t.user_attrs.get("values", [0.0])) for t in done]
-    axes.errorbar(
-        x, [t.value for t in done], deviations, marker="o", capsize=3, linestyle="-" if r.kind == "choice" else ""
-    )
+    means = [t.value for t in done if t.value is not None]
+    axes.errorbar(x, means, deviations, marker="o", capsize=3, linestyle="-" if r.kind == "choice" else "")
     positive = [value for value in x if value > 0]
     if r.kind == "log" or (positive and max(x) > 20 * min(positive)):
         # A range that contains zero is logarithmic from its smallest positive value on.
@@ -287,4 +286,7 @@ def main(args: list[str] | None = None) -> None:
     given = sys.argv[1:] if args is None else args
     # An option given several times adds to its list, which jsonargparse spells with a plus sign.
     repeated = re.compile(r"--(config|search|fixed|vary)(?==|$)")
-    auto_cli(tune, args=[repeated.sub(r"--\1+", argument) for argument in given], as_positional=False)
+    parser = ArgumentParser()  # auto_cli would keep the name --config for itself
+    parser.add_function_arguments(tune)
+    options = parser.parse_args([repeated.sub(r"--\1+", argument) for argument in given])
+    tune(**parser.instantiate_classes(options))
