@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, pstdev
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser
@@ -249,7 +249,7 @@ def _write(study: "optuna.Study", ranges: Sequence[Range], output: Path) -> None
         table.writerow(["trial", "state", "value", "std", *options])
         for trial in study.trials:
             values = trial.user_attrs.get("values", [])
-            std = pstdev(values) if len(values) > 1 else None
+            std = stdev(values) if len(values) > 1 else None
             table.writerow([trial.number, trial.state.name, trial.value, std, *(trial.params.get(o) for o in options)])
     for r in ranges:
         if all(isinstance(value, int | float) for value in r.values):
@@ -265,7 +265,8 @@ def _plot(study: "optuna.Study", r: Range, metric: str, file: Path) -> None:
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     x = [t.params[r.option] for t in done]
-    deviations = [pstdev(t.user_attrs.get("values", [0.0])) for t in done]
+    repeats = [t.user_attrs["values"] for t in done]
+    deviations = [stdev(values) if len(values) > 1 else 0.0 for values in repeats]
     means = [t.value for t in done if t.value is not None]
     axes.errorbar(x, means, deviations, marker="o", capsize=3, linestyle="-" if r.kind == "choice" else "")
     positive = [value for value in x if value > 0]
