@@ -137,11 +137,12 @@ def _agree(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def run(args: ArgsType = None) -> SuperCMCLI:
+def run(args: ArgsType = None, extra_callbacks: Sequence[Callback] = ()) -> SuperCMCLI:
     """Runs the command line from Python.
 
     Args:
         args: Arguments without the program's name, as strings or as a dictionary; None: those of the process.
+        extra_callbacks: Callbacks beside those of the configuration, which does not mention them.
 
     Returns:
         The command line object, with its `trainer`, `model` and `datamodule`.
@@ -153,12 +154,15 @@ def run(args: ArgsType = None) -> SuperCMCLI:
     warnings.filterwarnings("ignore", r".isinstance\(treespec, LeafSpec\)")
     warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")
     warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
+    # The commands beside `supercm` have arguments of their own.
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended to run from within Python")
     return SuperCMCLI(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
         seed_everything_default=0,
+        trainer_defaults={"callbacks": list(extra_callbacks)},
         # A requeued job finds its own config.yaml.
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"version": f"supercm_lightning {__version__}"},

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from importlib import import_module
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
@@ -31,7 +32,10 @@ def lower_bound(requirement):
 
 def test_minimum_pins_are_the_lower_bounds(project):
     bounds = {r.name: lower_bound(r) for r in map(Requirement, project["dependencies"])}
-    tools = {r.name: lower_bound(r) for r in map(Requirement, project["optional-dependencies"]["dev"])}
+    extras = [
+        Requirement(line) for name in ("dev", "export", "tune") for line in project["optional-dependencies"][name]
+    ]
+    tools = {r.name: lower_bound(r) for r in extras if r.name != project["name"]}
     lines = (ROOT / "requirements" / "minimum.txt").read_text(encoding="utf-8").splitlines()
     pins = {}
     for requirement in (Requirement(line) for line in lines if line and not line.startswith("#")):
@@ -50,7 +54,7 @@ def test_compromised_lightning_releases_are_refused(project):
 def test_every_imported_distribution_is_declared(project):
     # What a dependency happens to bring along can disappear with its next release.
     modules = {"scikit-learn": "sklearn", "pillow": "PIL", "umap-learn": "umap"}
-    extras = project["optional-dependencies"]["umap"]
+    extras = [line for name in ("umap", "export", "tune") for line in project["optional-dependencies"][name]]
     declared = {modules.get(r.name, r.name) for r in map(Requirement, project["dependencies"] + extras)}
     imported = set()
     for file in (ROOT / "supercm_lightning").rglob("*.py"):
@@ -82,6 +86,12 @@ def documented(heading: str) -> dict[str, list[str]]:
     section = re.split(r"^## ", page.split(f"## {heading}\n")[1], flags=re.M)[0]
     rows = re.findall(r"^\| `(\w+)` \|(.+)\|$", section, re.M)
     return {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows}
+
+
+def test_every_console_script_is_a_function(project):
+    for target in project["scripts"].values():
+        module, _, function = target.partition(":")
+        assert callable(getattr(import_module(module), function))
 
 
 def test_documented_data_sets_are_the_registered_ones():

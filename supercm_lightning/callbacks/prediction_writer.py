@@ -1,6 +1,7 @@
 """Writes predictions as a table."""
 
 import csv
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,16 @@ class PredictionWriter(Callback):
     name where the datamodule has `class_names`, else the number; `confidence` is the probability of that class.
 
     Args:
-        filename: Name of the table in the run's folder (the logger's, else `default_root_dir`), or a full path.
+        filename: Name of the table in the run's folder (the logger's, else `default_root_dir`), or a full path. A
+            name that ends in `.parquet` gives that format (needs the extra `export`), any other CSV.
+
+    Raises:
+        ModuleNotFoundError: If Parquet is asked for and pyarrow is not installed.
     """
 
     def __init__(self, filename: str = "predictions.csv") -> None:
+        if filename.endswith(".parquet") and find_spec("pyarrow") is None:
+            raise ModuleNotFoundError(f"filename={filename!r} needs pyarrow: pip install 'supercm-lightning[export]'.")
         self.filename = filename
         self._path: Path | None = None
         self._rows: dict[tuple[int, int], tuple[int, float]] = {}
@@ -69,12 +76,24 @@ class PredictionWriter(Callback):
         has_files = any(file not in (None, str(key[1])) for key, file in files.items())
         assert self._path is not None
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("w", newline="") as table:
-            writer = csv.writer(table)
-            writer.writerow(["file" if has_files else "index", "class", "confidence"])
-            for key in sorted(rows):
-                label, confidence = rows[key]
-                writer.writerow(
-                    [files[key] if has_files else key[1], names[label] if names else label, f"{confidence:.6f}"]
-                )
+        columns: dict[str, list[Any]] = {
+            "file" if has_files else "index": [files[key] if has_files else key[1] for key in sorted(rows)],
+            "class": [names[rows[key][0]] if names else rows[key][0] for key in sorted(rows)],
+            "confidence": [rows[key][1] for key in sorted(rows)],
+        }
+        _write_table(self._path, columns)
         print(f"{len(rows)} predictions: {self._path}")
+
+
+def _write_table(path: Path, columns: dict[str, list[Any]]) -> None:
+    if path.suffix == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.table(columns), path)
+        return
+    with path.open("w", newline="") as table:
+        writer = csv.writer(table)
+        writer.writerow(columns)
+        *others, confidence = columns.values()
+        writer.writerows(zip(*others, (f"{value:.6f}" for value in confidence), strict=True))

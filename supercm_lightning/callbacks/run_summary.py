@@ -16,15 +16,21 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from supercm_lightning.callbacks.checkpoint_card import checkpoint_card, constructor_options
+
+_CHECKPOINTS = ("best_checkpoint", "last_checkpoint")
+
 
 class RunSummary(Callback):
     """Writes `summary.json` into the run's folder at the end of `fit`, and adds to it after `test`.
 
+    The same as a page to read, `card.md`, lies beside the checkpoints.
+
     The file holds `status` (`completed`, `interrupted` by the user or the scheduler, or `failed`, with the exception as
     `error`), `metrics` (the last value of everything logged), `best_checkpoint`, `best_score`, `last_checkpoint`,
-    `seed`, `model`, `data`, `versions`, `device`, `world_size`, `steps`, `epochs`, `fit_seconds` and
-    `images_per_second`: rows of training batches, every view counted, of all ranks, over the time from the first batch
-    on without validation.
+    `seed`, `model`, `model_options`, `data`, `data_options`, `rows` (their number in each set), `versions`, `device`,
+    `world_size`, `steps`, `epochs`, `fit_seconds` and `images_per_second`: rows of training batches, every view
+    counted, of all ranks, over the time from the first batch on without validation.
 
     Only rank zero writes, and a reader never sees half a file.
 
@@ -114,7 +120,10 @@ class RunSummary(Callback):
             "last_checkpoint": (checkpoint.last_model_path or None) if checkpoint is not None else None,
             "seed": int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed())),
             "model": type(pl_module).__name__,
+            "model_options": {name: value for name, value in pl_module.hparams.items() if not name.startswith("_")},
             "data": type(data).__name__ if data is not None else None,
+            "data_options": constructor_options(data) if data is not None else {},
+            "rows": {part: len(rows) for part, rows in getattr(data, "rows", {}).items()},
             "versions": _versions(),
             "device": _device(trainer.strategy.root_device),
             "world_size": trainer.world_size,
@@ -129,9 +138,15 @@ class RunSummary(Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        part = self._path.with_name(f".{self._path.name}.part")
-        part.write_text(json.dumps(summary, indent=2) + "\n")
-        part.replace(self._path)
+        _write_whole(self._path, json.dumps(summary, indent=2, default=str) + "\n")
+        for folder in {Path(file).parent for name in _CHECKPOINTS if (file := summary[name])}:
+            _write_whole(folder / "card.md", checkpoint_card(summary))
+
+
+def _write_whole(file: Path, text: str) -> None:
+    part = file.with_name(f".{file.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(file)
 
 
 def _metrics(trainer: Trainer) -> dict[str, float]:

@@ -87,6 +87,10 @@ class ViewDataModule(LightningDataModule, ABC):
             need no unlabelled rows).
         predict_on: Rows that `predict` reads: `test`, `val`, `unlabeled` or `labeled`.
         num_workers: Worker processes per loader, for data that is not held in memory.
+
+    Attributes:
+        preprocessing: What was done to the rows that the model receives, plain values: `mean` and `std`, on the scale
+            [0, 1] for images, or `whitening`. Empty where nothing was.
     """
 
     num_classes: int
@@ -134,6 +138,7 @@ class ViewDataModule(LightningDataModule, ABC):
         self.rows: dict[str, Rows] = {}
         self.seed: int | None = None
         self.augmentations: dict[str, Any] = {}
+        self.preprocessing: dict[str, Any] = {}
 
     # ------------------------------------------------------------------------------------- what subclasses give
     @abstractmethod
@@ -171,8 +176,8 @@ class ViewDataModule(LightningDataModule, ABC):
         self.augmentations = self.configure_augmentations()
 
     def state_dict(self) -> dict[str, Any]:
-        """The seed of the run, so that a resumed run walks on where it was."""
-        return {"seed": self.seed}
+        """The seed of the run, so that a resumed run walks on where it was, and what a user of the model must know."""
+        return {"seed": self.seed, "class_names": self.class_names, "preprocessing": self.preprocessing}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the seed of the run."""

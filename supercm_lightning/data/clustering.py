@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Sized
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -126,6 +127,8 @@ class ClusteringDataModule(ViewDataModule):
         if min(self.noise, strong_noise) < 0:
             raise ValueError(f"noise={noise}, strong_noise={strong_noise}: must not be negative.")
         self.normalization = Normalization(tuple(mean), tuple(std))
+        if self.of_images:
+            self.preprocessing = asdict(self.normalization)
 
     @property
     def of_images(self) -> bool:
@@ -221,8 +224,10 @@ class ClusteringDataModule(ViewDataModule):
             std, mean = torch.std_mean(
                 torch.cat([store.data for store in features] if whole else [features[0].data]), 0
             )
+            std = torch.where(std > 0, std, 1.0)
+            self.preprocessing = {"mean": mean.tolist(), "std": std.tolist()}
             for store in features:
-                store.data = (store.data - mean) / torch.where(std > 0, std, 1.0)
+                store.data = (store.data - mean) / std
             return {"train": _joined(features)} if whole else self._stores
         if whole and "test" in self._stores:
             labels = torch.cat([store.labels for store in self._stores.values()])

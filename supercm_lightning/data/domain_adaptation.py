@@ -1,6 +1,7 @@
 """A labelled source domain, or several, and an unlabelled target domain."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypedDict
 
@@ -174,6 +175,7 @@ class DomainAdaptationDataModule(ViewDataModule):
             check_weak_options(self.input_shape, options["shift"], options["noise"], mean, std)
             self._check_crop(options)
         self.normalization = Normalization(tuple(mean), tuple(std))
+        self.preprocessing = asdict(self.normalization)
 
     # ------------------------------------------------------------------------------------------------- reading
     @property

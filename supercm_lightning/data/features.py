@@ -145,6 +145,7 @@ class FeatureDataModule(ViewDataModule):
                 rows["test"] = Rows(target, (target.labels >= 0).nonzero().flatten())
         if self.standardize == "joint":
             statistics = _statistics(torch.cat([_features(rows[part]) for part in ("labeled", "unlabeled")]))
+            self.preprocessing = {"mean": statistics[1].tolist(), "std": statistics[0].tolist()}
             for store in (train, *given.values()):
                 store.data = _standardized(store.data, statistics)
         elif self.standardize == "domain":
@@ -153,6 +154,7 @@ class FeatureDataModule(ViewDataModule):
 
     def _standardize_domains(self, rows: dict[str, Rows], given: dict[str, ArrayStore]) -> None:
         source, target = (_statistics(_features(rows[part])) for part in ("labeled", "unlabeled"))
+        self.preprocessing = {"mean": target[1].tolist(), "std": target[0].tolist()}  # new rows are of the target
         for part, store in given.items():
             store.data = _standardized(store.data, source if part == "val" else target)
         labeled, features = rows["labeled"].index, self._train.data.clone()

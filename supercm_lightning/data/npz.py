@@ -1,8 +1,8 @@
-"""Arrays of an .npz file without reading them."""
+"""Arrays of an .npz file without reading or holding them."""
 
 import struct
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -49,3 +49,39 @@ def _map(path: Path, archive: zipfile.ZipFile, member: str) -> np.ndarray | None
         start += info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
     order = "F" if fortran_order else "C"
     return np.memmap(path, dtype, mode="c", offset=start, shape=shape, order=order)  # type: ignore[call-overload]
+
+
+def save_npz(
+    path: Path, name: str, shape: tuple[int, ...], blocks: Iterable[np.ndarray], arrays: Mapping[str, np.ndarray]
+) -> None:
+    """Writes an .npz file as `np.savez` does, one of its arrays block by block, so that it need not fit into memory.
+
+    A reader never sees half a file.
+
+    Args:
+        path: The file.
+        name: Name of the array that comes in blocks.
+        shape: Its shape, (n, …).
+        blocks: Its rows, of n rows in all, written as float32.
+        arrays: The other arrays by name.
+
+    Raises:
+        ValueError: If the blocks have another number of rows, or an array holds Python objects.
+    """
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        with zipfile.ZipFile(partial, "w") as archive:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                npy.write_array_header_1_0(member, {"descr": "<f4", "fortran_order": False, "shape": shape})
+                rows = 0
+                for block in blocks:
+                    member.write(np.ascontiguousarray(block, dtype="<f4").tobytes())
+                    rows += len(block)
+            if rows != shape[0]:
+                raise ValueError(f"{path}: {rows} rows of {name}, where {shape[0]} were expected.")
+            for other, array in arrays.items():
+                with archive.open(f"{other}.npy", "w", force_zip64=True) as member:
+                    npy.write_array(member, array, allow_pickle=False)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """Few labelled and many unlabelled images."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -175,6 +176,7 @@ class SemiSupervisedDataModule(ViewDataModule):
         if whitening and in_memory is False:
             raise ValueError("whitening=true needs all images in memory: leave in_memory unset.")
         self.normalization = Normalization(tuple(mean), tuple(std))
+        self.preprocessing = {"whitening": True} if whitening else asdict(self.normalization)
 
     # ------------------------------------------------------------------------------------------------- reading
     def prepare_data(self) -> None:

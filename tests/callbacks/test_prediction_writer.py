@@ -106,3 +106,20 @@ def test_two_processes_write_one_complete_table(two_processes, tmp_path):
     table = read(tmp_path / "predictions.csv")
     assert [int(row["index"]) for row in table] == list(range(9))
     assert [int(row["class"]) for row in table] == labels
+
+
+def test_a_table_in_parquet_holds_the_same(short, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    data, model = short.make_data(), short.make_model()
+    data.class_names = tuple("abcdefghij")
+    short.make_trainer([PredictionWriter(), PredictionWriter("table.parquet")]).predict(model, datamodule=data)
+    table, rows = parquet.read_table(tmp_path / "table.parquet"), read(tmp_path / "predictions.csv")
+    assert table.column_names == ["index", "class", "confidence"]
+    assert table["class"].to_pylist() == [row["class"] for row in rows]
+    assert table["confidence"].to_pylist() == pytest.approx([float(row["confidence"]) for row in rows], abs=1e-6)
+
+
+def test_parquet_without_its_package_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("supercm_lightning.callbacks.prediction_writer.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"supercm-lightning\[export\]"):
+        PredictionWriter("table.parquet")

@@ -1,0 +1,172 @@
+"""The command `supercm-export`: a trained model as a file that other programs run."""
+
+import importlib
+import importlib.metadata
+import json
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jsonargparse import auto_cli
+from torch import Tensor, nn
+
+from supercm_lightning import methods
+from supercm_lightning.checkpoints import read_checkpoint
+from supercm_lightning.methods import Method
+
+_SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
+
+
+def export_model(
+    ckpt_path: Path,
+    output: Path | None = None,
+    format: Literal["onnx", "torch_export"] = "onnx",
+    model: str | None = None,
+) -> Path:
+    """Writes the classifier of a checkpoint as ONNX, or as a program of torch.export, and compares it with the model.
+
+    The file takes `input` (n, *input_shape), preprocessed as in the training, for any n from 1 on, and gives `logits`
+    (n, K). Its metadata hold, as JSON, `class_names`, `preprocessing` (`mean` and `std`: images are (pixels / 255 −
+    mean) / std), `input_shape`, `method` and `version` of this package: `metadata_props` of ONNX, `metadata.json` among
+    the extra files of torch.export. A run that averaged its weights gives the averaged ones.
+
+    Args:
+        ckpt_path: The checkpoint.
+        output: File to write; None: beside the checkpoint, under its name.
+        format: `onnx` (needs the extra `export`), which onnxruntime and many others run, or `torch_export`.
+        model: Class of the method, such as `my_methods.Mine`; None: the one that the checkpoint names, if it is of this
+            package.
+
+    Returns:
+        The file.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        ModuleNotFoundError: If a package of the extra is missing.
+        ValueError: If the checkpoint cannot be read or its class is unknown.
+        RuntimeError: If the written file does not give the model's logits; it is deleted.
+    """
+    needed = ("onnx", "onnxscript", "onnxruntime") if format == "onnx" else ()
+    if missing := [name for name in needed if find_spec(name) is None]:
+        raise ModuleNotFoundError(f"{', '.join(missing)} not found: pip install 'supercm-lightning[export]'.")
+    ckpt_path = ckpt_path.expanduser()
+    output = output.expanduser() if output is not None else ckpt_path.with_suffix(_SUFFIXES[format])
+    method, metadata = load_method(ckpt_path, model)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write, run = (_write_onnx, _run_onnx) if format == "onnx" else (_write_program, _run_program)
+    write(_Logits(method).eval(), torch.zeros(2, *method.input_shape), output, metadata)
+    worst = 0.0
+    for rows in (1, 5):
+        x = torch.randn(rows, *method.input_shape, generator=torch.Generator().manual_seed(rows))
+        with torch.no_grad():
+            expected = method(x)
+            difference = (run(output, x) - expected).abs().max() / expected.abs().max().clamp_min(1.0)
+        worst = max(worst, float(difference))
+    if not worst < 1e-3:
+        output.unlink()
+        raise RuntimeError(f"{output.name}: the exported logits differ from the model's by {worst:.1e} of the largest.")
+    print(f"{type(method).__name__}, largest relative difference to torch {worst:.1e}: {output}")
+    return output
+
+
+def load_method(ckpt_path: Path, model: str | None = None) -> tuple[Method, dict[str, Any]]:
+    """The method of a checkpoint, ready to evaluate, and what a user of it must know.
+
+    Args:
+        ckpt_path: The checkpoint.
+        model: As in `export_model`.
+
+    Raises:
+        FileNotFoundError: As in `export_model`.
+        ValueError: Likewise.
+    """
+    checkpoint = read_checkpoint(ckpt_path)
+    saved = checkpoint.get("hyper_parameters", {}).get("_class_path")
+    # A checkpoint shall not decide by itself what is imported.
+    if model is None and saved is not None and "." in saved and not saved.startswith("supercm_lightning."):
+        raise ValueError(f"model: the checkpoint is one of {saved}. To let it be imported, give --model {saved}.")
+    name = model or saved
+    if name is None:
+        raise ValueError(f"model: {ckpt_path} does not name its class; give it, such as --model SuperCM.")
+    method = _class(name).load_from_checkpoint(ckpt_path, map_location="cpu", weights_only=True).eval()
+    data = next((v for v in checkpoint.values() if isinstance(v, dict) and "preprocessing" in v), {})
+    return method, {
+        "class_names": data.get("class_names"),
+        "preprocessing": data.get("preprocessing"),
+        "input_shape": method.input_shape,
+        "method": type(method).__name__,
+        "version": importlib.metadata.version("supercm-lightning"),
+    }
+
+
+def _class(name: str) -> type[Method]:
+    module, _, short = name.rpartition(".")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module) if module else methods, short)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"model={name}: {error}. Give a method of this package or the path of a class.") from error
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise ValueError(f"model={name}: not a method.")
+    return found
+
+
+class _Logits(nn.Module):
+    """A method as a plain module: exporters look at every attribute of what they are given."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.method(input)
+
+
+def _write_onnx(network: nn.Module, example: Tensor, file: Path, metadata: dict[str, Any]) -> None:
+    import onnx
+
+    program = torch.onnx.export(
+        network,
+        (example,),
+        input_names=["input"],
+        output_names=["logits"],
+        dynamic_shapes={"input": {0: torch.export.Dim("batch")}},
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    program.save(file)
+    written = onnx.load(file, load_external_data=False)
+    onnx.helper.set_model_props(written, {name: json.dumps(value) for name, value in metadata.items()})
+    onnx.save(written, file)
+
+
+def _run_onnx(file: Path, x: Tensor) -> Tensor:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(["logits"], {"input": x.numpy()})[0])
+
+
+def _write_program(network: nn.Module, example: Tensor, file: Path, metadata: dict[str, Any]) -> None:
+    program = torch.export.export(
+        network, (example,), dynamic_shapes={"input": {0: torch.export.Dim("batch")}}, strict=False
+    )
+    torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})
+
+
+def _run_program(file: Path, x: Tensor) -> Tensor:
+    return torch.export.load(file).module()(x)
+
+
+def main(args: list[str] | None = None) -> None:
+    """The console script.
+
+    Args:
+        args: Arguments without the program's name; None: those of the process.
+    """
+    auto_cli(export_model, args=args, as_positional=False)

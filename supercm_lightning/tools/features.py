@@ -1,0 +1,254 @@
+"""The command `supercm-features`: frozen features of a folder of images, by any model of timm or of this package."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from jsonargparse import auto_cli
+from PIL import Image
+from rich.progress import track
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
+from timm.models import load_state_dict
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from supercm_lightning.data.datasets import scan_clusters, scan_folder
+from supercm_lightning.data.domains import DOMAIN_SETS, find_files, folder_set
+from supercm_lightning.data.npz import save_npz
+from supercm_lightning.data.stores import BadImage, FileStore, check_bad_image_policy
+from supercm_lightning.nn import TimmBackbone, build_backbone
+
+
+def extract_features(
+    root: Path,
+    output: Path = Path("features"),
+    backbone: str = "resnet50",
+    pretrained: bool = True,
+    checkpoint: Path | None = None,
+    backbone_options: dict[str, Any] | None = None,
+    image_size: int | None = None,
+    dataset: str = "folder",
+    source: list[str] | None = None,
+    target: str | None = None,
+    folders_are_classes: bool = True,
+    on_bad_image: BadImage = "error",
+    batch_size: int = 64,
+    num_workers: int = 4,
+    device: str | None = None,
+) -> dict[str, Path]:
+    """Writes frozen features of images into .npz files, from which every method trains in seconds without a GPU.
+
+    One file for each set of the folder: `labeled`, `unlabeled`, `val` and `test`, or `train` where one tree carries all
+    labels; with `source` and `target` one for each domain. It holds `features` (n, d) float32, `labels` (n,) int64, -1
+    where unknown, `classes` (K,), the names, where there are such, `files` (n,), relative to `root`, and `backbone`.
+    Features are written as they are computed, and read from the disk without being loaded.
+
+    Args:
+        root: Folder of the images, in any layout that the data modules read: `labeled/<class>` and `unlabeled`,
+            `train/<class>`, or `<class>`; with `source` and `target`, `<domain>/<class>` or list files.
+        output: Folder of the files to write; files of these names are replaced.
+        backbone: Any model of timm, with or without a tag of its weights, or `small_cnn`, `wrn_28_2`, `wrn_28_8`,
+            `resnet18_32`.
+        pretrained: Fetch timm's weights, unless they are in its cache.
+        checkpoint: Local file of weights in place of those: of timm's model (.safetensors, .pth, .bin), or a checkpoint
+            of this package trained with this backbone.
+        backbone_options: Arguments of the backbone's constructor, such as `img_size` of a transformer.
+        image_size: Side of the images; None: the one that the model was trained with. This package's have none.
+        dataset: With `source` and `target`: `folder`, or the name of a registered set of domains, such as `office31`.
+        source: Names of the source domains.
+        target: Name of the target domain, with labels or without.
+        folders_are_classes: False: take all images at any depth, without labels, as for clustering.
+        on_bad_image: What to do about a file that cannot be read as an image: `error` or `skip`, which leaves it out.
+        batch_size: Images per forward.
+        num_workers: Processes that decode images.
+        device: Such as `cpu` or `cuda:1`; None: an accelerator where there is one.
+
+    Returns:
+        The file of each set.
+
+    Raises:
+        FileNotFoundError: If images or weights are missing.
+        ValueError: If an option contradicts the data or the model, or an image cannot be read.
+        OSError: If weights cannot be fetched.
+    """
+    check_bad_image_policy(on_bad_image)
+    if batch_size < 1 or num_workers < 0:
+        raise ValueError(f"batch_size={batch_size}, num_workers={num_workers}: must be at least 1 and 0.")
+    parts, class_names = _find(root.expanduser(), dataset, source, target, folders_are_classes)
+    place = torch.device(device) if device else _default_device()
+    network, transform = build_extractor(backbone, pretrained, checkpoint, backbone_options or {}, image_size)
+    network.eval().to(place)
+    output.mkdir(parents=True, exist_ok=True)
+    written = {}
+    for part, files in parts.items():
+        labels = torch.tensor([label for _, label in files], dtype=torch.int64)
+        store = FileStore([file for file, _ in files], labels, channels=3, image_size=None)
+        if on_bad_image == "skip":
+            store, messages = store.readable()
+            print("\n".join([*messages, f"{part}: {len(messages)} of {len(files)} images are left out."]))
+        loader = DataLoader(_Images(store, transform), batch_size, num_workers=num_workers)
+        arrays = {
+            "labels": store.labels.numpy(),
+            "files": np.array([os.path.relpath(name, root.expanduser()) for name in store.names]),
+            "backbone": np.array(backbone),
+        }
+        if class_names is not None and bool((store.labels >= 0).any()):
+            arrays["classes"] = np.array(class_names)
+        written[part] = output / f"{part}.npz"
+        blocks = _features(network, track(loader, f"{part}: {len(store):,} images"), place)
+        save_npz(written[part], "features", (len(store), int(network.num_features)), blocks, arrays)  # type: ignore[arg-type]
+        print(f"{len(store):,} rows of {network.num_features} features: {written[part]}")
+    return written
+
+
+Files = Sequence[tuple[Path, int]]
+
+
+def _find(
+    root: Path, dataset: str, source: list[str] | None, target: str | None, folders_are_classes: bool
+) -> tuple[dict[str, Files], Sequence[str] | None]:
+    """Files and labels of each set, and the names of the classes."""
+    if (source is None) != (target is None):
+        raise ValueError("source and target go together: give both for domains, or neither.")
+    if source is not None and target is not None:
+        if dataset != "folder" and dataset not in DOMAIN_SETS:
+            raise ValueError(f"dataset={dataset!r}: choose folder or one of {', '.join(DOMAIN_SETS)}.")
+        spec = DOMAIN_SETS[dataset] if dataset in DOMAIN_SETS else folder_set(root)
+        sources = [spec.find(dataset, "source", name) for name in source]
+        domains = find_files(dataset, spec, root, sources, spec.find(dataset, "target", target))
+        return dict(domains.files), domains.class_names
+    if dataset != "folder":
+        raise ValueError(f"dataset={dataset!r}: a set of domains needs source and target.")
+    if not folders_are_classes:
+        found, _ = scan_clusters(root, None, None)
+        return {part: [(file, -1) for file, _ in files] for part, files in found.items()}, None
+    layout = scan_folder(root)
+    parts: dict[str, Files] = {
+        layout.tree or "train": layout.labeled,
+        "unlabeled": [(file, -1) for file in layout.unlabeled],
+        "val": layout.val or [],
+        "test": layout.test or [],
+    }
+    return {part: files for part, files in parts.items() if files}, layout.class_names
+
+
+def build_extractor(
+    backbone: str,
+    pretrained: bool,
+    checkpoint: Path | None,
+    options: dict[str, Any],
+    image_size: int | None,
+) -> tuple[nn.Module, Callable[[Image.Image], Tensor]]:
+    """A backbone with its weights, and the preprocessing that they were trained with.
+
+    Args:
+        backbone: As in `extract_features`, like all others.
+        pretrained: Whether to fetch timm's weights where there is no checkpoint.
+        checkpoint: Local weights, or None.
+        options: Arguments of the constructor.
+        image_size: Side of the images, or None for the model's own.
+
+    Returns:
+        A module from images (n, 3, H, W) to features (n, num_features), and what makes such an image of a file's.
+
+    Raises:
+        FileNotFoundError: If the checkpoint is missing.
+        ValueError: If it is not of this backbone, or an option is missing.
+        OSError: If weights cannot be fetched.
+    """
+    of_timm = timm.is_model(backbone) or ":" in backbone
+    fetch = pretrained and checkpoint is None
+    if of_timm:
+        config = timm.get_pretrained_cfg(backbone) if ":" not in backbone else None
+        image_size = image_size or (config.input_size[-1] if config is not None else 224)
+        options = options | {"pretrained": fetch}
+    elif fetch:
+        raise ValueError(
+            f"backbone={backbone!r} is not a model of timm and has no published weights. Give checkpoint, the file of "
+            "a training with this backbone, or pretrained=false for random features."
+        )
+    elif image_size is None:
+        raise ValueError(f"image_size: {backbone!r} has no size of its own; give the one that it was trained with.")
+    try:
+        network = build_backbone(backbone, (3, image_size, image_size), **options)
+    except OSError as error:  # what a failed download is, whoever reports it
+        raise OSError(
+            f"backbone={backbone!r}: the weights could not be fetched ({error}). Without a network give checkpoint, a "
+            "file of weights that you have, or fill the cache beforehand: on a machine with a network run "
+            f"`timm.create_model({backbone!r}, pretrained=True)` and copy its ~/.cache/huggingface."
+        ) from error
+    if checkpoint is not None:
+        _load(network, checkpoint.expanduser())
+    if isinstance(network, TimmBackbone):
+        settings = resolve_model_data_config(network.model) | {"input_size": (3, image_size, image_size)}
+    else:  # what the data modules do
+        settings = {"input_size": (3, image_size, image_size), "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0}
+    return network, create_transform(**settings)
+
+
+def _load(network: nn.Module, file: Path) -> None:
+    """Loads the weights of a backbone, from its own file or a checkpoint of a whole method."""
+    if not file.is_file():
+        raise FileNotFoundError(f"checkpoint={file}: no such file.")
+    try:
+        state = load_state_dict(str(file), weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"checkpoint={file}: cannot be read as a file of weights ({error}).") from error
+    module: nn.Module = network
+    classifier: Any = ()  # the classifier may be in the file, and has no place here
+    if any(name.startswith("backbone.") for name in state):
+        state = {n.removeprefix("backbone."): v for n, v in state.items() if n.startswith("backbone.")}
+    elif isinstance(network, TimmBackbone):
+        module, config = network.model, network.model.pretrained_cfg
+        classifier = config.get("classifier") or ()  # type: ignore[operator,union-attr]
+    try:
+        missing, unexpected = module.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"checkpoint={file}: holds weights of another backbone ({error}).") from error
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    wrong = [*missing, *(name for name in unexpected if not name.startswith(tuple(f"{head}." for head in heads)))]
+    if wrong:
+        raise ValueError(
+            f"checkpoint={file}: holds weights of another backbone; missing or unknown are {', '.join(wrong[:5])}"
+            f"{' and more' if len(wrong) > 5 else ''}."
+        )
+
+
+class _Images(Dataset[Tensor]):
+    """Images of a store, preprocessed."""
+
+    def __init__(self, store: FileStore, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.store = store
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, row: int) -> Tensor:
+        return self.transform(Image.fromarray(self.store[row].permute(1, 2, 0).numpy()))
+
+
+@torch.inference_mode()
+def _features(network: nn.Module, batches: Any, device: torch.device) -> Iterator[np.ndarray]:
+    for images in batches:
+        yield network(images.to(device)).float().cpu().numpy()
+
+
+def _default_device() -> torch.device:
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
+
+
+def main(args: list[str] | None = None) -> None:
+    """The console script.
+
+    Args:
+        args: Arguments without the program's name; None: those of the process.
+    """
+    auto_cli(extract_features, args=args, as_positional=False)

@@ -1,0 +1,112 @@
+"""A trained model as a file for other programs."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from supercm_lightning import FeatureDataModule, SuperCM
+from supercm_lightning.cli import run
+from supercm_lightning.tools.export import main
+
+QUICK = [
+    *("--data.steps_per_epoch", "3", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"),
+    *("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"),
+    *("--trainer.log_every_n_steps", "1"),
+]
+# torch and onnxscript warn of one another's releases.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+def train_on_photographs() -> tuple[SuperCM, Path]:
+    """A few steps on images of two classes in a folder."""
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        Path("photos", name).mkdir(parents=True)
+        for number in range(12):
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(f"photos/{name}/{number}.png")
+    cli = run(
+        ["fit", "--model", "SuperCM", "--data", "SemiSupervisedDataModule", "--data.dataset", "folder", *QUICK,
+         "--data.root", "photos", "--data.num_labeled", "4", "--data.mean", "[0.4]", "--trainer.callbacks", "EMA"]
+    )  # fmt: skip
+    (checkpoint,) = Path("lightning_logs/version_0/checkpoints").glob("*.ckpt")
+    return cli.model.eval(), checkpoint
+
+
+def test_onnx_file_gives_the_logits_of_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    _, checkpoint = train_on_photographs()
+    main(["--ckpt_path", str(checkpoint), "--output", "exported/model.onnx"])
+    assert "SuperCM, largest relative difference to torch" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession("exported/model.onnx", providers=["CPUExecutionProvider"])
+    loaded = SuperCM.load_from_checkpoint(checkpoint, weights_only=True).eval()
+    for rows in (1, 7):
+        x = torch.randn(rows, 3, 16, 16)
+        (logits,) = session.run(["logits"], {"input": x.numpy()})
+        with torch.no_grad():
+            np.testing.assert_allclose(logits, loaded(x).numpy(), rtol=1e-4, atol=1e-5)
+    metadata = {name: json.loads(v) for name, v in session.get_modelmeta().custom_metadata_map.items()}
+    assert metadata["class_names"] == ["cat", "dog"]
+    assert metadata["preprocessing"] == {"mean": [0.4], "std": [0.5]}
+    assert (metadata["method"], metadata["input_shape"]) == ("SuperCM", [3, 16, 16])
+
+
+def test_a_program_of_torch_export_gives_the_logits_of_the_model() -> None:
+    _, checkpoint = train_on_photographs()
+    main(["--ckpt_path", str(checkpoint), "--format", "torch_export"])
+    extra = {"metadata.json": ""}
+    program = torch.export.load(checkpoint.with_suffix(".pt2"), extra_files=extra).module()
+    x = torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(program(x), SuperCM.load_from_checkpoint(checkpoint, weights_only=True).eval()(x))
+    assert json.loads(extra["metadata.json"])["class_names"] == ["cat", "dog"]
+
+
+def test_a_card_beside_the_checkpoint_says_what_it_is() -> None:
+    _, checkpoint = train_on_photographs()
+    card = (checkpoint.parent / "card.md").read_text()
+    assert f"| best checkpoint | {checkpoint.name} |" in card
+    assert "| rows | 4 labeled, 2 val, 18 unlabeled |" in card
+    for line in ("| method | SuperCM |", "| beta | 1.0 |", "| split_seed | 0 |", "| val/acc | ", "| torch | "):
+        assert line in card
+
+
+def test_statistics_of_standardised_features_go_with_the_checkpoint() -> None:
+    features = np.random.default_rng(0).normal(3, 2, size=(40, 4)).astype("f4")
+    np.savez("a.npz", features=features, labels=np.arange(40) % 2)
+    data = FeatureDataModule(labeled="a.npz", num_labeled=10, standardize="joint")
+    data.setup("fit")
+    known = data.state_dict()["preprocessing"]
+    assert known["mean"] == pytest.approx(features.mean(0).tolist(), rel=1e-5)
+    assert known["std"] == pytest.approx(features.std(0).tolist(), rel=1e-5)
+
+
+def test_a_class_of_ones_own_is_imported_only_if_asked_for() -> None:
+    Path("own_methods.py").write_text("from supercm_lightning import SuperCM\n\nclass Own(SuperCM):\n    pass\n")
+    data = ["--data", "SemiSupervisedDataModule", "--data.num_labeled", "20"]
+    run(["fit", "--model", "own_methods.Own", *data, *QUICK, "--trainer.limit_test_batches", "0"])
+    (checkpoint,) = Path("lightning_logs/version_0/checkpoints").glob("*.ckpt")
+    arguments = ["--ckpt_path", str(checkpoint), "--format", "torch_export"]
+    with pytest.raises(ValueError, match=r"To let it be imported, give --model own_methods\.Own"):
+        main(arguments)
+    main([*arguments, "--model", "own_methods.Own"])
+    assert checkpoint.with_suffix(".pt2").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (["--ckpt_path", "none.ckpt"], FileNotFoundError, "none.ckpt: no such file"),
+        (["--ckpt_path", "plain.ckpt"], ValueError, "does not name its class"),
+        (["--ckpt_path", "plain.ckpt", "--model", "SuperDM"], ValueError, "model=SuperDM"),
+        (["--ckpt_path", "plain.ckpt", "--model", "pathlib.Path"], ValueError, "not a method"),
+    ],
+)
+def test_wrong_options_are_named(options: list[str], error: type[Exception], message: str) -> None:
+    torch.save({"state_dict": {}}, "plain.ckpt")
+    with pytest.raises(error, match=message):
+        main([*options, "--format", "torch_export"])
