@@ -44,7 +44,7 @@ def run_cells(cells: Sequence[Cell], metric: str, jobs: int | None = None) -> di
     waiting = [cell for cell, summary in zip(cells, summaries, strict=True) if summary is None][::-1]
     gpus = devices()
     slots = list(range(jobs or max(1, len(gpus))))
-    environments = [_environment(gpus, slot, len(slots)) for slot in slots]
+    environments = [environment(gpus, slot, len(slots)) for slot in slots]
     # Of earlier calls too; the first cells then have an estimate.
     seconds = [summary["fit_seconds"] for summary in summaries if summary and summary["fit_seconds"]]
     running: dict[subprocess.Popen[bytes], tuple[Cell, int, float]] = {}
@@ -84,7 +84,8 @@ def run_cells(cells: Sequence[Cell], metric: str, jobs: int | None = None) -> di
     return failed
 
 
-def _environment(gpus: list[str], slot: int, jobs: int) -> dict[str, str]:
+def environment(gpus: list[str], slot: int, jobs: int) -> dict[str, str]:
+    """The environment of the runs in one of `jobs` slots: its GPU, or its share of the processor's cores."""
     if gpus:
         return {**os.environ, "CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
