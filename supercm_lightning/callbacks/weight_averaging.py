@@ -1,9 +1,7 @@
 """Averages of the weights over the training steps, validated, saved and kept in place of the last weights."""
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any
 
 import torch
@@ -11,16 +9,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
-from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
-from torch.utils._pytree import tree_map_only
-from torch.utils.data import DataLoader
 
-from supercm_lightning.data import move_batch
+from supercm_lightning.callbacks.averaged_statistics import TrainingBatches, estimate_batch_norm, estimate_centroids
 from supercm_lightning.nn import evaluating
 
 
@@ -205,47 +200,12 @@ class _StepAveraging(WeightAveraging):
             for kept, live in zip(average.buffers(), pl_module.buffers(), strict=True):
                 kept.copy_(live)
             if hasattr(average, "joint_forward") and self._statistics:
-                batches = _Batches(trainer, pl_module, self.refresh_batches)
-                self._refresh_batch_norm(trainer, batches)
+                batches = TrainingBatches(trainer, pl_module, self.refresh_batches)
+                estimate_batch_norm(average, self._batch_norms, batches)
                 # After batch norm, on which the features depend.
                 if hasattr(average.head, "centroids"):
-                    self._refresh_centroids(trainer, batches)
+                    estimate_centroids(average, batches)
         self._stale = False
-
-    def _refresh_batch_norm(self, trainer: Trainer, batches: "_Batches") -> None:
-        layers = _batch_norms(self._average, self._batch_norms)
-        before = [[stat.clone() for stat in _running(layer)[:2]] for layer in layers]
-        momenta = [layer.momentum for layer in layers]
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.momentum = None  # the cumulative mean
-            layer.train()
-        for batch in batches if layers else ():
-            with trainer.precision_plugin.forward_context():
-                self._average.joint_forward(batch)  # type: ignore[operator]
-        for layer, momentum, (mean, var) in zip(layers, momenta, before, strict=True):
-            running_mean, running_var, num_batches = _running(layer)
-            if num_batches > 0:
-                mean, var = (trainer.strategy.reduce(stat, reduce_op="mean") for stat in (running_mean, running_var))
-            # Otherwise it took no part, a teacher's layer for instance, and keeps what it had.
-            running_mean.copy_(mean)
-            running_var.copy_(var)
-            layer.momentum = momentum
-            layer.eval()
-
-    def _refresh_centroids(self, trainer: Trainer, batches: "_Batches") -> None:
-        centroids: Tensor = self._average.head.centroids  # type: ignore[union-attr,assignment]
-        classes = torch.arange(len(centroids), device=centroids.device)
-        totals = torch.zeros(len(centroids), centroids.shape[1] + 1, device=centroids.device)
-        for batch in batches:
-            x, y = self._average.labeled_rows(batch)  # type: ignore[operator]
-            with trainer.precision_plugin.forward_context():
-                features = self._average.features(x)  # type: ignore[operator]
-            members = (y == classes[:, None]).float()
-            totals += members @ torch.cat([features.float(), features.new_ones(len(y), 1).float()], dim=1)
-        totals = trainer.strategy.reduce(totals, reduce_op="sum")
-        sums, counts = totals[:, :-1], totals[:, -1:]
-        centroids.copy_(torch.where(counts > 0, sums / counts.clamp_min(1), centroids))
 
     # ----------------------------------------------------------------------------------------------- checkpoints
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -381,38 +341,3 @@ def averaged_weights(trainer: Trainer, pl_module: LightningModule) -> Iterator[N
         yield
     finally:
         averaging[0]._swap_models(pl_module)
-
-
-class _Batches:
-    """The first training batches of a fresh loader, as often as one iterates; worker processes start once."""
-
-    def __init__(self, trainer: Trainer, pl_module: LightningModule, limit: int) -> None:
-        if trainer.datamodule is not None:  # type: ignore[attr-defined]
-            source = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
-        else:
-            source = tree_map_only(DataLoader, _without_iterator, trainer.train_dataloader)
-        self.loader = source if isinstance(source, CombinedLoader) else CombinedLoader(source, "max_size_cycle")
-        self.trainer, self.pl_module, self.limit = trainer, pl_module, limit
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch, _, _ in islice(self.loader, self.limit):
-            yield move_batch(self.trainer.precision_plugin.convert_input(batch), self.trainer, self.pl_module)
-
-
-def _batch_norms(module: nn.Module, names: Sequence[str]) -> list[_BatchNorm]:
-    layers = [module.get_submodule(name) for name in names]
-    return [layer for layer in layers if isinstance(layer, _BatchNorm)]
-
-
-def _running(layer: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
-    assert layer.running_mean is not None
-    assert layer.running_var is not None
-    assert layer.num_batches_tracked is not None
-    return layer.running_mean, layer.running_var, layer.num_batches_tracked
-
-
-def _without_iterator(loader: DataLoader[Any]) -> DataLoader[Any]:
-    # Persistent workers hang on the iterator; a copy that kept it would restart the running epoch.
-    loader = copy.copy(loader)
-    loader._iterator = None
-    return loader
