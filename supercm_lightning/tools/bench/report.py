@@ -76,8 +76,7 @@ def _summary(folder: Path, summary: Mapping[str, Any]) -> str:
         "training": f"{summary['steps']:,} steps, {summary['epochs']} epochs, seed {summary['seed']}",
         "time": f"{seconds} s, {speed} images per second, {summary['world_size']} × {summary['device']}",
         "rows": ", ".join(f"{count:,} {part}" for part, count in summary["rows"].items() if count),
-        "best checkpoint": summary["best_checkpoint"],
-        "last checkpoint": summary["last_checkpoint"],
+        "checkpoint": summary["last_checkpoint"] or summary["best_checkpoint"],
     }
     tables = {
         "": facts,
@@ -117,9 +116,11 @@ def _curves(folder: Path, summary: Mapping[str, Any]) -> str:
     for axes, metric in zip(every, shown, strict=False):
         for stage, points in curves[metric].items():
             axes.plot(*zip(*points, strict=True), label=stage, marker="." if len(points) < 30 else None)
-        axes.set(title=metric, xlabel="step")
+        alone = len(curves[metric]) == 1
+        axes.set(title=f"{next(iter(curves[metric]))}/{metric}" if alone else metric, xlabel="step")
         axes.grid(alpha=0.3)
-        axes.legend()
+        if not alone:
+            axes.legend()
     for axes in every[len(shown) :]:
         axes.set_axis_off()
     return _image(figure, "Learning curves")
@@ -204,7 +205,7 @@ def _errors_figure(
     diagram.stairs(share, np.linspace(0, 1, len(share) + 1), color="black", label="share of the rows")
     diagram.plot([0, 1], [0, 1], color="grey", linestyle="--")
     diagram.set(title="Reliability diagram", xlabel="confidence", xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    diagram.legend(loc="upper left")
+    figure.legend(loc="outside lower right", ncols=3)
     return figure
 
 
