@@ -13,10 +13,9 @@ class RandomMap(ASDFreeMatch):
     """Maps instance classes to clusters at random: what is left without the transitions."""
 
     def _map_to_clusters(self) -> None:
-        if not self._has_clusters:
-            order = torch.randperm(len(self.cluster_of), generator=generator(self._seed or 0, "random map"))
-            self.cluster_of.copy_(order % self.num_classes)
-            self._has_clusters = True
+        if not self.clusters.known:
+            order = torch.randperm(len(self.drawn), generator=generator(self._seed or 0, "random map"))
+            self.clusters.set(order % self.num_classes)
 
 
 class TrueLabels(ASD, FreeMatch):
@@ -29,14 +28,13 @@ class TrueLabels(ASD, FreeMatch):
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             labels = data.rows["unlabeled"].store.labels[data.rows["unlabeled"].index]
             order = torch.randperm(len(labels), generator=generator(torch.initial_seed(), "true labels"))
-            share = len(self.rows) // self.num_classes
+            share = len(self.drawn) // self.num_classes
             drawn = [order[labels[order] == k][:share] for k in range(self.num_classes)]
-            self.rows.copy_(torch.cat(drawn))
-            self.cluster_of.copy_(torch.arange(self.num_classes).repeat_interleave(share))
+            self.drawn.rows.copy_(torch.cat(drawn))
+            self.clusters.set(torch.arange(self.num_classes).repeat_interleave(share))
 
     def _draw(self) -> None:
         pass
 
     def _label(self, step: Any) -> Tensor:
-        self._has_clusters = True
-        return self.cluster_of
+        return self.clusters.cluster_of

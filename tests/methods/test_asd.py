@@ -67,6 +67,12 @@ def save_blobs(**kwargs: Any) -> None:
     np.savez("blobs.npz", features=features.numpy(), labels=labels.numpy())
 
 
+def decisions(model: Any) -> dict[str, Tensor]:
+    """What the adaptor decided so far."""
+    kept = {name: getattr(model.drawn, name).clone() for name in ("rows", "labels", "unused", "last_label")}
+    return kept | {"cluster_of": model.clusters.cluster_of.clone()}
+
+
 class Watch(Callback):
     """Writes down every step."""
 
@@ -75,10 +81,9 @@ class Watch(Callback):
 
     def on_train_forward(self, trainer: Trainer, pl_module: Any, step: Step) -> None:
         with torch.no_grad():
-            logits = pl_module.instance_head(step.labeled_features[: len(pl_module.rows)])
+            logits = pl_module.instance_head(step.labeled_features[: len(pl_module.drawn)])
         self.steps.append(
-            {name: getattr(pl_module, name).clone() for name in ("rows", "labels", "cluster_of", "unused")}
-            | {"y": step.y, "x": step.x, "predicted": logits.argmax(1), "index": step.index}
+            decisions(pl_module) | {"y": step.y, "x": step.x, "predicted": logits.argmax(1), "index": step.index}
         )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
@@ -208,12 +213,12 @@ def test_resumed_run_is_bit_identical(kind: type[Method], cost: str) -> None:
     for number in (7, 14):
         resumed, later = fit(Path(f"saved/step={number}.ckpt"))
         for mine, theirs in zip(later.steps, steps.steps[number:], strict=True):
-            for name in ("rows", "labels", "cluster_of", "unused", "y", "x", "index"):
+            for name in ("rows", "labels", "cluster_of", "unused", "last_label", "y", "x", "index"):
                 assert torch.equal(mine[name], theirs[name]), f"{name} differs after step {number}"
         expected = whole.state_dict()
         for name, value in resumed.state_dict().items():
             assert torch.equal(value, expected[name]), f"{name} differs after resuming at step {number}"
-    assert {"tracker.bank", "tracker.counts", "tracker.events", "drawn_label", "cluster_of", "rows"} <= set(expected)
+    assert {"tracker.bank", "tracker.counts", "tracker.events", "drawn.last_label", "drawn.rows"} <= set(expected)
 
 
 def test_a_checkpoint_loads_without_the_data() -> None:
@@ -371,7 +376,7 @@ def test_backbone_weights_come_from_a_checkpoint_or_a_state_dict() -> None:
         ]
         assert max(moved) < 0.01  # one step of Adam at lr 0.001 away
     torch.save({"weight": torch.zeros(1)}, "other.pt")
-    with pytest.raises(ValueError, match=r"asd_backbone_checkpoint=other\.pt"):
+    with pytest.raises(ValueError, match=r"other\.pt: the weights do not fit the backbone"):
         trainer(1).fit(model_of(asd_backbone_checkpoint="other.pt"), datamodule=digits())
 
 
@@ -380,8 +385,8 @@ class Dump(Callback):
     """Writes down what each rank decided."""
 
     def on_train_forward(self, trainer: Trainer, pl_module: Any, step: Step) -> None:
-        kept = {n: getattr(pl_module, n).clone() for n in ("rows", "labels", "cluster_of", "unused")}
-        kept |= {"matrix": pl_module.tracker.matrix.clone(), "bank": pl_module.tracker.bank.clone(), "y": step.y}
+        tracked = {name: getattr(pl_module.tracker, name).clone() for name in ("matrix", "bank")}
+        kept = decisions(pl_module) | tracked | {"y": step.y}
         torch.save(kept, f"step_{trainer.world_size}_{trainer.global_rank}_{pl_module._step_number}.pt")
 
 
