@@ -1,12 +1,13 @@
-"""Controls for the tables of clustering; no options of the library, because they serve no user."""
+"""Controls and hard cases for the tables of clustering; no options of the library, because they serve no user."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from supercm_lightning import ASD, ASDFreeMatch, FreeMatch
+from supercm_lightning import ASD, ASDFreeMatch, ClusteringDataModule, FreeMatch
 from supercm_lightning.data.randomness import generator
+from supercm_lightning.data.stores import ArrayStore, Store
 
 
 class RandomMap(ASDFreeMatch):
@@ -38,3 +39,32 @@ class TrueLabels(ASD, FreeMatch):
 
     def _label(self, step: Any) -> Tensor:
         return self.clusters.cluster_of
+
+
+class LongTail(ClusteringDataModule):
+    """170 rows of the first class, 17 of the last one, geometrically in between; the same rows for every seed."""
+
+    def _read_stores(self) -> dict[str, Store]:
+        store = super()._read_stores()["train"]
+        assert isinstance(store, ArrayStore)
+        stream, keep = torch.Generator().manual_seed(0), []
+        for k in range(self.num_classes):
+            rows = (store.labels == k).nonzero()[:, 0]
+            count = round(170 * 10 ** (-k / (self.num_classes - 1)))
+            keep.append(rows[torch.randperm(len(rows), generator=stream)][:count])
+        rows = torch.cat(keep).sort().values
+        return {"train": ArrayStore(store.data[rows], store.labels[rows])}
+
+
+class Turned(ClusteringDataModule):
+    """Every image as it is and turned by a quarter, of twice as many classes; the strong view turns by less."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.num_classes *= 2
+
+    def _read_stores(self) -> dict[str, Store]:
+        store = super()._read_stores()["train"]
+        assert isinstance(store, ArrayStore)
+        labels = torch.cat([store.labels, store.labels + self.num_classes // 2])
+        return {"train": ArrayStore(torch.cat([store.data, store.data.rot90(1, (2, 3))]), labels)}
