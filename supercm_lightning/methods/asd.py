@@ -128,7 +128,8 @@ class ASD(Method):
 
     def build_head(self, in_features: int) -> Any:  # of the type of the next class's head
         """The cluster head of the method it is combined with, and beside it the instance head."""
-        self.asd_samples = self.asd_samples or 4 * self.num_classes
+        if self.asd_samples is None:
+            self.asd_samples = 4 * self.num_classes
         self.instance_head = nn.Linear(in_features, self.asd_samples)
         return super().build_head(in_features)
 
