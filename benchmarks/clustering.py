@@ -44,6 +44,8 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "n_l = 8k, spectral map": (PLAIN, ("--model.asd_samples", "80", "--model.asd_map", "spectral")),
     "spectral map": (PLAIN, ("--model.asd_map", "spectral")),
     "RandAugment": (PLAIN, ("--data.strong", "randaugment")),
+    "long tail": (PLAIN, ("--data", "benchmarks.clustering_controls.LongTail")),
+    "twenty classes": (PLAIN, ("--data", "benchmarks.clustering_controls.Turned")),
 }
 
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from supercm_lightning import FeatureDataModule, SemiSupervisedDataModule, Supervised
+from supercm_lightning import ClusteringDataModule, FeatureDataModule, SemiSupervisedDataModule, Supervised
 from supercm_lightning.cli import run
 from supercm_lightning.data import stores
 
@@ -181,12 +181,44 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @case(
-    FILES, "every file bad, with `on_bad_image: skip`", "none of the images tried under images can be read", ValueError
+    FILES,
+    "every file bad, with `on_bad_image: skip`",
+    "none of the 8 images that were tried can be read, images/train/cat/0.png among them",
+    ValueError,
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     for file in images().glob("train/*/*.png"):
         file.write_bytes(b"")
     read(on_bad_image="skip")
+
+
+@case(
+    FILES,
+    "bad files among those to be clustered",
+    "images/train/cat/bad.jpg: cannot be read as an image … Repair or remove the file",
+    ValueError,
+)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    truncated()
+    ClusteringDataModule("folder", "images", image_size=8, num_workers=0).setup("fit")
+
+
+@case(
+    FILES,
+    "the same with `on_bad_image: skip`",
+    "a warning with their number, names and reasons; they are neither clustered nor tested",
+)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    truncated()
+    Path("images/train/cat/0.png").write_bytes(b"")  # the first file, from which shapes are learnt
+    for in_memory in (True, False):
+        options: dict[str, Any] = {"in_memory": in_memory, "on_bad_image": "skip", "num_workers": 0}
+        data = ClusteringDataModule("folder", "images", image_size=8, **options)
+        with pytest.warns(UserWarning, match=r"(?s)2 of 9 images are left out:.*0\.png.*bad\.jpg"):
+            data.setup("fit")
+        names = [data.describe_row("unlabeled", row) for row in range(data.num_unlabeled)]
+        assert names == [f"images/train/{kind}/{n}.png" for kind in ("cat", "dog") for n in range(4)][1:]
+        assert data.rows["test"].labels.tolist() == [0] * 3 + [1] * 4
 
 
 @case(FILES, "`on_bad_image: ignore`", "on_bad_image='ignore': choose error or skip", ValueError)

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -203,14 +203,17 @@ class Method(LightningModule):
         if channels_last:
             self.backbone.to(memory_format=torch.channels_last)
 
-        self.val_acc: Metric = MulticlassAccuracy(num_classes, average="micro")
-        self.test_acc: Metric = MulticlassAccuracy(num_classes, average="micro")
+        self.val_scores, self.test_scores = (nn.ModuleDict(self.build_scores()) for _ in range(2))
         self._finite: dict[str, Tensor] = {}
         self._seed: int | None = None
 
     def build_head(self, in_features: int) -> nn.Module:
         """The classifier on top of the features; called once by the constructor."""
         return nn.Linear(in_features, self.num_classes)
+
+    def build_scores(self) -> dict[str, Metric]:
+        """Metrics of predicted and known classes, by name; the constructor builds them for validation and test."""
+        return {"acc": MulticlassAccuracy(self.num_classes, average="micro")}
 
     # ------------------------------------------------------------------------------------------------ forward
     def features(self, x: Tensor) -> Tensor:
@@ -360,21 +363,23 @@ class Method(LightningModule):
         Returns:
             `features` (n, d) and `logits` (n, K) of the rows, for callbacks; further loaders exist for these alone.
         """
-        return self._evaluate(batch, "val", self.val_acc, dataloader_idx)
+        return self._evaluate(batch, "val", self.val_scores, dataloader_idx)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Accuracy and cross-entropy on the first loader as `test/acc` and `test/loss`; returns as in validation."""
-        return self._evaluate(batch, "test", self.test_acc, dataloader_idx)
+        return self._evaluate(batch, "test", self.test_scores, dataloader_idx)
 
-    def _evaluate(self, batch: Any, stage: str, accuracy: Metric, dataloader_idx: int) -> dict[str, Tensor]:
+    def _evaluate(self, batch: Any, stage: str, scores: nn.ModuleDict, dataloader_idx: int) -> dict[str, Tensor]:
         x, y = batch[0], batch[1]
         features = self.features(x)
         logits = self.head(features).float()
         if dataloader_idx == 0:
-            accuracy(logits, y)
             options: dict[str, Any] = {"batch_size": len(y), "on_epoch": True, "add_dataloader_idx": False}
-            self.log(f"{stage}/loss", F.cross_entropy(logits, y), sync_dist=True, **options)
-            self.log(f"{stage}/acc", accuracy, prog_bar=True, on_step=False, **options)
+            if self.needs_labeled:  # without labels the outputs are clusters, not the classes
+                self.log(f"{stage}/loss", F.cross_entropy(logits, y), sync_dist=True, **options)
+            for name, score in scores.items():
+                cast(Metric, score).update(logits.argmax(dim=1), y)
+                self.log(f"{stage}/{name}", cast(Metric, score), prog_bar=name == "acc", on_step=False, **options)
         return {"features": features, "logits": logits}
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor | None]:
