@@ -3,8 +3,8 @@
     python benchmarks/kill_and_resume.py --kills 3
 
 Every method trains once without interruption and once through kills: each resumed run is killed again until its kills
-are used up. The steps depend on method and seed alone, so that methods can be tried one at a time. The CSV table, TensorBoard's curves and the last checkpoint's model, averages, optimiser and callbacks must
-be equal.
+are used up. The steps depend on method and seed alone, so that methods can be tried one at a time. The CSV table,
+TensorBoard's curves and the last checkpoint's model, averages, optimiser and callbacks must be equal.
 """
 
 import argparse
