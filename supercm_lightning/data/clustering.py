@@ -291,14 +291,24 @@ def read_clusters(path: Path, num_rows: int, num_clusters: int) -> Tensor:
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file. Expected .npy, or a table written by predict.")
-    if path.suffix == ".csv":
-        with path.open(newline="") as table:
-            known = torch.tensor([int(row["class"]) for row in csv.DictReader(table)])
-    else:
-        known = torch.from_numpy(np.load(path, allow_pickle=False)).long()
-    if tuple(known.shape) != (num_rows,) or int(known.min()) < -1 or int(known.max()) >= num_clusters:
+    try:
+        if path.suffix == ".csv":
+            with path.open(newline="", encoding="utf-8") as table:
+                known = torch.tensor([int(row["class"]) for row in csv.DictReader(table)], dtype=torch.int64)
+        else:
+            numbers = np.load(path, allow_pickle=False)
+            if numbers.dtype.kind not in "iu":
+                raise ValueError(f"numbers of type {numbers.dtype}")
+            known = torch.from_numpy(numbers).long()
+    except (ValueError, KeyError, TypeError, EOFError) as error:
         raise ValueError(
-            f"{path}: clusters of shape {tuple(known.shape)} from {int(known.min())} to {int(known.max())}; expected "
-            f"one for each of the {num_rows} rows, from 0 to {num_clusters - 1}, or -1."
+            f"{path}: not a clustering ({error}). Expected .npy of whole numbers, or a table written by predict, with "
+            "a column `class`."
+        ) from error
+    if tuple(known.shape) != (num_rows,):
+        raise ValueError(f"{path}: clusters of shape {tuple(known.shape)}; expected one for each of {num_rows} rows.")
+    if int(known.min()) < -1 or int(known.max()) >= num_clusters:
+        raise ValueError(
+            f"{path}: clusters from {int(known.min())} to {int(known.max())}; expected 0 to {num_clusters - 1}, or -1."
         )
     return known
