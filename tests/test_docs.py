@@ -115,7 +115,7 @@ def commands(page: Path) -> Iterator[Command]:
 
 
 COMMANDS = [command for page in PAGES for command in commands(page)]
-RUN = list({command.words: command for command in COMMANDS if command.can_run}.values())
+RUN = list({command.words: command for command in COMMANDS if command.can_run and command.page not in LITERAL}.values())
 
 
 class Parsed(Exception):
