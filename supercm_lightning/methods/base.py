@@ -307,6 +307,7 @@ class Method(LightningModule):
             if hasattr(callback, "on_train_forward"):
                 callback.on_train_forward(self.trainer, self, step)
         terms = self.losses(step)
+        _check_terms(type(self).__name__, terms)
         loss = reduce(torch.add, terms.values())
         logged = {f"train/{name}": term.detach() for name, term in terms.items()}
         at_log_step = (self.trainer.global_step + 1) % max(self.trainer.log_every_n_steps, 1) == 0  # type: ignore[attr-defined]
@@ -442,6 +443,19 @@ class Method(LightningModule):
             self._seed = None  # a second fit takes the seed of its own time
         if self.compile_backbone and self.backbone._compiled_call_impl is None:
             self.backbone.compile()
+
+
+def _check_terms(name: str, terms: Any) -> None:
+    """What the author of a method may get wrong, in words rather than in those of the sum that fails."""
+    if not isinstance(terms, dict):
+        raise TypeError(f"{name}.losses must return a dictionary, super().losses(step) | {{'mine': term}}.")
+    for term, value in terms.items():
+        if not isinstance(value, Tensor) or value.ndim:
+            shape = tuple(getattr(value, "shape", ()))
+            raise TypeError(
+                f"{name}.losses: {term!r} must be a tensor without dimensions, the mean over its rows; it is a "
+                f"{type(value).__name__} of shape {shape}."
+            )
 
 
 def _bottleneck(in_features: int, width: int) -> nn.Sequential:
