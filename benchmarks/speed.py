@@ -9,7 +9,7 @@ other, so that a slow moment of the machine meets both. Nothing else should run 
 """
 
 import argparse
-import itertools
+import math
 import statistics
 import subprocess
 import sys
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from supercm_lightning import FeatureDataModule, FixMatch, Method, SemiSupervisedDataModule, SuperCM, Supervised
+from supercm_lightning.clustering import ClassTransitionTracker
 from supercm_lightning.data import Normalization, StrongAugmentation, WeakAugmentation
 from supercm_lightning.data.strong_augment import POOL
 from supercm_lightning.losses import clustering_loss
@@ -183,6 +184,22 @@ def clustering() -> None:
     show("Clustering module alone, n = 512, d = 128", ("K", "loss and backward, µs", "update, µs", "product, µs"), rows)
 
 
+def transitions() -> None:
+    """Class transition tracking: 400 classes, 448 samples a step, a window of 1,000 steps."""
+    rows_of_set, classes, batch, window = 50_000, 400, 448, 1000
+    tracker = ClassTransitionTracker(rows_of_set, classes, window, batch)
+
+    def update() -> None:
+        tracker.update(torch.randint(rows_of_set, (batch,)), torch.randint(classes, (batch,)))
+
+    seconds = in_turn({"update": update}, rounds=1000, warm_up=window)["update"]
+    held = sum(buffer.nbytes for buffer in tracker.buffers())
+    dense = window * classes**2
+    columns = ("update, ms", "memory, MiB", "one byte for each count of the window, MiB")
+    rows = [(f"{1000 * seconds:.3f}", f"{held / 2**20:.1f}", f"{dense / 2**20:.1f}")]
+    show(f"Class transitions, {classes} classes, {batch} samples a step, window {window:,}", columns, rows)
+
+
 # -------------------------------------------------------------------------------------------------- augmentation
 class _Pictures(Dataset[Tensor]):
     """Images that go through torchvision's single-image transforms, the usual way."""
@@ -258,41 +275,47 @@ class _Random(Dataset[tuple[Tensor, int]]):
         return self.images[row], self.targets[row]
 
 
-class _Clock:
-    """Seconds of each step of a fit, from one batch's end to the next one's."""
+class _Watch(Callback):
+    """Times the steps of a fit and, after each of them, another piece of work.
 
-    def __init__(self) -> None:
-        from lightning.pytorch import Callback
+    Args:
+        beside: The other work, or None.
+    """
 
-        class _Watch(Callback):
-            ends: list[float]
+    def __init__(self, beside: Work | None) -> None:
+        self.beside = beside
+        self.steps: list[float] = []
+        self.others: list[float] = []
+        self._start: float | None = None
 
-            def __init__(self) -> None:
-                self.ends = []
-
-            def on_train_batch_end(self, *args: Any) -> None:
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()
-                self.ends.append(time.perf_counter())
-
-        self.watch = _Watch()
-
-    def median(self) -> float:
-        """Median of the seconds between steps, without the first ones."""
-        ends = self.watch.ends[2:]
-        return statistics.median(after - before for before, after in itertools.pairwise(ends))
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Ends a step, which began where the other work had ended."""
+        now = time.perf_counter()
+        if self._start is not None:
+            self.steps.append(now - self._start)
+        if self.beside is not None:
+            self.beside()
+            self.others.append(time.perf_counter() - now)
+        self._start = time.perf_counter()
 
 
-def fit_step(model: Method, data: Any, steps: int, **options: Any) -> float:
-    """Median seconds of a step of `Trainer.fit`."""
-    clock = _Clock()
+def fit_step(model: Method, data: Any, steps: int, beside: Work | None = None) -> tuple[float, float]:
+    """Median seconds of a step of `Trainer.fit`, from the end of the one before, and of the work after each step."""
+    watch = _Watch(beside)
+    fit(model, data, steps, watch)
+    return statistics.median(watch.steps[2:]), statistics.median(watch.others[2:] or [math.nan])
+
+
+def fit(model: Method, data: Any, steps: int, *callbacks: Callback, **options: Any) -> Trainer:
+    """Trains without logs, files and validation."""
     settings: dict[str, Any] = {
         "max_steps": steps, "accelerator": "cpu", "logger": False, "enable_checkpointing": False,
         "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0,
         "limit_val_batches": 0,
     }  # fmt: skip
-    Trainer(**settings | options, callbacks=[clock.watch]).fit(model, datamodule=data)
-    return clock.median()
+    trainer = Trainer(**settings | options, callbacks=list(callbacks))
+    trainer.fit(model, datamodule=data)
+    return trainer
 
 
 def fixmatch() -> None:
@@ -302,41 +325,46 @@ def fixmatch() -> None:
         _Random(5000), num_labeled=250, labeled_batch_size=64, unlabeled_batch_size=448, steps_per_epoch=100,
         in_memory=True, shift=4, flip=True,
     )  # fmt: skip
-    whole = fit_step(FixMatch(**options, channels_last=True), data, 8)
-    bare = in_turn({"bare": step_of(FixMatch(**options, channels_last=True), batch_of(64, 448, views=2))}, 5)["bare"]
+    bare_step = step_of(FixMatch(**options, channels_last=True), batch_of(64, 448, views=2))
+    whole, bare = fit_step(FixMatch(**options, channels_last=True), data, 9, bare_step)
     rows = [(f"{1000 * whole:.0f}", f"{1000 * bare:.0f}", f"{100 * (whole - bare) / whole:.1f} %")]
     show("FixMatch, 64 + 448 + 448 rows", ("step of fit, ms", "the same, bare, ms", "share outside"), rows)
 
 
 def lightning() -> None:
-    """The trainer's loop against a bare loop of the same step."""
+    """The trainer's loop, with its data, against a bare loop of the same step."""
     rows = []
-    for name, size, rounds in (("wrn_28_2", 32, 12), ("small_cnn", 32, 200)):
-        options: dict[str, Any] = {"num_classes": 10, "input_shape": (3, size, size), "backbone": name}
-        data = SemiSupervisedDataModule(_Random(2000), num_labeled=100, steps_per_epoch=rounds, in_memory=True)
-        whole = fit_step(SuperCM(**options), data, rounds)
-        bare = in_turn({"bare": step_of(SuperCM(**options), batch_of(50, 50, size=size))}, rounds)["bare"]
+    for name, steps in (("wrn_28_2", 22), ("small_cnn", 400)):
+        options: dict[str, Any] = {"num_classes": 10, "input_shape": (3, 32, 32), "backbone": name}
+        data = SemiSupervisedDataModule(_Random(2000), num_labeled=100, steps_per_epoch=steps, in_memory=True)
+        whole, bare = fit_step(SuperCM(**options), data, steps, step_of(SuperCM(**options), batch_of(50, 50)))
         rows.append((name, f"{1000 * whole:.1f}", f"{1000 * bare:.1f}", f"{whole / bare:.3f}"))
     show("Trainer.fit against a bare loop", ("backbone", "fit, ms a step", "bare, ms a step", "ratio"), rows)
 
 
 def scale() -> None:
-    """Cost of a step as the unlabelled set grows."""
-    rows = []
+    """Set-up and cost of a step as the unlabelled set grows."""
+    counts = (10**3, 10**4, 10**5, 10**6)
+    seconds: dict[int, list[tuple[float, float]]] = {count: [] for count in counts}
+    rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
-        for count in (10**3, 10**4, 10**5, 10**6):
-            labeled, unlabeled = Path(folder, "labeled.npz"), Path(folder, "unlabeled.npz")
-            rng = np.random.default_rng(0)
-            np.savez(labeled, features=rng.standard_normal((100, 128), dtype="f4"), labels=np.arange(100) % 10)
-            np.savez(unlabeled, features=rng.standard_normal((count, 128), dtype="f4"))
+        labeled = Path(folder, "labeled.npz")
+        np.savez(labeled, features=rng.standard_normal((100, 128), dtype="f4"), labels=np.arange(100) % 10)
+        for count in counts:
+            np.savez(Path(folder, f"{count}.npz"), features=rng.standard_normal((count, 128), dtype="f4"))
+        for count in counts * 5:
             start = time.perf_counter()
-            data = FeatureDataModule(labeled, unlabeled, steps_per_epoch=100)
+            data = FeatureDataModule(labeled, Path(folder, f"{count}.npz"), steps_per_epoch=100)
             data.setup("fit")
             ready = time.perf_counter() - start
             model = SuperCM(num_classes=10, input_shape=(128,), backbone="mlp")
-            seconds = fit_step(model, data, 600)
-            rows.append((f"{count:,}", f"{ready:.2f}", f"{1000 * seconds:.2f}"))
-    show("Frozen features, 50 + 50 rows of 128", ("unlabelled rows", "set-up, s", "ms a step"), rows)
+            seconds[count].append((ready, fit_step(model, data, 400)[0]))
+    medians = {count: [statistics.median(values) for values in zip(*seconds[count], strict=True)] for count in counts}
+    rows = [
+        (f"{count:,}", f"{ready:.3f}", f"{1000 * step:.2f}", f"{step / medians[counts[0]][1]:.3f}")
+        for count, (ready, step) in medians.items()
+    ]
+    show("Frozen features, 50 + 50 rows of 128", ("unlabelled rows", "set-up, s", "ms a step", "ratio"), rows)
 
 
 def _silent(command: list[str]) -> Work:
@@ -357,7 +385,7 @@ def start() -> None:
             "first step of the quickstart": [*quick, "--trainer.default_root_dir", folder],
         }
         works = {name: _silent([*command, *more]) for name, more in commands.items()}
-        rows = [(name, f"{value:.1f}") for name, value in in_turn(works, rounds=5, warm_up=1).items()]
+        rows = [(name, f"{value:.2f}") for name, value in in_turn(works, rounds=5, warm_up=1).items()]
     show("Start", ("command", "s"), rows)
 
 
@@ -385,7 +413,7 @@ def gpu() -> None:
     show(torch.cuda.get_device_name(device), ("method", "rows", "settings", "steps/s"), rows)
 
 
-TABLES = {work.__name__: work for work in (step, clustering, weak, strong, fixmatch, lightning, scale, start, gpu)}
+TABLES = {work.__name__: work for work in (step, clustering, transitions, weak, strong, fixmatch, lightning, scale, start, gpu)}
 
 
 def main() -> None:
