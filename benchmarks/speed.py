@@ -9,12 +9,13 @@ other, so that a slow moment of the machine meets both. Nothing else should run 
 """
 
 import argparse
-import math
+import logging
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -282,7 +283,7 @@ class _Watch(Callback):
         beside: The other work, or None.
     """
 
-    def __init__(self, beside: Work | None) -> None:
+    def __init__(self, beside: Work | None = None) -> None:
         self.beside = beside
         self.steps: list[float] = []
         self.others: list[float] = []
@@ -299,11 +300,11 @@ class _Watch(Callback):
         self._start = time.perf_counter()
 
 
-def fit_step(model: Method, data: Any, steps: int, beside: Work | None = None) -> tuple[float, float]:
-    """Median seconds of a step of `Trainer.fit`, from the end of the one before, and of the work after each step."""
-    watch = _Watch(beside)
+def beside_fit(model: Method, data: Any, steps: int, work: Work) -> tuple[float, float]:
+    """Median seconds of a step of `Trainer.fit` and of the work done after each of them."""
+    watch = _Watch(work)
     fit(model, data, steps, watch)
-    return statistics.median(watch.steps[2:]), statistics.median(watch.others[2:] or [math.nan])
+    return statistics.median(watch.steps[2:]), statistics.median(watch.others[2:])
 
 
 def fit(model: Method, data: Any, steps: int, *callbacks: Callback, **options: Any) -> Trainer:
@@ -326,7 +327,7 @@ def fixmatch() -> None:
         in_memory=True, shift=4, flip=True,
     )  # fmt: skip
     bare_step = step_of(FixMatch(**options, channels_last=True), batch_of(64, 448, views=2))
-    whole, bare = fit_step(FixMatch(**options, channels_last=True), data, 9, bare_step)
+    whole, bare = beside_fit(FixMatch(**options, channels_last=True), data, 8, bare_step)
     rows = [(f"{1000 * whole:.0f}", f"{1000 * bare:.0f}", f"{100 * (whole - bare) / whole:.1f} %")]
     show("FixMatch, 64 + 448 + 448 rows", ("step of fit, ms", "the same, bare, ms", "share outside"), rows)
 
@@ -337,7 +338,7 @@ def lightning() -> None:
     for name, steps in (("wrn_28_2", 22), ("small_cnn", 400)):
         options: dict[str, Any] = {"num_classes": 10, "input_shape": (3, 32, 32), "backbone": name}
         data = SemiSupervisedDataModule(_Random(2000), num_labeled=100, steps_per_epoch=steps, in_memory=True)
-        whole, bare = fit_step(SuperCM(**options), data, steps, step_of(SuperCM(**options), batch_of(50, 50)))
+        whole, bare = beside_fit(SuperCM(**options), data, steps, step_of(SuperCM(**options), batch_of(50, 50)))
         rows.append((name, f"{1000 * whole:.1f}", f"{1000 * bare:.1f}", f"{whole / bare:.3f}"))
     show("Trainer.fit against a bare loop", ("backbone", "fit, ms a step", "bare, ms a step", "ratio"), rows)
 
@@ -345,24 +346,31 @@ def lightning() -> None:
 def scale() -> None:
     """Set-up and cost of a step as the unlabelled set grows."""
     counts = (10**3, 10**4, 10**5, 10**6)
-    seconds: dict[int, list[tuple[float, float]]] = {count: [] for count in counts}
+    ready: dict[int, list[float]] = {count: [] for count in counts}
+    steps: dict[int, list[float]] = {count: [] for count in counts}
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         labeled = Path(folder, "labeled.npz")
         np.savez(labeled, features=rng.standard_normal((100, 128), dtype="f4"), labels=np.arange(100) % 10)
         for count in counts:
             np.savez(Path(folder, f"{count}.npz"), features=rng.standard_normal((count, 128), dtype="f4"))
-        for count in counts * 5:
+        for count in counts * 15:
             start = time.perf_counter()
             data = FeatureDataModule(labeled, Path(folder, f"{count}.npz"), steps_per_epoch=100)
             data.setup("fit")
-            ready = time.perf_counter() - start
-            model = SuperCM(num_classes=10, input_shape=(128,), backbone="mlp")
-            seconds[count].append((ready, fit_step(model, data, 400)[0]))
-    medians = {count: [statistics.median(values) for values in zip(*seconds[count], strict=True)] for count in counts}
+            ready[count].append(time.perf_counter() - start)
+            watch = _Watch()
+            fit(SuperCM(num_classes=10, input_shape=(128,), backbone="mlp"), data, 150, watch)
+            steps[count] += watch.steps[2:]
+    base = statistics.median(steps[counts[0]])
     rows = [
-        (f"{count:,}", f"{ready:.3f}", f"{1000 * step:.2f}", f"{step / medians[counts[0]][1]:.3f}")
-        for count, (ready, step) in medians.items()
+        (
+            f"{count:,}",
+            f"{statistics.median(ready[count]):.3f}",
+            f"{1000 * statistics.median(steps[count]):.2f}",
+            f"{statistics.median(steps[count]) / base:.3f}",
+        )
+        for count in counts
     ]
     show("Frozen features, 50 + 50 rows of 128", ("unlabelled rows", "set-up, s", "ms a step", "ratio"), rows)
 
@@ -406,20 +414,25 @@ def gpu() -> None:
                 data, num_labeled=250, labeled_batch_size=labeled, unlabeled_batch_size=unlabeled,
                 steps_per_epoch=300, in_memory=True,
             )  # fmt: skip
-            seconds = fit_step(
+            seconds = beside_fit(
                 kind(**options, **model_options), module, 300, accelerator="gpu", devices=1, precision=precision
             )
             rows.append((kind.__name__, f"{labeled} + {unlabeled}", name, f"{1 / seconds:.1f}"))
     show(torch.cuda.get_device_name(device), ("method", "rows", "settings", "steps/s"), rows)
 
 
-TABLES = {work.__name__: work for work in (step, clustering, transitions, weak, strong, fixmatch, lightning, scale, start, gpu)}
+TABLES = {
+    work.__name__: work
+    for work in (step, clustering, transitions, weak, strong, fixmatch, lightning, scale, start, gpu)
+}
 
 
 def main() -> None:
     """Measures the tables that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="*", choices=[*TABLES, []], help="tables to measure; all but gpu by default")
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     names = parser.parse_args().tables or [name for name in TABLES if name != "gpu"]
     Console().print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, Python {sys.version.split()[0]}")
     for name in names:
