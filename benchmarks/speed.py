@@ -4,8 +4,9 @@
     python benchmarks/speed.py step weak strong # some of them
     python benchmarks/speed.py gpu              # on a machine with a GPU
 
-Things that are compared run in turn, in one process, and the medians of the same number of rounds are set against each
-other, so that a slow moment of the machine meets both. Nothing else should run meanwhile.
+Things that are compared run in turn, in one process, and are set against each other round by round, so that a slow
+moment of the machine meets both; the tables hold the medians of seconds and of ratios. Nothing else should run
+meanwhile.
 """
 
 import argparse
@@ -44,8 +45,8 @@ from supercm_lightning.nn import ClusteringHead, WideResNet, build_backbone, eva
 Work = Callable[[], object]
 
 
-def in_turn(works: dict[str, Work], rounds: int, warm_up: int = 2) -> dict[str, float]:
-    """Median seconds of each work, one call of each in every round, in an order drawn anew.
+def in_turn(works: dict[str, Work], rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
+    """Seconds of each work in each round, one call of each in every round, in an order drawn anew.
 
     The order matters: a work finds the caches and the memory as its predecessor has left them.
     """
@@ -59,7 +60,12 @@ def in_turn(works: dict[str, Work], rounds: int, warm_up: int = 2) -> dict[str, 
                 torch.cuda.synchronize()
             if number >= warm_up:
                 seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return seconds
+
+
+def ratio(seconds: list[float], of: list[float]) -> float:
+    """Median over the rounds of one work's seconds by another's."""
+    return statistics.median(a / b for a, b in zip(seconds, of, strict=True))
 
 
 def show(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
@@ -197,7 +203,8 @@ def step() -> None:
     seconds = in_turn(works, rounds=15)
     base, ours = seconds["supervised, unlabelled rows forwarded"], seconds["SuperCM, reuse, channels_last"]
     rows = [
-        (name, f"{1000 * value:.0f}", f"{value / base:.3f}", f"{value / ours:.3f}") for name, value in seconds.items()
+        (name, f"{1000 * statistics.median(taken):.0f}", f"{ratio(taken, base):.3f}", f"{ratio(taken, ours):.3f}")
+        for name, taken in seconds.items()
     ]
     show("One step", ("step", "ms", "÷ supervised", "÷ SuperCM, reuse, channels_last"), rows)
 
@@ -221,7 +228,7 @@ def clustering() -> None:
             torch.mm(features.detach(), centroids.T)
 
         seconds = in_turn({"loss": loss, "update": update, "product": product}, rounds=200, warm_up=20)
-        micro = {name: 1e6 * value for name, value in seconds.items()}
+        micro = {name: 1e6 * statistics.median(taken) for name, taken in seconds.items()}
         rows.append((str(classes), *(f"{micro[name]:.0f}" for name in ("loss", "update", "product"))))
     show("Clustering module alone, n = 512, d = 128", ("K", "loss and backward, µs", "update, µs", "product, µs"), rows)
 
@@ -234,7 +241,7 @@ def transitions() -> None:
     def update() -> None:
         tracker.update(torch.randint(rows_of_set, (batch,)), torch.randint(classes, (batch,)))
 
-    seconds = in_turn({"update": update}, rounds=1000, warm_up=window)["update"]
+    seconds = statistics.median(in_turn({"update": update}, rounds=1000, warm_up=window)["update"])
     held = sum(buffer.nbytes for buffer in tracker.buffers())
     dense = window * classes**2
     columns = ("update, ms", "memory, MiB", "one byte for each count of the window, MiB")
@@ -293,7 +300,10 @@ def _augmentation(
 
     seconds = in_turn({"ours": batched, "torchvision, PIL, 2 workers": usual}, rounds=7)
     slow = seconds["torchvision, PIL, 2 workers"]
-    rows = [(name, f"{len(images) / value:,.0f}", f"{slow / value:.1f}") for name, value in seconds.items()]
+    rows = [
+        (name, f"{len(images) / statistics.median(taken):,.0f}", f"{ratio(slow, taken):.1f}")
+        for name, taken in seconds.items()
+    ]
     show(title, ("data path", "images/s", "÷ torchvision"), rows)
 
 
@@ -356,11 +366,11 @@ class _Watch(Callback):
         self._start = time.perf_counter()
 
 
-def beside_fit(model: Method, data: Any, steps: int, work: Work) -> tuple[float, float]:
-    """Median seconds of a step of `Trainer.fit` and of the work done after each of them."""
+def beside_fit(model: Method, data: Any, steps: int, work: Work) -> tuple[list[float], list[float]]:
+    """Seconds of each step of `Trainer.fit`, and of the work done after each of them."""
     watch = _Watch(work)
     fit(model, data, steps, watch)
-    return statistics.median(watch.steps[2:]), statistics.median(watch.others[2:])
+    return watch.steps[2:], watch.others[3:]
 
 
 def fit(model: Method, data: Any, steps: int, *callbacks: Callback, **options: Any) -> Trainer:
@@ -406,7 +416,8 @@ def lightning() -> None:
         options: dict[str, Any] = {"num_classes": 10, "input_shape": (3, 32, 32), "backbone": name}
         data = SemiSupervisedDataModule(_Random(2000), num_labeled=100, steps_per_epoch=steps, in_memory=True)
         whole, bare = beside_fit(SuperCM(**options), data, steps, step_of(SuperCM(**options), batch_of(50, 50)))
-        rows.append((name, f"{1000 * whole:.1f}", f"{1000 * bare:.1f}", f"{whole / bare:.3f}"))
+        medians = (f"{1000 * statistics.median(taken):.1f}" for taken in (whole, bare))
+        rows.append((name, *medians, f"{ratio(whole, bare):.3f}"))
     show("Trainer.fit against a bare loop", ("backbone", "fit, ms a step", "bare, ms a step", "ratio"), rows)
 
 
@@ -460,7 +471,8 @@ def start() -> None:
             "first step of the quickstart": [*quick, "--trainer.default_root_dir", folder],
         }
         works = {name: _silent([*command, *more]) for name, more in commands.items()}
-        rows = [(name, f"{value:.2f}") for name, value in in_turn(works, rounds=4, warm_up=1).items()]
+        seconds = in_turn(works, rounds=4, warm_up=1)
+        rows = [(name, f"{statistics.median(taken):.2f}") for name, taken in seconds.items()]
     show("Start", ("command", "s"), rows)
 
 
