@@ -272,7 +272,9 @@ class Method(LightningModule):
         A resumed run then draws what the uninterrupted one would have drawn.
         """
         assert self._seed is not None
-        torch.manual_seed(seed_of(self._seed, self.trainer.fit_loop.total_batch_idx, self.trainer.global_rank))
+        seed = seed_of(self._seed, self.trainer.fit_loop.total_batch_idx, self.trainer.global_rank)
+        # torch.manual_seed formats the whole stack for accelerators that are absent: 0.4 ms of every step.
+        (torch.default_generator if self.device.type == "cpu" else torch).manual_seed(seed)
 
     def on_train_end(self) -> None:
         """Leaves the random state of the process to its seed again."""
