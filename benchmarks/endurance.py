@@ -2,8 +2,8 @@
 
     python benchmarks/endurance.py
 
-One line per method: resident memory, open files and steps per second in the first and in the last quarter of the run,
-after a tenth of it for warming up. Logs, validation and checkpoints are on, as in any run.
+One line per run: resident memory, open files and the time of a step in the first and in the last tenth of the training,
+after a tenth for warming up. Logs, validation and checkpoints are on, as in any run.
 """
 
 import argparse
@@ -15,14 +15,31 @@ from statistics import median
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
 
-METHODS = ("SuperCM", "SuperCMVAT", "SuperCMMeanTeacher", "SuperCMFlexMatch", "SuperCMFreeMatch")
+RUNS = {
+    name: (name.partition("+")[0], *(f"--trainer.callbacks+={callback}" for callback in name.split("+")[1:]))
+    for name in (
+        *("SuperCM", "MeanTeacher", "FlexMatch", "FreeMatch", "SuperCMFreeMatch", "DANN", "CDAN", "ASDFreeMatch"),
+        *("SuperCM+EMA", "SuperCM+SWA"),
+    )
+}
+"""Method and further options of each run."""
 STEPS = 200
 """Steps per epoch, with a validation and a checkpoint at the end of each."""
 
 
+class Pixels(nn.Sequential):
+    """A network so small that what surrounds it is most of a step."""
+
+    num_features = 16
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU())
+
+
 class Watch(Callback):
-    """Keeps (resident MiB, open files, steps per second of processor time) of every epoch."""
+    """Keeps (resident MiB, open files, milliseconds of processor time per step) of every epoch."""
 
     rows: list[tuple[float, int, float]] = []  # noqa: RUF012 - read after the run, which builds its own instance
     _clock = 0.0
@@ -33,35 +50,47 @@ class Watch(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes the state of the process."""
-        speed = STEPS / (time.process_time() - self._clock)
+        duration = 1000 * (time.process_time() - self._clock) / STEPS
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         memory = pages * resource.getpagesize() / 2**20
-        self.rows.append((memory, len(os.listdir("/proc/self/fd")), speed))
+        self.rows.append((memory, len(os.listdir("/proc/self/fd")), duration))
 
 
-def endure(method: str, steps: int, folder: Path) -> list[tuple[float, int, float]]:
+def endure(name: str, steps: int, folder: Path) -> list[tuple[float, int, float]]:
     """Trains one method through the command line."""
     from supercm_lightning.cli import run
 
-    data = ["--data", "SemiSupervisedDataModule", "--data.num_labeled", "20", "--data.steps_per_epoch", str(STEPS)]
-    sizes = ["--data.labeled_batch_size", "10", "--data.unlabeled_batch_size", "10"]
+    method, *options = RUNS[name]
+    model = ["--model", method, "--model.backbone", "benchmarks.endurance.Pixels"]
+    sizes = ["--data.unlabeled_batch_size", "10", "--data.steps_per_epoch", str(STEPS)]
+    if method.startswith("ASD"):
+        data = ["--data", "ClusteringDataModule", *sizes]
+    else:
+        data = [
+            "--data",
+            "SemiSupervisedDataModule",
+            "--data.num_labeled",
+            "20",
+            "--data.labeled_batch_size",
+            "10",
+            *sizes,
+        ]
     length = ["--trainer.max_epochs", str(steps // STEPS), "--trainer.accelerator", "cpu"]
     quiet = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
-    watch = ["--trainer.callbacks+=benchmarks.endurance.Watch", "--trainer.default_root_dir", str(folder / method)]
-    run(["fit", "--model", method, *data, *sizes, *length, *quiet, *watch])
+    watch = ["--trainer.callbacks+=benchmarks.endurance.Watch", "--trainer.default_root_dir", str(folder / name)]
+    run(["fit", *model, *data, *length, *quiet, *options, *watch])
     # The parser's instance of this module: its rows, if this file runs as a script, are not those of `__main__`.
     from benchmarks.endurance import Watch as Watched
 
     return Watched.rows
 
 
-def line(method: str, rows: list[tuple[float, int, float]]) -> str:
-    """The table's line: medians over the first and the last quarter of the epochs after warming up."""
-    rows = rows[len(rows) // 10 :]
-    quarter = max(len(rows) // 4, 1)
-    cells: list[Any] = [method]
+def line(name: str, rows: list[tuple[float, int, float]]) -> str:
+    """The table's line: medians over the first tenth of the epochs after warming up, and over the last."""
+    tenth = max(len(rows) // 10, 1)
+    cells: list[Any] = [name]
     for column, digits in ((0, 1), (1, 0), (2, 1)):
-        first, last = (median(row[column] for row in part) for part in (rows[:quarter], rows[-quarter:]))
+        first, last = (median(row[column] for row in part) for part in (rows[tenth : 2 * tenth], rows[-tenth:]))
         cells.append(f"{first:.{digits}f} → {last:.{digits}f}")
     return f"| {' | '.join(cells)} |"
 
@@ -70,18 +99,18 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=tuple(RUNS))
     parser.add_argument("--folder", type=Path, default=Path("endurance"))
     arguments = parser.parse_args()
-    print("| method | resident memory, MiB | open files | steps per second of processor time |\n|---|---|---|---|")
-    for method in arguments.methods:
+    print("| run | resident memory, MiB | open files | processor time per step, ms |\n|---|---|---|---|")
+    for name in arguments.runs:
         # One process each, so that one method's memory is not the next one's.
         child = os.fork()
         if not child:
-            print(line(method, endure(method, arguments.steps, arguments.folder)), flush=True)
+            print(line(name, endure(name, arguments.steps, arguments.folder)), flush=True)
             os._exit(0)
         if os.waitpid(child, 0)[1]:
-            raise SystemExit(f"{method} failed.")
+            raise SystemExit(f"{name} failed.")
 
 
 if __name__ == "__main__":

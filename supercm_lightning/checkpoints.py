@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import nn
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -57,6 +58,27 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"ckpt_path={path}: holds no state_dict; it is no checkpoint of Lightning.")
     return checkpoint
+
+
+def load_backbone(backbone: nn.Module, path: Path) -> None:
+    """Gives a backbone the weights in a file.
+
+    Args:
+        backbone: The backbone.
+        path: A checkpoint of a method of this library, or a state dict of the backbone.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the weights do not fit.
+    """
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    saved = saved.get("state_dict", saved)
+    prefix = "backbone."
+    of_backbone = {name.removeprefix(prefix): value for name, value in saved.items() if name.startswith(prefix)}
+    try:
+        backbone.load_state_dict(of_backbone or saved)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: the weights do not fit the backbone ({error}).") from error
 
 
 def newest_checkpoint(folders: Iterable[Path]) -> tuple[Path, dict[str, Any]] | None:

@@ -154,6 +154,8 @@ def run(args: ArgsType = None, extra_callbacks: Sequence[Callback] = ()) -> Supe
     warnings.filterwarnings("ignore", r".isinstance\(treespec, LeafSpec\)")
     warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")
     warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
+    # A checkpoint is tested in another folder than it was trained in.
+    warnings.filterwarnings("ignore", "The dirpath has changed from")
     # The commands beside `supercm` have arguments of their own.
     warnings.filterwarnings("ignore", "LightningCLI's args parameter is intended to run from within Python")
     return SuperCMCLI(

@@ -8,7 +8,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,15 @@ import pytest
 import torch
 from PIL import Image
 
-from supercm_lightning import FeatureDataModule, SemiSupervisedDataModule, Supervised
+from supercm_lightning import (
+    ClusteringDataModule,
+    DomainAdaptationDataModule,
+    FeatureDataModule,
+    SemiSupervisedDataModule,
+    Supervised,
+)
 from supercm_lightning.cli import run
-from supercm_lightning.data import stores
+from supercm_lightning.data.clustering import read_clusters
 
 PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
 
@@ -137,15 +144,25 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     read()
 
 
+@contextmanager
+def plain_user() -> Iterator[None]:
+    """Takes away what root may do: read any file."""
+    root = os.geteuid() == 0
+    if root:
+        Path().chmod(0o755)
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
 @case(FILES, "a file without permission to read", "0.png: cannot be read as an image … Permission denied", ValueError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
-    images()
-
-    def refuse(name: Any) -> Any:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(stores.Image, "open", refuse)
-    read()
+    (images() / "train/cat/0.png").chmod(0)
+    with plain_user():
+        read()
 
 
 @case(
@@ -181,12 +198,44 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @case(
-    FILES, "every file bad, with `on_bad_image: skip`", "none of the images tried under images can be read", ValueError
+    FILES,
+    "every file bad, with `on_bad_image: skip`",
+    "none of the 8 images that were tried can be read, images/train/cat/0.png among them",
+    ValueError,
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     for file in images().glob("train/*/*.png"):
         file.write_bytes(b"")
     read(on_bad_image="skip")
+
+
+@case(
+    FILES,
+    "bad files among those to be clustered",
+    "images/train/cat/bad.jpg: cannot be read as an image … Repair or remove the file",
+    ValueError,
+)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    truncated()
+    ClusteringDataModule("folder", "images", image_size=8, num_workers=0).setup("fit")
+
+
+@case(
+    FILES,
+    "the same with `on_bad_image: skip`",
+    "a warning with their number, names and reasons; they are neither clustered nor tested",
+)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    truncated()
+    Path("images/train/cat/0.png").write_bytes(b"")  # the first file, from which shapes are learnt
+    for in_memory in (True, False):
+        options: dict[str, Any] = {"in_memory": in_memory, "on_bad_image": "skip", "num_workers": 0}
+        data = ClusteringDataModule("folder", "images", image_size=8, **options)
+        with pytest.warns(UserWarning, match=r"(?s)2 of 9 images are left out:.*0\.png.*bad\.jpg"):
+            data.setup("fit")
+        names = [data.describe_row("unlabeled", row) for row in range(data.num_unlabeled)]
+        assert names == [f"images/train/{kind}/{n}.png" for kind in ("cat", "dog") for n in range(4)][1:]
+        assert data.rows["test"].labels.tolist() == [0] * 3 + [1] * 4
 
 
 @case(FILES, "`on_bad_image: ignore`", "on_bad_image='ignore': choose error or skip", ValueError)
@@ -331,16 +380,9 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @case(FOLDERS, "a folder without permission to read", "Permission denied: 'images/train/cat'", PermissionError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
-    images()
-    scan = os.scandir
-
-    def refuse(path: Any) -> Any:
-        if str(path).endswith("cat"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scan(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
-    read()
+    (images() / "train/cat").chmod(0)
+    with plain_user():
+        read()
 
 
 @case(
@@ -351,6 +393,127 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     SemiSupervisedDataModule("mnist", "nowhere").setup("fit")
+
+
+# ------------------------------------------------------------------------------------------------------ label files
+LISTS = "Label files: lists of two domains, and given clusters"
+
+
+def domains(old: str = "", new: str | bytes = "") -> DomainAdaptationDataModule:
+    """Reads two domains by list files, the first one changed."""
+    rng = np.random.default_rng(0)
+    Path("two/list").mkdir(parents=True)
+    Path("two/flat").mkdir()
+    text = ""
+    for number in range(6):
+        name = f"flat/{number}.png"
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(Path("two", name))
+        text += f"{name} {number % 3}\n"
+    Path("two/list/one.txt").write_bytes(text.replace(old, new).encode() if isinstance(new, str) else new)
+    Path("two/list/other.txt").write_text(text)
+    data = DomainAdaptationDataModule(
+        dataset="folder", root="two", source="one", target="other", image_size=8, num_val=0, num_workers=0
+    )
+    data.setup("fit")
+    return data
+
+
+@case(LISTS, "a list as it should be", "read; images in one folder have their classes from the list")
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert domains().rows["labeled"].labels.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+@case(LISTS, "a class that one domain lacks", "the classes of one and other differ: 2 only in other", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    domains(" 2\n", " 0\n")
+
+
+@case(LISTS, "a class that both domains lack", "1 of 4 classes have no labelled row (2)", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Path.write_text
+    monkeypatch.setattr(Path, "write_text", lambda path, text: write(path, text.replace(" 2\n", " 3\n")))
+    domains(" 2\n", " 3\n")
+
+
+@case(LISTS, "a label above those of the other domain", "differ: 999999999 only in one; 2 only in other", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    domains(" 2\n", " 999999999\n")
+
+
+@case(LISTS, "a label below −1", "one.txt, line 2: 'flat/1.png -3' is not a path, a space and a label", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    domains("1.png 1", "1.png -3")
+
+
+@case(LISTS, "a source image without a label", "images of the source domain one have no label", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    domains("1.png 1", "1.png -1")
+
+
+@case(LISTS, "an image twice", "one.txt, line 2: flat/0.png stands in line 1 already. Remove one", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    domains("flat/1.png", "flat/0.png")
+
+
+@case(LISTS, "a header", "one.txt, line 1: 'path label' is not a path, a space and a label", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    domains("flat/0.png 0", "path label\nflat/0.png 0")
+
+
+@case(LISTS, "an image that is not there", "flat/9.png: cannot be read as an image … No such file", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    domains("flat/1.png", "flat/9.png")
+
+
+@case(LISTS, "a list that is not text", "one.txt: not a list of images in UTF-8", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    domains(new=b"\xff\xfe\x00")
+
+
+@case(LISTS, "an empty list", "one.txt: the list is empty", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    domains(new=b"")
+
+
+@case(LISTS, "given clusters under another header", "c.csv: not a clustering … with a column `class`", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("c.csv").write_text("file,label\na.png,1\n")
+    read_clusters(Path("c.csv"), 1, 2)
+
+
+@case(LISTS, "given clusters that are words or fractions", "not a clustering … numbers of type float64", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("c.csv").write_text("file,class\na.png,cat\n")
+    with pytest.raises(ValueError, match="not a clustering"):
+        read_clusters(Path("c.csv"), 1, 2)
+    np.save("c.npy", np.array([0.5]))
+    read_clusters(Path("c.npy"), 1, 2)
+
+
+@case(LISTS, "given clusters for other rows, or none", "clusters of shape (0,); expected one for each of 2", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save("c.npy", np.array([0, 1, 1]))
+    with pytest.raises(ValueError, match=r"clusters of shape \(3,\)"):
+        read_clusters(Path("c.npy"), 2, 2)
+    Path("c.csv").write_text("file,class\n")
+    read_clusters(Path("c.csv"), 2, 2)
+
+
+@case(LISTS, "a given cluster out of range", "clusters from 0 to 2; expected 0 to 1, or -1", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save("c.npy", np.array([0, 2]))
+    read_clusters(Path("c.npy"), 2, 2)
+
+
+@case(LISTS, "truncated or empty files of given clusters", "c.npy: not a clustering", ValueError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save("c.npy", np.arange(50) % 2)
+    whole = Path("c.npy").read_bytes()
+    Path("c.npy").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="not a clustering"):
+        read_clusters(Path("c.npy"), 50, 2)
+    Path("c.npy").write_bytes(b"")
+    read_clusters(Path("c.npy"), 50, 2)
 
 
 # ----------------------------------------------------------------------------------------------------------- splits
@@ -637,6 +800,13 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     data = SemiSupervisedDataModule(num_labeled=20)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     Trainer(accelerator="cpu", max_epochs=1, **quiet).fit(Supervised(num_classes=7, input_shape=(1, 8, 8)), data)
+
+
+@case(
+    CONFIG, "another number of clusters than the data has", "num_classes=7: the data has 10 classes; leave", ValueError
+)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    ClusteringDataModule(num_classes=7)
 
 
 def checkpoint(model: str = "SuperCM") -> Path:

@@ -1,13 +1,15 @@
 """Options of the trainer: every method works with them, or stops at set-up with a word."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
+from torch.nn.utils import parameters_to_vector
 
 from supercm_lightning import SemiSupervisedDataModule, Supervised, methods
 
@@ -42,8 +44,9 @@ def test_weights_in_half_precision_are_refused(precision: str) -> None:
         fit(Supervised, options={"precision": precision})
 
 
-def test_sharded_strategies_are_refused() -> None:
-    model = Supervised(num_classes=10, input_shape=(1, 8, 8))
+@pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.__name__)
+def test_sharded_strategies_are_refused(kind: Any) -> None:
+    model = kind(num_classes=10, input_shape=(1, 8, 8))
     # Lightning starts the strategy on GPUs alone.
     model._trainer = SimpleNamespace(strategy=FSDPStrategy(), precision="32-true", datamodule=None)
     with pytest.raises(ValueError, match=r"FSDPStrategy shards the model, .* Use trainer\.strategy=ddp"):
@@ -63,6 +66,31 @@ def test_accumulated_gradients_are_those_of_the_larger_batch() -> None:
     assert whole.global_step == parts.global_step == 2
     for name, value in whole.lightning_module.state_dict().items():
         torch.testing.assert_close(parts.lightning_module.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+
+
+class Weights(Callback):
+    """Keeps the weights that the optimiser moves, and the teacher's, after each batch."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.live, self.teacher = [], []
+        self.on_train_batch_end(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        self.live.append(parameters_to_vector(p for p in pl_module.parameters() if p.requires_grad).detach().clone())
+        if hasattr(pl_module, "teacher"):
+            self.teacher.append(parameters_to_vector(pl_module.teacher.parameters()).clone())
+
+
+@pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.__name__)
+def test_every_method_steps_once_per_accumulated_batch(kind: Any) -> None:
+    watch = Weights()
+    trainer = fit(kind, options={"accumulate_grad_batches": 2, "callbacks": [watch]})
+    assert trainer.global_step == 2
+    moved = [not torch.equal(before, after) for before, after in pairwise(watch.live)]
+    assert moved == [False, True, False, True]
+    if watch.teacher:  # it follows at the start of the next batch
+        moved = [not torch.equal(before, after) for before, after in pairwise(watch.teacher)]
+        assert moved == [False, False, True, False]
 
 
 def test_while_gradients_accumulate_centroids_and_thresholds_move_and_the_teacher_waits() -> None:

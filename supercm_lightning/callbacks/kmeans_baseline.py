@@ -5,7 +5,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
-from sklearn.cluster import KMeans
 from torch import Tensor
 
 from supercm_lightning.distributed import rows_of_all_ranks
@@ -46,6 +45,8 @@ class KMeansBaseline(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Clusters them and logs the accuracies."""
+        from sklearn.cluster import KMeans
+
         features, inputs, labels = (torch.cat(parts) for parts in zip(*self._rows, strict=True))
         self._rows = []
         labels = rows_of_all_ranks(labels.to(pl_module.device)).cpu()

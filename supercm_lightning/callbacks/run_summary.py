@@ -139,6 +139,8 @@ class RunSummary(Callback):
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         _write_whole(self._path, json.dumps(summary, indent=2, default=str) + "\n")
+        if summary["fit_seconds"] is None:  # a later test; the card beside the checkpoint is that of the training
+            return
         for folder in {Path(file).parent for name in _CHECKPOINTS if (file := summary[name])}:
             _write_whole(folder / "card.md", checkpoint_card(summary))
 

@@ -5,7 +5,6 @@ from typing import Literal
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
-from sklearn.cluster import SpectralClustering
 from torch import Tensor
 
 
@@ -103,6 +102,8 @@ def group_classes(transitions: Tensor, k: int, by: Literal["kmedoids", "spectral
     Raises:
         ValueError: If `by` is unknown or k is outside its range.
     """
+    from sklearn.cluster import SpectralClustering
+
     similarity = (transitions + transitions.T).cpu().double() / 2
     similarity.fill_diagonal_(0)
     top = similarity.max()

@@ -5,7 +5,6 @@ from math import comb
 
 import torch
 import torch.nn.functional as F
-from sklearn.cluster import KMeans
 from torch import Tensor
 
 
@@ -82,6 +81,8 @@ def prototype_sample(features: Tensor, k: int, n_l: int, unused: Tensor, generat
 
     Source: Duan et al., IEEE TIP 2025 (the sampler "PS"); the paper leaves the centres open.
     """
+    from sklearn.cluster import KMeans
+
     if not k <= n_l <= int(unused.sum()):
         raise ValueError(f"prototype_sample: {int(unused.sum())} candidates for n_l={n_l} rows of k={k} clusters.")
     rows = F.normalize(features.detach().cpu().float(), dim=1)

@@ -58,6 +58,12 @@ class ClassTransitionTracker(nn.Module):
         """Changes a → b within the window, (C, C) int64; the diagonal is zero."""
         return self.counts[:-1].view(self.num_classes, self.num_classes)
 
+    @property
+    def classes_used(self) -> Tensor:
+        """Share of the classes that are the latest prediction of some row, a scalar in [0, 1]."""
+        count = torch.bincount(self.bank + 1, minlength=self.num_classes + 1)  # of row -1, no prediction, first
+        return (count[1:] > 0).float().mean()
+
     @torch.no_grad()
     def update(self, index: Tensor, predictions: Tensor) -> None:
         """Counts the changes of one batch; a row that occurs twice in it is visited twice, in order.

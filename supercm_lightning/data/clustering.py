@@ -18,7 +18,15 @@ from supercm_lightning.data.datasets import DATASETS, IMAGENET_SUBSETS, scan_clu
 from supercm_lightning.data.features import read_features
 from supercm_lightning.data.randomness import generator
 from supercm_lightning.data.splits import check_label_range
-from supercm_lightning.data.stores import ArrayStore, DatasetStore, Rows, Store, file_stores, image_shape
+from supercm_lightning.data.stores import (
+    ArrayStore,
+    DatasetStore,
+    Rows,
+    Store,
+    check_bad_image_policy,
+    file_stores,
+    sampled_shapes,
+)
 from supercm_lightning.data.strong_augment import StrongAugmentation
 
 
@@ -57,6 +65,8 @@ class ClusteringDataModule(ViewDataModule):
         image_size: For image files: resized on the shorter side and cut to this square; None: 96 for `imagenet10` and
             `imagenet_dogs`; all have one size for `folder`.
         in_memory: Hold all image files in memory; None: if they take at most 4 GiB.
+        on_bad_image: For image files, what to do about one that cannot be read: `error` stops and names it, `skip`
+            leaves it out, counts and lists it.
         num_workers: Worker processes per loader, for images that are not held in memory.
         predict_on: Rows that `predict` reads: `unlabeled`, the clustered ones, or `test`.
         download: Fetch a registered data set that is missing.
@@ -86,6 +96,7 @@ class ClusteringDataModule(ViewDataModule):
         std: tuple[float, ...] = (0.5,),
         image_size: int | None = None,
         in_memory: bool | None = None,
+        on_bad_image: Literal["error", "skip"] = "error",
         num_workers: int = 4,
         predict_on: str = "unlabeled",
         download: bool = False,
@@ -100,6 +111,7 @@ class ClusteringDataModule(ViewDataModule):
             raise ValueError(f"num_rows={num_rows}: must be at least 1.")
         if test is not None and isinstance(dataset, str):
             raise ValueError(f"test goes with a torch data set; dataset={dataset!r} brings its own.")
+        check_bad_image_policy(on_bad_image)
         self.dataset = dataset
         self.root = Path(root).expanduser()
         self.protocol = protocol
@@ -107,6 +119,7 @@ class ClusteringDataModule(ViewDataModule):
         self.strong_noise = strong_noise
         self.image_size = image_size
         self.in_memory = in_memory
+        self.on_bad_image = on_bad_image
         self.download = download
         self._test = test
         found, customs = self._look(num_classes)
@@ -167,9 +180,8 @@ class ClusteringDataModule(ViewDataModule):
         self._files, classes = scan_clusters(self.root, IMAGENET_SUBSETS.get(name), num_classes)
         if name in IMAGENET_SUBSETS and self.image_size is None:
             self.image_size = 96
-        files_seen = [file for file, _ in self._files["train"]]
         # A set with colours may well begin with a grey image.
-        shapes = [image_shape(file, self.image_size) for file in files_seen[:: max(1, len(files_seen) // 100)]]
+        shapes = sampled_shapes([file for file, _ in self._files["train"]], self.image_size, self.on_bad_image)
         self.input_shape = (max(channels for channels, _, _ in shapes), *shapes[0][1:])
         return len(classes) if classes else None, (True, self.input_shape[-1] // 8, 0.0)
 
@@ -218,7 +230,8 @@ class ClusteringDataModule(ViewDataModule):
             return {"train": _joined(list(arrays.values()))} if whole else dict(arrays)
         if isinstance(self.dataset, str) and self.dataset != "features":
             files = {"train": [file for part in self._files.values() for file in part]} if whole else self._files
-            return dict(file_stores(files, self.input_shape, self.image_size, self.in_memory))
+            size, memory = self.image_size, self.in_memory
+            return dict(file_stores(files, self.input_shape, size, memory, on_bad_image=self.on_bad_image))
         if isinstance(self.dataset, str):
             features = [cast(ArrayStore, store) for store in self._stores.values()]
             std, mean = torch.std_mean(
@@ -278,14 +291,24 @@ def read_clusters(path: Path, num_rows: int, num_clusters: int) -> Tensor:
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file. Expected .npy, or a table written by predict.")
-    if path.suffix == ".csv":
-        with path.open(newline="") as table:
-            known = torch.tensor([int(row["class"]) for row in csv.DictReader(table)])
-    else:
-        known = torch.from_numpy(np.load(path, allow_pickle=False)).long()
-    if tuple(known.shape) != (num_rows,) or int(known.min()) < -1 or int(known.max()) >= num_clusters:
+    try:
+        if path.suffix == ".csv":
+            with path.open(newline="", encoding="utf-8") as table:
+                known = torch.tensor([int(row["class"]) for row in csv.DictReader(table)], dtype=torch.int64)
+        else:
+            numbers = np.load(path, allow_pickle=False)
+            if numbers.dtype.kind not in "iu":
+                raise ValueError(f"numbers of type {numbers.dtype}")
+            known = torch.from_numpy(numbers).long()
+    except (ValueError, KeyError, TypeError, EOFError) as error:
         raise ValueError(
-            f"{path}: clusters of shape {tuple(known.shape)} from {int(known.min())} to {int(known.max())}; expected "
-            f"one for each of the {num_rows} rows, from 0 to {num_clusters - 1}, or -1."
+            f"{path}: not a clustering ({error}). Expected .npy of whole numbers, or a table written by predict, with "
+            "a column `class`."
+        ) from error
+    if tuple(known.shape) != (num_rows,):
+        raise ValueError(f"{path}: clusters of shape {tuple(known.shape)}; expected one for each of {num_rows} rows.")
+    if int(known.min()) < -1 or int(known.max()) >= num_clusters:
+        raise ValueError(
+            f"{path}: clusters from {int(known.min())} to {int(known.max())}; expected 0 to {num_clusters - 1}, or -1."
         )
     return known

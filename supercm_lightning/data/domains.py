@@ -327,17 +327,25 @@ def read_list(file: Path, base: Path, folder: Path | None = None) -> list[tuple[
         Files and labels; -1 stands for an unknown label.
 
     Raises:
-        ValueError: If a line has no path or no label, or there is no line; the message names the line.
+        ValueError: If a line has no path or no label, an image stands there twice, or there is no line; the message
+            names the line.
         FileNotFoundError: If the first image is nowhere to be found.
     """
-    entries = []
-    for number, line in enumerate(file.read_text().splitlines(), start=1):
+    entries: list[tuple[Path, int]] = []
+    line_of: dict[str, int] = {}
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not a list of images in UTF-8 ({error}).") from error
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        path, label = [*line.rsplit(maxsplit=1), ""][:2]
+        path, label = [*line.strip().rsplit(maxsplit=1), ""][:2]
         if not label.removeprefix("-").isdecimal() or int(label) < -1:
             raise ValueError(f"{file}, line {number}: {line.strip()!r} is not a path, a space and a label from 0 on.")
-        entries.append((Path(path.strip()), int(label)))
+        if line_of.setdefault(path, number) != number:
+            raise ValueError(f"{file}, line {number}: {path} stands in line {line_of[path]} already. Remove one.")
+        entries.append((Path(path), int(label)))
     if not entries:
         raise ValueError(f"{file}: the list is empty.")
     first = entries[0][0]
@@ -351,7 +359,7 @@ def read_list(file: Path, base: Path, folder: Path | None = None) -> list[tuple[
 # ------------------------------------------------------------------------------------------------------ classes
 def _check_same_classes(dataset: str, found: DomainFiles, source: Sequence[Domain], target: Domain) -> None:
     labels = {name: {label for _, label in files} - {-1} for name, files in found.files.items()}
-    names = found.class_names or tuple(map(str, range(found.num_classes)))
+    names = found.class_names or {label: str(label) for known in labels.values() for label in known}
     first = labels[source[0].name]
     for domain in (*source, target):
         if labels[domain.name] and (differ := labels[domain.name] ^ first):

@@ -18,10 +18,9 @@ from supercm_lightning.data.stores import (
     DatasetStore,
     Rows,
     Store,
-    UnreadableImage,
     check_bad_image_policy,
     file_stores,
-    image_shape,
+    sampled_shapes,
 )
 from supercm_lightning.data.strong_augment import StrongAugmentation
 from supercm_lightning.data.whitening import ZCA, global_contrast_normalize
@@ -150,7 +149,7 @@ class SemiSupervisedDataModule(ViewDataModule):
             self.class_names = self._folder.class_names
             self.num_classes = len(self.class_names)
             # A set with colours may well begin with a grey image.
-            shapes = self._sampled_shapes([file for file, _ in self._folder.labeled])
+            shapes = sampled_shapes([file for file, _ in self._folder.labeled], image_size, on_bad_image)
             self.input_shape = (max(channels for channels, _, _ in shapes), *shapes[0][1:])
             # Where a few images were labelled by hand, none is taken away from training unasked.
             self._customs = (0.1 if self._folder.fully_labeled else 0, 0)
@@ -226,19 +225,6 @@ class SemiSupervisedDataModule(ViewDataModule):
         if not spec.num_test:
             stores["test"] = spec.store(name, self.root, "test", download=False)
         return stores
-
-    def _sampled_shapes(self, files: list[Path]) -> list[tuple[int, int, int]]:
-        """Shapes of about a hundred of the files."""
-        shapes = []
-        for file in files[:: max(1, len(files) // 100)]:
-            try:
-                shapes.append(image_shape(file, self.image_size))
-            except UnreadableImage:
-                if self.on_bad_image == "error":
-                    raise
-        if not shapes:
-            raise ValueError(f"dataset=folder: none of the images tried under {self.root} can be read.")
-        return shapes
 
     def _read_folder(self) -> dict[str, Store]:
         folder = self._folder

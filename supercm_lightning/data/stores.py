@@ -273,6 +273,27 @@ def image_shape(file: Path | str, image_size: int | None) -> tuple[int, int, int
     return (channels, image_size, image_size) if image_size else (channels, height, width)
 
 
+def sampled_shapes(
+    files: Sequence[Path], image_size: int | None, on_bad_image: BadImage = "error"
+) -> list[tuple[int, int, int]]:
+    """Shapes of about a hundred of the files, as in `image_shape`.
+
+    Raises:
+        UnreadableImage: If one cannot be read and `on_bad_image` is `error`.
+        ValueError: If none can be read.
+    """
+    shapes, tried = [], files[:: max(1, len(files) // 100)]
+    for file in tried:
+        try:
+            shapes.append(image_shape(file, image_size))
+        except UnreadableImage:
+            if on_bad_image == "error":
+                raise
+    if not shapes:
+        raise ValueError(f"none of the {len(tried)} images that were tried can be read, {files[0]} among them.")
+    return shapes
+
+
 class UnreadableImage(ValueError):
     """A file that cannot be read as an image."""
 

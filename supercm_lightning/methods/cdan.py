@@ -4,7 +4,9 @@ from typing import Any
 
 from torch import Tensor
 
+from supercm_lightning.distributed import rows_of_all_ranks, rows_of_all_ranks_with_gradient
 from supercm_lightning.losses import certainty_weight
+from supercm_lightning.methods.base import Step
 from supercm_lightning.methods.dann import DANN
 from supercm_lightning.nn import MultilinearMap
 
@@ -15,7 +17,8 @@ class CDAN(DANN):
     Long et al., "Conditional Adversarial Domain Adaptation", NeurIPS 2018. No gradient reaches the probabilities.
 
     Args:
-        cdan_entropy: Weight each row by 1 + exp(−entropy) of its prediction, relative to its domain (CDAN+E).
+        cdan_entropy: Weight each row by 1 + exp(−entropy) of its prediction, relative to its domain in the whole
+            batch, of all processes together (CDAN+E).
         cdan_random_features: Width of a random sketch of the product, for many classes or wide features (the paper:
             1024); None: the product itself, d · K wide.
         **kwargs: Options of `DANN`: `dann_weight` and `dann_hidden_features`; and of `Method`.
@@ -42,6 +45,13 @@ class CDAN(DANN):
         """The product of features and class probabilities."""
         return self.multilinear_map(features, logits.detach().float().softmax(dim=1).to(features.dtype))
 
+    def domain_logits(self, step: Step) -> tuple[Tensor, Tensor]:
+        """With weights, the logits of all processes' rows: the weights count relative to each other."""
+        source, target = super().domain_logits(step)
+        if not self.cdan_entropy:
+            return source, target
+        return rows_of_all_ranks_with_gradient(source), rows_of_all_ranks_with_gradient(target)
+
     def row_weights(self, logits: Tensor) -> Tensor | None:
-        """Certain rows weigh more, if asked for."""
-        return certainty_weight(logits) if self.cdan_entropy else None
+        """Certain rows weigh more, if asked for; weights of all processes' rows."""
+        return rows_of_all_ranks(certainty_weight(logits)) if self.cdan_entropy else None

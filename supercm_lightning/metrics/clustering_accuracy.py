@@ -6,6 +6,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.clustering import AdjustedRandScore, NormalizedMutualInfoScore
 
 
 class ClusteringAccuracy(Metric):
@@ -70,3 +71,12 @@ class ClusteringAccuracy(Metric):
         pairs = linear_sum_assignment(self.confusion.cpu().numpy(), maximize=True)
         cluster, name = (torch.from_numpy(numbers).to(self.confusion.device) for numbers in pairs)
         return cluster, name
+
+
+def clustering_scores(num_clusters: int) -> dict[str, Metric]:
+    """The metrics of a clustering by name: `acc`, `nmi` (arithmetic mean of the entropies) and `ari`."""
+    return {
+        "acc": ClusteringAccuracy(num_clusters),
+        "nmi": NormalizedMutualInfoScore("arithmetic"),
+        "ari": AdjustedRandScore(),
+    }

@@ -57,6 +57,17 @@ def test_counts_are_those_of_a_dictionary_at_every_step(window: int, batch_size:
     assert {row: label for row, label in enumerate(tracker.bank.tolist()) if label >= 0} == restated.last
 
 
+def test_classes_in_use_are_those_of_the_latest_predictions() -> None:
+    tracker = ClassTransitionTracker(6, 4, 3)
+    assert tracker.classes_used == 0
+    tracker.update(torch.tensor([0, 1]), torch.tensor([2, 2]))
+    assert tracker.classes_used == 0.25
+    tracker.update(torch.tensor([1, 5]), torch.tensor([0, 3]))
+    assert tracker.classes_used == 0.75
+    tracker.update(torch.tensor([0]), torch.tensor([3]))
+    assert tracker.classes_used == 0.5
+
+
 def counts_of_this_process() -> list[Any]:
     """Matrices after every batch of which this process gives every second row."""
     rank, tracker, found = torch.distributed.get_rank(), ClassTransitionTracker(30, 4, 5, 12), []

@@ -1,7 +1,10 @@
 """ASD: what it labels and when, that it is the same resumed or shared, and that it never reads a label."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -67,6 +70,12 @@ def save_blobs(**kwargs: Any) -> None:
     np.savez("blobs.npz", features=features.numpy(), labels=labels.numpy())
 
 
+def decisions(model: Any) -> dict[str, Tensor]:
+    """What the adaptor decided so far."""
+    kept = {name: getattr(model.drawn, name).clone() for name in ("rows", "labels", "unused", "last_label")}
+    return kept | {"cluster_of": model.clusters.cluster_of.clone()}
+
+
 class Watch(Callback):
     """Writes down every step."""
 
@@ -75,10 +84,9 @@ class Watch(Callback):
 
     def on_train_forward(self, trainer: Trainer, pl_module: Any, step: Step) -> None:
         with torch.no_grad():
-            logits = pl_module.instance_head(step.labeled_features[: len(pl_module.rows)])
+            logits = pl_module.instance_head(step.labeled_features[: len(pl_module.drawn)])
         self.steps.append(
-            {name: getattr(pl_module, name).clone() for name in ("rows", "labels", "cluster_of", "unused")}
-            | {"y": step.y, "x": step.x, "predicted": logits.argmax(1), "index": step.index}
+            decisions(pl_module) | {"y": step.y, "x": step.x, "predicted": logits.argmax(1), "index": step.index}
         )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
@@ -208,12 +216,12 @@ def test_resumed_run_is_bit_identical(kind: type[Method], cost: str) -> None:
     for number in (7, 14):
         resumed, later = fit(Path(f"saved/step={number}.ckpt"))
         for mine, theirs in zip(later.steps, steps.steps[number:], strict=True):
-            for name in ("rows", "labels", "cluster_of", "unused", "y", "x", "index"):
+            for name in ("rows", "labels", "cluster_of", "unused", "last_label", "y", "x", "index"):
                 assert torch.equal(mine[name], theirs[name]), f"{name} differs after step {number}"
         expected = whole.state_dict()
         for name, value in resumed.state_dict().items():
             assert torch.equal(value, expected[name]), f"{name} differs after resuming at step {number}"
-    assert {"tracker.bank", "tracker.counts", "tracker.events", "drawn_label", "cluster_of", "rows"} <= set(expected)
+    assert {"tracker.bank", "tracker.counts", "tracker.events", "drawn.last_label", "drawn.rows"} <= set(expected)
 
 
 def test_a_checkpoint_loads_without_the_data() -> None:
@@ -371,55 +379,64 @@ def test_backbone_weights_come_from_a_checkpoint_or_a_state_dict() -> None:
         ]
         assert max(moved) < 0.01  # one step of Adam at lr 0.001 away
     torch.save({"weight": torch.zeros(1)}, "other.pt")
-    with pytest.raises(ValueError, match=r"asd_backbone_checkpoint=other\.pt"):
+    with pytest.raises(ValueError, match=r"other\.pt: the weights do not fit the backbone"):
         trainer(1).fit(model_of(asd_backbone_checkpoint="other.pt"), datamodule=digits())
 
 
 # ------------------------------------------------------------------------------------------------------ processes
-class Dump(Callback):
-    """Writes down what each rank decided."""
+class Decisions(Callback):
+    """Keeps what the adaptor decided at every step."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, Tensor]] = []
 
     def on_train_forward(self, trainer: Trainer, pl_module: Any, step: Step) -> None:
-        kept = {n: getattr(pl_module, n).clone() for n in ("rows", "labels", "cluster_of", "unused")}
-        kept |= {"matrix": pl_module.tracker.matrix.clone(), "bank": pl_module.tracker.bank.clone(), "y": step.y}
-        torch.save(kept, f"step_{trainer.world_size}_{trainer.global_rank}_{pl_module._step_number}.pt")
+        tracked = {name: getattr(pl_module.tracker, name).clone() for name in ("matrix", "bank")}
+        self.steps.append(decisions(pl_module) | tracked | {"y": step.y})
 
 
-def fit_blobs(devices: int, batch: int) -> Any:
+def whole_run(kind: type[Method], folder: Path, batch: int, **kwargs: Any) -> Any:
+    """Decisions of 20 steps, and all that a checkpoint would hold."""
     seed_everything(0)
     data = ClusteringDataModule(
-        "features", "blobs.npz", unlabeled_batch_size=batch, steps_per_epoch=10, noise=0.0, strong_noise=0.0
+        "features", folder / "blobs.npz", unlabeled_batch_size=batch, steps_per_epoch=10, noise=0.0, strong_noise=0.0
     )
-    model = ASDFixMatch(
-        num_classes=4,
-        input_shape=(8,),
-        backbone="identity",
-        optimizer="sgd",
-        lr=0.1,
-        fixmatch_threshold=0.5,
-        **QUICK | {"asd_warmup": 0.3},
-    )
-    run = Trainer(
-        max_epochs=2, accelerator="cpu", devices=devices, strategy="ddp_spawn" if devices > 1 else "auto",
-        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        num_sanity_val_steps=0, callbacks=[Dump()],
+    options: dict[str, Any] = {"freematch_decay": 0.9} if issubclass(kind, FreeMatch) else {"fixmatch_threshold": 0.5}
+    model = kind(
+        num_classes=4, input_shape=(8,), backbone="identity", optimizer="sgd", lr=0.1,
+        **QUICK | {"asd_warmup": 0.3} | options,
     )  # fmt: skip
-    run.fit(model, datamodule=data)
-    return model
+    kept = Decisions()
+    trainer(20, kept, max_epochs=2, **kwargs).fit(model, datamodule=data)
+    return kept.steps, {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def test_two_processes_decide_what_one_does() -> None:
+def whole_run_of_two(kind: type[Method], folder: Path) -> Any:
+    """The same in a process of the pool, with half of the rows."""
+    # How a launcher such as torchrun tells Lightning that the processes are there.
+    with mock.patch.dict(os.environ, {"LOCAL_RANK": str(torch.distributed.get_rank())}):
+        return whole_run(kind, folder, batch=30, devices=2, strategy="ddp")
+
+
+@pytest.mark.parametrize("kind", [ASDFixMatch, ASDFreeMatch])
+def test_two_processes_decide_what_one_does(
+    kind: type[Method], tmp_path: Path, two_processes: Callable[..., list[Any]]
+) -> None:
     save_blobs(noise=1.5)
-    alone, together = fit_blobs(1, 60), fit_blobs(2, 30)
-    for number in range(20):
-        one, first, second = (torch.load(f"step_{name}_{number}.pt") for name in ("1_0", "2_0", "2_1"))
-        for name, value in one.items():
-            assert torch.equal(first[name], second[name]), f"{name}: the ranks differ at step {number}"
-            assert torch.equal(value, first[name]), f"{name}: one process differs from two at step {number}"
+    alone, weights = whole_run(kind, tmp_path, 60)
+    ranks = two_processes(whole_run_of_two, kind, tmp_path)
+    for number, one in enumerate(alone):
+        for steps, _ in ranks:
+            for name, value in one.items():
+                assert torch.equal(steps[number][name], value), f"{name} of a rank differs at step {number}"
+    assert len(alone) == 20
     assert bool((one["cluster_of"] >= 0).all())
     assert one["matrix"].sum() > 0
-    for (name, mine), theirs in zip(alone.state_dict().items(), together.state_dict().values(), strict=True):
-        torch.testing.assert_close(theirs, mine, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+    for _, together in ranks:
+        for name, value in weights.items():
+            torch.testing.assert_close(
+                together[name], value, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+            )
 
 
 # ---------------------------------------------------------------------------------------------------------- results

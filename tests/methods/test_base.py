@@ -277,3 +277,37 @@ class _LossLog(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *args: Any) -> None:
         self.losses.append(float(outputs["loss"]))
+
+
+class GivesNoDictionary(Method):
+    """Forgets that terms have names."""
+
+    def losses(self, step: Step) -> Any:
+        return super().losses(step)["ce"]
+
+
+class GivesRows(Method):
+    """Forgets the mean."""
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        return super().losses(step) | {"mine": step.features.square().mean(dim=1)}
+
+
+class GivesNumber(Method):
+    """A term that learns nothing."""
+
+    def losses(self, step: Step) -> dict[str, Any]:
+        return super().losses(step) | {"mine": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (GivesNoDictionary, r"GivesNoDictionary\.losses must return a dictionary"),
+        (GivesRows, r"'mine' must be a tensor without dimensions.* Tensor of shape \(100,\)"),
+        (GivesNumber, "'mine' must be a tensor without dimensions.* float"),
+    ],
+)
+def test_terms_of_a_wrong_kind_are_named(kind: type[Method], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        fit(digits_model(kind), steps=1)

@@ -5,7 +5,15 @@ from typing import Any
 import pytest
 from lightning.pytorch import Trainer, seed_everything
 
-from supercm_lightning import Method, SemiSupervisedDataModule, SuperCMFreeMatch, SuperCMMeanTeacher, SuperCMVAT
+from supercm_lightning import (
+    ASDFreeMatch,
+    Method,
+    SemiSupervisedDataModule,
+    SuperCMDANN,
+    SuperCMFreeMatch,
+    SuperCMMeanTeacher,
+    SuperCMVAT,
+)
 
 
 def terms_after_three_steps(kind: type[Method], precision: Any, compile_backbone: bool) -> dict[str, float]:
@@ -26,10 +34,18 @@ def terms_after_three_steps(kind: type[Method], precision: Any, compile_backbone
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # the compiler warns of its own parts
 @pytest.mark.parametrize(
-    ("kind", "precision"), [(SuperCMVAT, "32-true"), (SuperCMMeanTeacher, "bf16-mixed"), (SuperCMFreeMatch, "32-true")]
+    ("kind", "precision"),
+    [
+        (SuperCMVAT, "32-true"),
+        (SuperCMMeanTeacher, "bf16-mixed"),
+        (SuperCMFreeMatch, "32-true"),
+        (SuperCMDANN, "32-true"),
+        (ASDFreeMatch, "bf16-mixed"),
+    ],
 )
 def test_compiled_backbone_trains_as_the_plain_one(kind: type[Method], precision: str) -> None:
     plain = terms_after_three_steps(kind, precision, compile_backbone=False)
     compiled = terms_after_three_steps(kind, precision, compile_backbone=True)
-    for name in ("train/ce", "train/cm", "train/loss"):
+    assert compiled.keys() == plain.keys()
+    for name in plain.keys() & {"train/ce", "train/cm", "train/instance", "train/loss"}:
         assert compiled[name] == pytest.approx(plain[name], rel=0.05), name

@@ -16,10 +16,11 @@ SOURCE, TARGET = (
 LABELS = torch.arange(8) % 4
 
 
-def terms_and_gradients(kind: type[Method], rank: int, world: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+def terms_and_gradients(
+    kind: type[Method], options: dict[str, Any], rank: int, world: int
+) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Terms and gradients of a step of which this process has every `world`-th row; without batch norm."""
     torch.manual_seed(0)
-    options = {"cdan_entropy": False, "dann_hidden_features": 5} if issubclass(kind, CDAN) else {}
     model = kind(num_classes=4, input_shape=(6,), backbone="identity", **options)
     for part in model.modules():
         if isinstance(part, torch.nn.BatchNorm1d):
@@ -40,17 +41,26 @@ def terms_and_gradients(kind: type[Method], rank: int, world: int) -> tuple[dict
     return {name: float(term.detach()) for name, term in terms.items()}, gradients
 
 
-def of_this_process(kind: type[Method]) -> tuple[dict[str, float], dict[str, Tensor]]:
+def of_this_process(kind: type[Method], options: dict[str, Any]) -> tuple[dict[str, float], dict[str, Tensor]]:
     """As `terms_and_gradients`, in a process of the pool."""
-    return terms_and_gradients(kind, distributed.get_rank(), distributed.get_world_size())
+    return terms_and_gradients(kind, options, distributed.get_rank(), distributed.get_world_size())
 
 
-@pytest.mark.parametrize("kind", [MCC, BNM, CDAN, SuperCMMCC, SuperCMBNM, SuperCMCDAN], ids=lambda kind: kind.__name__)
+SMALL = {"dann_hidden_features": 5}
+CASES: list[tuple[type[Method], dict[str, Any]]] = [
+    *((MCC, {}), (BNM, {}), (BNM, {"bnm_fast": True}), (CDAN, SMALL), (CDAN, SMALL | {"cdan_entropy": True})),
+    *((SuperCMMCC, {}), (SuperCMBNM, {}), (SuperCMCDAN, SMALL)),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), CASES, ids=["-".join((kind.__name__, *options)) for kind, options in CASES]
+)
 def test_gradients_of_two_processes_are_those_of_one(
-    kind: type[Method], two_processes: Callable[..., list[Any]]
+    kind: type[Method], options: dict[str, Any], two_processes: Callable[..., list[Any]]
 ) -> None:
-    terms, gradients = terms_and_gradients(kind, 0, 1)
-    ranks = two_processes(of_this_process, kind)
+    terms, gradients = terms_and_gradients(kind, options, 0, 1)
+    ranks = two_processes(of_this_process, kind, options)
     for name, value in terms.items():
         mean = sum(own[name] for own, _ in ranks) / len(ranks)
         assert mean == pytest.approx(value, rel=1e-5), name

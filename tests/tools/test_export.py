@@ -75,6 +75,15 @@ def test_a_card_beside_the_checkpoint_says_what_it_is() -> None:
         assert line in card
 
 
+def test_a_later_test_leaves_the_card_of_the_training_alone() -> None:
+    _, checkpoint = train_on_photographs()
+    card = checkpoint.parent / "card.md"
+    before = card.read_text()
+    run(["test", "--config", "lightning_logs/version_0/config.yaml", "--ckpt_path", str(checkpoint),
+         "--data.num_test", "6"])  # fmt: skip
+    assert card.read_text() == before
+
+
 def test_statistics_of_standardised_features_go_with_the_checkpoint() -> None:
     features = np.random.default_rng(0).normal(3, 2, size=(40, 4)).astype("f4")
     np.savez("a.npz", features=features, labels=np.arange(40) % 2)
