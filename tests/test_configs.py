@@ -17,7 +17,8 @@ from supercm_lightning.data import DATASETS, DOMAIN_SETS
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 FRAGMENTS = sorted((CONFIGS / "trainer").glob("*.yaml"))
-FILES = sorted(set(CONFIGS.rglob("*.yaml")) - set(FRAGMENTS))
+TABLES = set((CONFIGS / "bench").rglob("*.yaml"))  # tests/tools/test_bench.py
+FILES = sorted(set(CONFIGS.rglob("*.yaml")) - set(FRAGMENTS) - TABLES)
 NAMES = [str(file.relative_to(CONFIGS)) for file in FILES]
 # Across data sets the configs of a method are alike: the small nets, one data set of the others with every method, and
 # one method on every set of domains show the rest.

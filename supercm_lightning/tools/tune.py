@@ -4,18 +4,17 @@ import ast
 import csv
 import math
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, Literal
 
-from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 
 from supercm_lightning.cli import run
+from supercm_lightning.tools.arguments import parse
 
 if TYPE_CHECKING:
     import optuna
@@ -284,10 +283,4 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: Arguments without the program's name; None: those of the process.
     """
-    given = sys.argv[1:] if args is None else args
-    # An option given several times adds to its list, which jsonargparse spells with a plus sign.
-    repeated = re.compile(r"--(config|search|fixed|vary)(?==|$)")
-    parser = ArgumentParser()  # auto_cli would keep the name --config for itself
-    parser.add_function_arguments(tune)
-    options = parser.parse_args([repeated.sub(r"--\1+", argument) for argument in given])
-    tune(**parser.instantiate_classes(options))
+    tune(**parse(tune, args, several=("config", "search", "fixed", "vary")))

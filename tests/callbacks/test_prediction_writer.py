@@ -52,6 +52,21 @@ def test_rows_are_named_by_their_files(short, tmp_path):
     assert [row["file"] for row in rows] == [f"scans/{number:04d}, left.png" for number in range(450)]
 
 
+def test_the_test_writes_its_labels_beside(short, tmp_path):
+    model, data = short.make_model(), short.make_data(eval_batch_size=64)
+    data.class_names = tuple("abcdefghij")
+    trainer = short.make_trainer([PredictionWriter()])
+    (metrics,) = trainer.test(model, datamodule=data)
+    rows = read(tmp_path / "test_predictions.csv")
+    assert list(rows[0]) == ["index", "label", "class", "confidence"]
+    assert [int(row["index"]) for row in rows] == list(range(450))
+    assert [row["label"] for row in rows] == [data.class_names[y] for y in data.rows["test"].labels]
+    right = sum(row["label"] == row["class"] for row in rows)
+    assert right / 450 == pytest.approx(metrics["test/acc"])
+    trainer.predict(model, datamodule=data)
+    assert [{k: row[k] for k in row if k != "label"} for row in rows] == read(tmp_path / "predictions.csv")
+
+
 def test_a_shuffled_loader_of_the_user_without_class_names(short, tmp_path):
     x = torch.randn(10, 1, 8, 8)
     rows = TensorDataset(x, torch.full((10,), -1), torch.arange(10))

@@ -1,0 +1,37 @@
+"""How the commands beside `supercm` read their arguments."""
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+
+def parse(
+    function: Callable[..., Any],
+    given: Sequence[str] | None,
+    several: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    positional: bool = False,
+    prog: str | None = None,
+) -> dict[str, Any]:
+    """Reads the arguments of a function.
+
+    Args:
+        function: The function.
+        given: Arguments without the program's name; None: those of the process.
+        several: Options that add to a list each time they are given.
+        skip: Arguments of the function that the command line has no option for.
+        positional: Whether what has no default is given without its name.
+        prog: Name of the program in its help.
+    """
+    parser = ArgumentParser(prog=prog)  # auto_cli would keep the name --config for itself
+    parser.add_function_arguments(function, as_positional=positional, skip=set(skip))
+    # jsonargparse spells that with a plus sign.
+    repeated = re.compile(rf"--({'|'.join(several)})(?==|$)")
+    arguments = [
+        repeated.sub(r"--\1+", argument) if several else argument
+        for argument in (sys.argv[1:] if given is None else given)
+    ]
+    return vars(parser.instantiate_classes(parser.parse_args(arguments)))

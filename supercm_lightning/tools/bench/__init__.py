@@ -1,0 +1,103 @@
+"""The command `supercm-bench`: methods by data by seeds, and the report of a run."""
+
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from supercm_lightning.tools.arguments import parse
+from supercm_lightning.tools.bench.grid import Cell, Column, Grid, Row
+from supercm_lightning.tools.bench.report import report
+from supercm_lightning.tools.bench.schedule import run_cells, write_array
+from supercm_lightning.tools.bench.tables import Results
+
+__all__ = ["Cell", "Column", "Grid", "Results", "Row", "bench", "report"]
+
+
+def bench(
+    grid: Path,
+    root: Path = Path("data"),
+    output: Path | None = None,
+    only: list[str] | None = None,
+    columns: list[str] | None = None,
+    seeds: int | None = None,
+    jobs: int | None = None,
+    slurm: int | None = None,
+    dry_run: bool = False,
+    more: tuple[str, ...] = (),
+) -> bool:
+    """Runs a table of methods by data by seeds, and writes what came out.
+
+    Every cell is a `supercm fit` in a process of its own, with the same command line as by hand. Finished cells are not
+    run again, stopped ones go on where they were, failed ones are reported at the end. Into `output` go `results.csv`
+    (one line for each run), `results.md` (mean and standard deviation, paired differences with their t-test) and
+    pictures.
+
+    Args:
+        grid: YAML file of the table; those of the papers are in `configs/bench`.
+        root: Folder of the data.
+        output: Folder of runs and results; None: `runs/<name of the file>`.
+        only: Rows to run now; may be given several times. None: all.
+        columns: Columns to run now, likewise.
+        seeds: Number of seeds; None: as the file says.
+        jobs: Runs at a time; None: one on each GPU, or one.
+        slurm: Instead of running, write a SLURM array that runs this many cells at a time.
+        dry_run: Print the commands of the cells that are not finished, and do nothing.
+        more: Options of all cells; on the command line those behind `--`.
+
+    Returns:
+        Whether no cell failed.
+
+    Raises:
+        ValueError: If the file, a name or a number makes no sense.
+    """
+    for name, number in (("seeds", seeds), ("jobs", jobs), ("slurm", slurm)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name}={number}: must be at least 1.")
+    spec = Grid.read(grid)
+    spec = replace(spec, seeds=seeds or spec.seeds)
+    for name, chosen, known in (("only", only, spec.rows), ("columns", columns, spec.columns)):
+        if unknown := set(chosen or ()) - set(known):
+            raise ValueError(f"{name}: {grid} has no {', '.join(sorted(unknown))}; there are {', '.join(known)}.")
+    output = output or Path("runs", grid.stem)
+    cells = list(spec.cells(output, root, more))
+    asked = [cell for cell in cells if cell.row in (only or spec.rows) and cell.column in (columns or spec.columns)]
+    metric = next(iter(spec.metrics))
+    if dry_run:
+        for cell in asked:
+            if cell.summary(metric) is None:
+                print(shlex.join(["supercm", *cell.command]))
+        return True
+    failed: dict[str, str] = {}
+    try:
+        if slurm is None:
+            failed = run_cells(asked, metric, jobs)
+        elif script := write_array(asked, metric, output, slurm):
+            print(f"Now: sbatch {script}. Give this command again to collect the results.")
+    finally:
+        results = Results(spec, cells)  # of rows that were not asked for now, too
+        results.write(output)
+        print(f"{len(results.done)} of {len(cells)} cells: {output / 'results.md'}")
+    for name, end in failed.items():
+        print(f"\nFailed: {name}\n{end}", file=sys.stderr)
+    return not failed
+
+
+def main(args: list[str] | None = None) -> None:
+    """The console script: `supercm-bench FILE`, or `supercm-bench report RUN`.
+
+    Args:
+        args: Arguments without the program's name; None: those of the process.
+    """
+    given = sys.argv[1:] if args is None else args
+    if given[:1] == ["report"]:
+        print(report(**parse(report, given[1:], positional=True, prog="supercm-bench report")))
+        return
+    end = given.index("--") if "--" in given else len(given)
+    options = parse(bench, given[:end], several=("only", "columns"), skip=("more",), positional=True)
+    try:
+        good = bench(**options, more=tuple(given[end + 1 :]))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    if not good:
+        sys.exit(1)
