@@ -50,7 +50,7 @@ OTHERS = {".", "bash", "cd", "git", "ls", "mkdir", "mkdocs", "pip", "pytest", "p
 LONG = {"supercm-tune", "supercm-bench"}
 SHORT = """--data.steps_per_epoch=2 --trainer.max_epochs=1 --trainer.limit_val_batches=1 --trainer.limit_test_batches=1
     --trainer.limit_predict_batches=1 --trainer.check_val_every_n_epoch=1 --trainer.accelerator=cpu
-    --trainer.enable_progress_bar=false --trainer.enable_model_summary=false"""
+    --trainer.enable_progress_bar=false --trainer.enable_model_summary=false --trainer.default_root_dir=."""
 
 
 def name_of(page: Path) -> str:
@@ -230,7 +230,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the run of the quick start, two steps of it, and images as a user may have them."""
     folder = tmp_path_factory.mktemp("finished")
     config = ["fit", "--config", str(ROOT / "configs" / "quickstart.yaml"), "--trainer.callbacks=null"]
-    run([*config, f"--trainer.default_root_dir={folder}", *SHORT.split()])
+    run([*config, *SHORT.split(), f"--trainer.default_root_dir={folder}"])
     (folder / "run").symlink_to(folder / "lightning_logs" / "version_0")
     write_images(folder / "my_images" / "labeled", ("cat", "dog", "owl"), 4)
     write_images(folder / "my_images" / "test", ("cat", "dog", "owl"), 4)
