@@ -15,7 +15,6 @@ from statistics import median
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
 
 RUNS = {
     name: (name.partition("+")[0], *(f"--trainer.callbacks+={callback}" for callback in name.split("+")[1:]))
@@ -27,15 +26,6 @@ RUNS = {
 """Method and further options of each run."""
 STEPS = 200
 """Steps per epoch, with a validation and a checkpoint at the end of each."""
-
-
-class Pixels(nn.Sequential):
-    """A network so small that what surrounds it is most of a step."""
-
-    num_features = 16
-
-    def __init__(self) -> None:
-        super().__init__(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU())
 
 
 class Watch(Callback):
@@ -61,7 +51,6 @@ def endure(name: str, steps: int, folder: Path) -> list[tuple[float, int, float]
     from supercm_lightning.cli import run
 
     method, *options = RUNS[name]
-    model = ["--model", method, "--model.backbone", "benchmarks.endurance.Pixels"]
     sizes = ["--data.unlabeled_batch_size", "10", "--data.steps_per_epoch", str(STEPS)]
     if method.startswith("ASD"):
         data = ["--data", "ClusteringDataModule", *sizes]
@@ -78,7 +67,7 @@ def endure(name: str, steps: int, folder: Path) -> list[tuple[float, int, float]
     length = ["--trainer.max_epochs", str(steps // STEPS), "--trainer.accelerator", "cpu"]
     quiet = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
     watch = ["--trainer.callbacks+=benchmarks.endurance.Watch", "--trainer.default_root_dir", str(folder / name)]
-    run(["fit", *model, *data, *length, *quiet, *options, *watch])
+    run(["fit", "--model", method, *data, *length, *quiet, *options, *watch])
     # The parser's instance of this module: its rows, if this file runs as a script, are not those of `__main__`.
     from benchmarks.endurance import Watch as Watched
 
