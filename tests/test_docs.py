@@ -24,6 +24,7 @@ import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -109,6 +110,7 @@ def commands(page: Path) -> Iterator[Command]:
                     words.append(word)
                 continue
             words = words[1:] if words[:1] == ["do"] else words
+            words = [*dropwhile(re.compile(r"[A-Z_]+=").match, words)]  # what it sets for the environment
             if words and words[0] not in ("for", "done"):
                 yield Command(page, tuple(words), comment.partition("needs: ")[2])
             words, redirected = [], word == ">"
@@ -210,6 +212,8 @@ def test_command_parses(command: Command, monkeypatch: pytest.MonkeyPatch, parse
         options = arguments_of_benchmark(ROOT / command.words[1], command.words[2:], monkeypatch)
         with pytest.raises(Parsed):
             call("supercm", ["fit", "--config", "configs/quickstart.yaml", *options])
+    elif name == "python" and command.words[1] == "-c":
+        compile(command.words[2], str(command), "exec")
     else:
         written = name == "python" and command.words[1] in files_of(command.page)
         assert written or {name, command.words[0]} & OTHERS, "a program that nobody knows"
