@@ -228,7 +228,7 @@ RUNS = [
 
 @pytest.mark.parametrize("kind", RUNS, ids=lambda kind: kind.__name__)
 def test_a_run_of_two_processes_is_that_of_one(kind: type[Method], two_processes: Callable[..., list[Any]]) -> None:
-    counted = type(kind.__name__, (DrawnTwice, kind), {}) if issubclass(kind, ASD) else kind
+    counted = type(f"Counted{kind.__name__}", (DrawnTwice, kind), {}) if issubclass(kind, ASD) else kind
     alone = weights_of_a_run(counted, batch=8)
     ranks = two_processes(weights_of_a_run_of_two, kind)
     off = {name: max(relative_difference(rank[name], value) for rank in ranks) for name, value in alone.items()}
