@@ -613,7 +613,7 @@ def ladder(
     backbone: str = "wrn_28_2",
     workers: int = 4,
 ) -> list[tuple[str, ...]]:
-    """Rows of the GPU table for one method, the published style first.
+    """Rows of the GPU table for one method, the published style first; prints each when it is found.
 
     Args:
         kind: SuperCM or FixMatch.
@@ -655,6 +655,7 @@ def ladder(
         except RuntimeError as error:
             found = (f"does not hold: {str(error).splitlines()[0]}", "", "", "", "")
         rows.append((kind.__name__, size, name, *found))
+        Console().print(*rows[-1], sep=" | ")
     return rows
 
 

@@ -1,6 +1,7 @@
 """Augmentation of whole batches on their device, with every random number drawn per sample."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -24,9 +25,15 @@ class Normalization:
         """Normalises images (n, C, H, W)."""
         if images.dtype != torch.uint8:
             return images.float()
-        std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1)
-        mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1)
-        return images.float().mul_(1 / (255 * std)).sub_(mean / std)
+        factor, offset = _linear_map(self.mean, self.std, images.device)
+        return images.float().mul_(factor).sub_(offset)
+
+
+@lru_cache(maxsize=16)
+def _linear_map(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Factor and offset per channel, (1, C, 1, 1), brought to a device once: a GPU must be waited for meanwhile."""
+    scale, centre = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (std, mean))
+    return 1 / (255 * scale), centre / scale
 
 
 def check_weak_options(

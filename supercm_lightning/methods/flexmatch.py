@@ -54,7 +54,9 @@ class FlexMatch(FixMatch):
 
     def thresholds(self, step: Step) -> Tensor:
         """τ · β / (2 - β) of each row's predicted class, (U,)."""
-        count = torch.bincount(self.selected_label + 1, minlength=self.num_classes + 1)
+        # Not bincount, for which the host waits on an accelerator.
+        seen = self.selected_label + 1
+        count = seen.new_zeros(self.num_classes + 1).scatter_add_(0, seen, torch.ones_like(seen))
         status = count[1:] / count.max().clamp_min(1)
         return self.fixmatch_threshold * (status / (2 - status))[step.unlabeled_logits[0].argmax(dim=1)]
 

@@ -101,6 +101,26 @@ def test_combination_sums_terms_of_all_bases_and_takes_longest_views() -> None:
     assert logged["train/loss"] == pytest.approx(logged["train/ce"] + 3)
 
 
+def test_terms_are_logged_at_steps_that_are_written_and_at_the_end_of_an_epoch() -> None:
+    class Counting(OneView):
+        def losses(self, step: Step) -> dict[str, Tensor]:
+            return super().losses(step) | {"step": step.features.new_tensor(self.trainer.global_step + 1.0)}
+
+    class Seen(Callback):
+        steps: list[float | None] = []  # noqa: RUF012
+
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            value = trainer.callback_metrics.get("train/step")
+            self.steps.append(None if value is None else float(value))
+
+    trainer = Trainer(
+        max_steps=9, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, limit_val_batches=0, log_every_n_steps=3, callbacks=[seen := Seen()],
+    )  # fmt: skip
+    trainer.fit(digits_model(Counting), datamodule=SemiSupervisedDataModule(num_labeled=20, steps_per_epoch=5))
+    assert seen.steps == [None, None, 3, 3, 5, 6, 6, 6, 9]
+
+
 def test_supervised_ignores_the_unlabelled_rows_unless_asked() -> None:
     assert Supervised(**SHAPE, backbone="mlp").views == ()
     assert Supervised(**SHAPE, backbone="mlp", use_unlabeled=True).views == ("weak",)
