@@ -31,6 +31,24 @@ def rows_of_all_ranks(rows: Tensor) -> Tensor:
     return torch.cat(gathered)
 
 
+def dealt_to_this_rank() -> slice:
+    """The rows of this process where rows are dealt out one by one: from its rank on, in steps of the world size."""
+    if world_size() == 1:
+        return slice(None)
+    return slice(distributed.get_rank(), None, world_size())
+
+
+def dealt_rows_of_all_ranks(rows: Tensor, total: int) -> Tensor:
+    """The rows that were dealt out, (total, …), in their order, without gradient; `rows` are those of this process."""
+    rows = rows.detach()
+    if world_size() == 1:
+        return rows
+    whole = rows.new_zeros(total, *rows.shape[1:])
+    whole[dealt_to_this_rank()] = rows
+    distributed.all_reduce(whole)
+    return whole
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:

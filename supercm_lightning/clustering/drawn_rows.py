@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from supercm_lightning.clustering.alignment import align_labels
 from supercm_lightning.clustering.sampling import prototype_sample, random_sample
-from supercm_lightning.distributed import from_rank_zero, mean_over_ranks
+from supercm_lightning.distributed import dealt_rows_of_all_ranks, dealt_to_this_rank, from_rank_zero
 from supercm_lightning.nn import resize_buffers
 
 
 class DrawnRows(nn.Module):
     """The n_l rows that are labelled at present, and the instance label of each; all in buffers.
 
-    In a distributed run drawing and aligning are collective calls, and all processes hold the same rows and labels.
+    In a distributed run drawing and aligning are collective calls, and all processes know the same rows and labels. The
+    rows are dealt out: each is forwarded in one process only.
 
     Args:
         num_rows: Number of rows n to draw from.
@@ -52,6 +53,12 @@ class DrawnRows(nn.Module):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def share(self) -> tuple[Tensor, Tensor]:
+        """Rows and labels of this process's share, (m,) int64 each; all n_l in a run of one process."""
+        mine = dealt_to_this_rank()
+        return self.rows[mine], self.labels[mine]
 
     def draw_at_random(self, generator: torch.Generator) -> None:
         """Draws the next rows of a walk, see `random_sample`.
@@ -98,16 +105,17 @@ class DrawnRows(nn.Module):
         """Gives every drawn row the instance label that fits it best, each label once.
 
         Args:
-            features: Features of the drawn rows, (n_l, d).
-            logits: Their logits over the instance labels, (n_l, n_l).
+            features: Features of this process's share of the drawn rows, (m, d).
+            logits: Their logits over the instance labels, (m, n_l).
             cost: `logit`: the negative log-probability; `feature`: the cosine distance to `mean_features`.
             solver: See `align_labels`.
         """
-        features = F.normalize(features.float(), dim=1)
-        costs = -logits.float().log_softmax(dim=1) if cost == "logit" else 1 - features @ self.mean_features.T
+        features = F.normalize(dealt_rows_of_all_ranks(features.float(), len(self)), dim=1)
+        logits = dealt_rows_of_all_ranks(logits.float(), len(self))
+        costs = -logits.log_softmax(dim=1) if cost == "logit" else 1 - features @ self.mean_features.T
         # A network that became NaN is named with its term of the loss, a moment later.
-        self.labels.copy_(align_labels(mean_over_ranks(costs).nan_to_num(), solver))
-        mean = self.mean_features[self.labels].lerp(mean_over_ranks(features), 0.1)
+        self.labels.copy_(align_labels(costs.nan_to_num(), solver))
+        mean = self.mean_features[self.labels].lerp(features, 0.1)
         self.mean_features[self.labels] = F.normalize(mean, dim=1)
         before = self.last_label[self.rows]
         known = before >= 0

@@ -17,6 +17,7 @@ from supercm_lightning.checkpoints import load_backbone
 from supercm_lightning.clustering import ClassTransitionTracker, ClusterMap, DrawnRows, majority_clusters
 from supercm_lightning.data.clustering import read_clusters
 from supercm_lightning.data.randomness import generator
+from supercm_lightning.distributed import mean_over_ranks, world_size
 from supercm_lightning.losses import balanced_consistency_loss
 from supercm_lightning.methods.base import Method, Step
 from supercm_lightning.metrics import clustering_scores
@@ -138,8 +139,9 @@ class ASD(Method):
         if self.training and self._begins_set:
             self._draw()
         views = ("weak", "strong") if self.asd_strong_labels else ("weak",)
-        x = self.trainer.datamodule.views_of("unlabeled", self.drawn.rows, views, "pseudo-labelled")  # type: ignore[attr-defined]
-        return torch.cat(x), self.clusters(self.drawn.labels).repeat(len(views))
+        rows, labels = self.drawn.share
+        x = self.trainer.datamodule.views_of("unlabeled", rows, views, "pseudo-labelled")  # type: ignore[attr-defined]
+        return torch.cat(x), self.clusters(labels).repeat(len(views))
 
     def _draw(self) -> None:
         """Step 1: chooses the next rows."""
@@ -160,8 +162,8 @@ class ASD(Method):
         return replace(step, y=labels.repeat(len(step.y) // len(labels)))
 
     def _label(self, step: Step) -> Tensor:
-        """Steps 2 to 5: cluster labels of the drawn rows, (n_l,) int64, -1 where in doubt."""
-        features = step.labeled_features[: len(self.drawn)]
+        """Steps 2 to 5: cluster labels of this process's drawn rows, (m,) int64, -1 where in doubt."""
+        features = step.labeled_features[: len(self.drawn.share[0])]
         logits = self.instance_head(features)
         if self._begins_set:
             self.drawn.align(features, logits, self.asd_cost, self.asd_solver)
@@ -173,9 +175,10 @@ class ASD(Method):
         due = self._step_number % self.asd_map_every == 0 or not self.clusters.known
         if due and self.progress >= self.asd_warmup:
             self._map_to_clusters()
+        rows, labels = self.drawn.share
         if len(self.init_labels) and not self.clusters.known:
-            return self.init_labels[self.drawn.rows]
-        cluster = self.clusters(self.drawn.labels)
+            return self.init_labels[rows]
+        cluster = self.clusters(labels)
         if self.asd_agreement:
             cluster = torch.where(self.clusters(logits.argmax(dim=1)) == cluster, cluster, -1)
         return cluster
@@ -192,7 +195,9 @@ class ASD(Method):
         logits = self.instance_head(step.all_features)
         n = len(step.y)
         weak, strong = logits[n:].chunk(len(step.views))[:2]
-        terms = {"instance": F.cross_entropy(logits[:n], self.drawn.labels.repeat(n // len(self.drawn)))}
+        labels = self.drawn.share[1]
+        instance = F.cross_entropy(logits[:n], labels.repeat(n // len(labels)))
+        terms = {"instance": self._weight_of_share * instance}
         if self.asd_consistency:
             consistency = balanced_consistency_loss(strong, weak, self.clusters.share)
             terms["instance_consistency"] = self.asd_consistency * consistency
@@ -202,20 +207,27 @@ class ASD(Method):
 
     def supervised_loss(self, step: Step) -> Tensor:
         """Cross-entropy, mean over the drawn rows, of which those in doubt count zero."""
-        return F.cross_entropy(step.labeled_logits, step.y, ignore_index=-1, reduction="none").mean()
+        each = F.cross_entropy(step.labeled_logits, step.y, ignore_index=-1, reduction="none")
+        return self._weight_of_share * each.mean()
+
+    @property
+    def _weight_of_share(self) -> float:
+        # Shares may differ by a row: with this weight DDP's mean over processes is the mean over all drawn rows.
+        return len(self.drawn.share[0]) * world_size() / len(self.drawn)
 
     def diagnostics(self, step: Step) -> dict[str, Tensor]:
         """Adds what tells a run that works from one that does not, without labels."""
         size = torch.bincount(step.unlabeled_logits[0].argmax(dim=1), minlength=self.num_classes)
-        drawn = torch.bincount(step.labeled_logits[: len(self.drawn)].argmax(dim=1), minlength=self.num_classes)
+        weak = step.labeled_logits[: len(self.drawn.share[0])]
+        drawn = F.one_hot(weak.argmax(dim=1), self.num_classes).float().mean(dim=0)
         return super().diagnostics(step) | {
             "relabel_agreement": self.drawn.agreement.clone(),
             "map_change": self.clusters.change.clone(),
-            "agreement_ratio": (step.y >= 0).float().mean(),
+            "agreement_ratio": mean_over_ranks((step.y >= 0).float().mean()),
             "labels_used": self.tracker.classes_used,
             "smallest_cluster": size.min() / size.sum(),
             "largest_cluster": size.max() / size.sum(),
-            "coverage": (drawn > 0).float().mean(),
+            "coverage": (mean_over_ranks(drawn) > 0).float().mean(),
         }
 
     @torch.no_grad()
@@ -254,6 +266,8 @@ class ASD(Method):
                 f"asd_samples: {len(self.drawn)} rows are labelled at a time, and there are {data.num_unlabeled}. "
                 "Lower asd_samples."
             )
+        if len(self.drawn) < self.trainer.world_size:
+            raise ValueError(f"asd_samples={len(self.drawn)}: give at least one for each of the processes.")
         batch = data.unlabeled_batch_size * self.trainer.world_size
         self._start(data.num_unlabeled, self._window(data.num_steps), batch)
         if self.asd_init_labels is not None:
