@@ -66,7 +66,8 @@ def minimum_class_confusion(logits: Tensor, temperature: float = 2.5) -> Tensor:
         p = scaled.softmax(dim=1)
         weight = certainty_weight(scaled)
         confusion = (p * (weight / weight.mean())[:, None]).T @ p
-        return 1 - (confusion.diagonal() / confusion.sum(dim=1)).mean()
+        # A class may underflow in every row.
+        return 1 - (confusion.diagonal() / confusion.sum(dim=1).clamp_min(1e-30)).mean()
 
 
 def batch_nuclear_norm(logits: Tensor) -> Tensor:

@@ -248,6 +248,11 @@ class ASD(Method):
                     mine.lerp_(theirs, weight)
 
     # -------------------------------------------------------------------------------------------------- set-up
+    def on_train_start(self) -> None:
+        """Compares the rows that are followed with those of the data."""
+        super().on_train_start()
+        self.check_rows(len(self.drawn.unused))
+
     def setup(self, stage: str) -> None:
         """Makes room for every unlabelled row and reads what the run starts from.
 
@@ -286,8 +291,10 @@ class ASD(Method):
     def _window(self, steps_per_epoch: int) -> int:
         if isinstance(self.asd_window, int):
             return self.asd_window
-        steps, epochs = self.trainer.max_steps, self.trainer.max_epochs or -1
-        ends = [end for end in (steps, epochs * steps_per_epoch) if end > 0]
+        trainer, limit = self.trainer, self.trainer.limit_train_batches
+        limited = limit if isinstance(limit, int) else int(limit * steps_per_epoch)
+        epochs = (trainer.max_epochs or -1) * min(limited, steps_per_epoch)
+        ends = [end for end in (trainer.max_steps * trainer.accumulate_grad_batches, epochs) if end > 0]
         if not ends:
             raise ValueError(
                 f"asd_window={self.asd_window} is a fraction of the training: set trainer.max_epochs or max_steps, or "
@@ -306,7 +313,8 @@ class ASD(Method):
             check(name, get_args(types[name]).__contains__, f"one of {', '.join(get_args(types[name]))}")
         check("asd_samples", lambda n: n >= self.num_classes, f"at least one for each of {self.num_classes} clusters")
         check("asd_pool asd_hold asd_map_every", lambda n: n >= 1, "at least 1")
-        check("asd_prototype_start asd_warmup", lambda f: 0 <= f <= 1, "a fraction of the training, from 0 to 1")
+        check("asd_prototype_start", lambda f: 0 <= f <= 1, "a fraction of the training, from 0 to 1")
+        check("asd_warmup", lambda f: 0 <= f < 1, "a fraction of the training, from 0 to below 1")
         check("asd_consistency", lambda weight: weight >= 0, "a weight that is not negative")
         fits = {int: lambda steps: steps >= 1, float: lambda share: 0 < share <= 1}[type(self.asd_window)]
         check("asd_window", fits, "a fraction of the training, or a number of steps as an integer")

@@ -130,11 +130,18 @@ class Method(LightningModule):
     needs_labeled = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Lets a combination of methods take the longest of its bases' views."""
+        """Lets a combination of methods take the longest of its bases' views.
+
+        Raises:
+            TypeError: If its bases need different views at the same place.
+        """
         super().__init_subclass__(**kwargs)
         for name in ("views", "target_views"):
             if name not in vars(cls):
-                longest = max((getattr(base, name) for base in cls.__bases__ if issubclass(base, Method)), key=len)
+                asked = [getattr(base, name) for base in cls.__bases__ if issubclass(base, Method)]
+                longest = max(asked, key=len)
+                if any(views != longest[: len(views)] for views in asked):
+                    raise TypeError(f"{cls.__name__}: its bases need {name} {' and '.join(map(str, asked))}.")
                 setattr(cls, name, longest)
 
     @property
@@ -246,8 +253,8 @@ class Method(LightningModule):
     def forward_again(self, step: Step, unlabeled: Tensor, network: nn.Module | None = None) -> Tensor:
         """Logits (U, K) of other unlabelled inputs in the company in which the first view was forwarded.
 
-        With joint batch norm the labelled rows come along, so that a change of the logits is due to the inputs and not
-        to other batch statistics. Running statistics stay as they are.
+        The other views come along, and with joint batch norm the labelled rows, so that a change of the logits is due
+        to the inputs and not to other batch statistics. Running statistics stay as they are.
 
         Args:
             step: The step of the joint forward.
@@ -255,16 +262,28 @@ class Method(LightningModule):
             network: What forwards them, a teacher for instance, from inputs to logits; None: this model.
         """
         network = self if network is None else network
+        before = [step.x] if self.batch_norm == "joint" else []
+        start = len(step.x) * len(before)
         with frozen_batch_norm_stats(network):
-            if self.batch_norm == "joint":
-                return network(torch.cat([step.x, unlabeled]))[len(step.y) :]
-            return network(unlabeled)
+            logits = network(torch.cat([*before, unlabeled, *step.views[1:]]))
+        return logits[start : start + len(unlabeled)]
 
     # ------------------------------------------------------------------------------------------------ training
-    def on_fit_start(self) -> None:
-        """Agrees on the seed of the run among the ranks."""
-        if self._seed is None:
-            self._seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
+    def on_train_start(self) -> None:
+        """Keeps the random state of the process, which the steps will move to states of their own."""
+        self._random_state = torch.get_rng_state()
+
+    def check_rows(self, known: int) -> None:
+        """Compares the number of unlabelled rows that a checkpoint knew with that of the data.
+
+        Raises:
+            ValueError: If they differ: what is kept by row number would be that of other rows.
+        """
+        if known != (count := self.trainer.datamodule.num_unlabeled):  # type: ignore[attr-defined]
+            raise ValueError(
+                f"ckpt_path: the checkpoint follows {known} unlabelled rows, and the data has {count}. Resume with the "
+                "data of the checkpoint."
+            )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Ties the random numbers of a step, dropout's and perturbations', to seed, step and rank.
@@ -279,12 +298,21 @@ class Method(LightningModule):
             torch.get_device_module(self.device).manual_seed(seed)
 
     def on_train_end(self) -> None:
-        """Leaves the random state of the process to its seed again."""
-        assert self._seed is not None
-        torch.manual_seed(self._seed)
+        """Gives the process its random state back, so that another model is not the same one again.
+
+        Raises:
+            FloatingPointError: If a term became NaN or infinite since the last logged step.
+        """
+        torch.set_rng_state(self._random_state)
+        self._raise_if_not_finite()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Stores the seed of the run."""
+        """Stores the seed of the run.
+
+        Raises:
+            FloatingPointError: If a term became NaN or infinite since the last logged step.
+        """
+        self._raise_if_not_finite()
         checkpoint["seed"] = self._seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -313,11 +341,15 @@ class Method(LightningModule):
         terms = self.losses(step)
         _check_terms(type(self).__name__, terms)
         loss = reduce(torch.add, terms.values())
+        # Reading a flag from an accelerator waits for it, so flags gather on the device between logged steps.
+        for name, term in terms.items():
+            finite = term.detach().isfinite()
+            self._finite[name] = self._finite[name] & finite if name in self._finite else finite
         # Between the steps that are written, logging costs a tenth of a small step, and the progress bar's value has
         # an accelerator wait for it.
-        trainer = self.trainer
-        at_log_step = (trainer.global_step + 1) % max(trainer.log_every_n_steps, 1) == 0 or trainer.is_last_batch  # type: ignore[attr-defined]
-        self._stop_if_not_finite(terms, check=at_log_step or loss.device.type == "cpu")
+        at_log_step = self._at_log_step(batch_idx)
+        if at_log_step or loss.device.type == "cpu":
+            self._raise_if_not_finite()
         if at_log_step:
             logged = {f"train/{name}": term.detach() for name, term in terms.items()}
             with torch.no_grad():
@@ -326,19 +358,26 @@ class Method(LightningModule):
             self.log_dict(logged, batch_size=len(step.y))
         return loss
 
-    def _stop_if_not_finite(self, terms: dict[str, Tensor], check: bool) -> None:
-        # Reading a flag from an accelerator waits for it, so flags gather on the device between logged steps.
-        for name, term in terms.items():
-            finite = term.detach().isfinite()
-            self._finite[name] = self._finite[name] & finite if name in self._finite else finite
-        if check:
-            bad = [f"train/{name}" for name, finite in self._finite.items() if not finite]
-            self._finite.clear()
-            if bad:
-                raise FloatingPointError(
-                    f"{' and '.join(bad)} became NaN or infinite at or before step {self.trainer.global_step}. "
-                    f"Lower lr or the weight of that term, or clip gradients with --trainer.gradient_clip_val."
-                )
+    def _at_log_step(self, batch_idx: int) -> bool:
+        """Whether the logger writes at this step, or callbacks may read after it: at its end an epoch, a validation."""
+        trainer = self.trainer
+        step, every = trainer.global_step + 1, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        batch = batch_idx if trainer.check_val_every_n_epoch else trainer.fit_loop.total_batch_idx
+        return (
+            (every > 0 and step % every == 0)
+            or step == trainer.max_steps
+            or trainer.is_last_batch
+            or (batch + 1) % (trainer.val_check_batch or math.inf) == 0
+        )
+
+    def _raise_if_not_finite(self) -> None:
+        bad = [f"train/{name}" for name, finite in self._finite.items() if not finite]
+        self._finite.clear()
+        if bad:
+            raise FloatingPointError(
+                f"{' and '.join(bad)} became NaN or infinite at or before step {self.trainer.global_step}. "
+                f"Lower lr or the weight of that term, or clip gradients with --trainer.gradient_clip_val."
+            )
 
     @property
     def total_steps(self) -> int:
@@ -390,23 +429,26 @@ class Method(LightningModule):
                 self.log(f"{stage}/{name}", cast(Metric, score), prog_bar=name == "acc", on_step=False, **options)
         return {"features": features, "logits": logits}
 
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor | None]:
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor | None]:
         """Class probabilities (n, K) and, where the loader gives it, the index (n,) of each row."""
         rows = batch if isinstance(batch, (tuple, list)) else (batch,)
         return {"probabilities": self(rows[0]).float().softmax(dim=1), "index": rows[2] if len(rows) > 2 else None}
 
     # ----------------------------------------------------------------------------------------------- optimiser
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Parameter groups of the optimiser; extend to give new parameters their own settings."""
+        """Parameter groups of the optimiser; extend to give parameters their own settings, of which the last count."""
         backbone = [p for p in self.backbone.parameters() if p.requires_grad]
         seen = {id(p) for p in backbone}
         rest = [p for p in self.parameters() if p.requires_grad and id(p) not in seen]
-        groups = [{"params": backbone, "lr": self.lr * self.backbone_lr_scale}, {"params": rest, "lr": self.lr}]
-        return [group for group in groups if group["params"]]
+        return [{"params": backbone, "lr": self.lr * self.backbone_lr_scale}, {"params": rest, "lr": self.lr}]
 
     def configure_optimizers(self) -> Any:
         """The optimiser and its per-step schedule."""
-        groups = self.parameter_groups()
+        groups: list[dict[str, Any]] = []
+        for group in reversed(self.parameter_groups()):
+            taken = {id(p) for later in groups for p in later["params"]}
+            if parameters := [p for p in group["params"] if id(p) not in taken]:
+                groups.insert(0, group | {"params": parameters})
         optimizer: torch.optim.Optimizer
         if self.optimizer_name == "sgd":
             optimizer = torch.optim.SGD(
@@ -446,8 +488,9 @@ class Method(LightningModule):
                 f"trainer.precision={self.trainer.precision}: weights and running means in half precision stand still, "
                 "as their small changes are rounded away. Use trainer.precision=bf16-mixed."
             )
-        if stage == "fit":
-            self._seed = None  # a second fit takes the seed of its own time
+        if stage == "fit":  # a second one starts from its own time
+            self._seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
+            self._finite.clear()
         if self.compile_backbone and self.backbone._compiled_call_impl is None:
             self.backbone.compile()
 

@@ -27,7 +27,7 @@ class CDAN(DANN):
         ValueError: If the width is not positive.
     """
 
-    term = "cdan"
+    dann_term = "cdan"
 
     def __init__(self, cdan_entropy: bool = False, cdan_random_features: int | None = None, **kwargs: Any) -> None:
         if cdan_random_features is not None and cdan_random_features < 1:

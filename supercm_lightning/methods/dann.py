@@ -24,7 +24,7 @@ class DANN(Method):
         **kwargs: Options of the next method in a combination, and of `Method`.
     """
 
-    term = "dann"
+    dann_term = "dann"
 
     def __init__(self, dann_weight: float = 1.0, dann_hidden_features: int = 1024, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -59,7 +59,7 @@ class DANN(Method):
         source, target = self.domain_logits(step)
         weights = [self.row_weights(logits) for logits in (step.labeled_logits, step.unlabeled_logits[0])]
         loss = domain_adversarial_loss(source, target, *weights)
-        return super().losses(step) | {self.term: self.dann_weight * loss}
+        return super().losses(step) | {self.dann_term: self.dann_weight * loss}
 
     def diagnostics(self, step: Step) -> dict[str, Tensor]:
         """Adds λ and the discriminator's accuracy, mean over the domains: 0.5 where it cannot tell them apart."""

@@ -26,7 +26,7 @@ class FixMatch(Method):
     """
 
     views = ("weak", "strong")
-    term = "fixmatch"
+    fixmatch_term = "fixmatch"
 
     def __init__(self, fixmatch_weight: float = 1.0, fixmatch_threshold: float = 0.95, **kwargs: Any) -> None:
         if not 0 <= fixmatch_threshold <= 1:
@@ -41,9 +41,9 @@ class FixMatch(Method):
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """Adds the term, named after the method."""
-        weak, strong = step.unlabeled_logits
+        weak, strong = step.unlabeled_logits[:2]
         loss = pseudo_label_loss(strong, weak, self.thresholds(step))
-        return super().losses(step) | {self.term: self.fixmatch_weight * loss}
+        return super().losses(step) | {self.fixmatch_term: self.fixmatch_weight * loss}
 
     def diagnostics(self, step: Step) -> dict[str, Tensor]:
         """Adds the share of the unlabelled rows that count."""

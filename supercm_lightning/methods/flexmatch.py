@@ -25,7 +25,7 @@ class FlexMatch(FixMatch):
         selected_label: Latest confident label of every unlabelled row, (number of unlabelled rows,), -1 for none.
     """
 
-    term = "flexmatch"
+    fixmatch_term = "flexmatch"
     selected_label: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
@@ -52,6 +52,11 @@ class FlexMatch(FixMatch):
         super().on_load_checkpoint(checkpoint)
         self.selected_label = torch.empty_like(checkpoint["state_dict"]["selected_label"], device=self.device)
 
+    def on_train_start(self) -> None:
+        """Compares the rows that are followed with those of the data."""
+        super().on_train_start()
+        self.check_rows(len(self.selected_label))
+
     def thresholds(self, step: Step) -> Tensor:
         """τ · β / (2 - β) of each row's predicted class, (U,)."""
         # Not bincount, for which the host waits on an accelerator.
@@ -68,5 +73,7 @@ class FlexMatch(FixMatch):
         # Rows below τ keep what they have: -2 marks them through the gathering.
         label = torch.where(confidence >= self.fixmatch_threshold, label, -2)
         index, label = rows_of_all_ranks(torch.stack([step.index, label], dim=1)).unbind(dim=1)
-        self.selected_label[index] = torch.where(label >= 0, label, self.selected_label[index])
+        # A row may be there twice, confident once.
+        new = torch.full_like(self.selected_label, -2).scatter_reduce_(0, index, label, "amax")
+        self.selected_label.copy_(torch.where(new >= 0, new, self.selected_label))
         return terms

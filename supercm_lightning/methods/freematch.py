@@ -34,7 +34,7 @@ class FreeMatch(FixMatch):
         ValueError: If the decay or the limits are outside their range.
     """
 
-    term = "freematch"
+    fixmatch_term = "freematch"
     confidence: Tensor
     mean_probability: Tensor
     label_share: Tensor

@@ -57,7 +57,7 @@ class MeanTeacher(Method):
         """
         super().on_train_batch_start(batch, batch_idx)
         step = self.trainer.global_step
-        if step == self._updated_at:  # the first step, or gradients are still accumulating
+        if step in (0, self._updated_at):  # the first step, or gradients are still accumulating
             return
         self._updated_at = step
         decay = min(1 - 1 / step, self.mean_teacher_decay)

@@ -81,6 +81,8 @@ def test_class_confusion_follows_a_plain_loop(temperature: float) -> None:
 def test_class_confusion_of_certain_and_of_undecided_rows() -> None:
     assert minimum_class_confusion(100 * torch.eye(4)).item() == pytest.approx(0.0, abs=1e-6)
     assert minimum_class_confusion(torch.zeros(8, 4)).item() == pytest.approx(0.75)
+    never = torch.tensor([[0.0, 0.0, -400.0]]).expand(4, -1)  # a class of probability zero in float32
+    assert minimum_class_confusion(never, 1.0).item() == pytest.approx(2 / 3)
 
 
 def test_nuclear_norm_by_hand_and_by_another_routine() -> None:

@@ -383,6 +383,21 @@ def test_backbone_weights_come_from_a_checkpoint_or_a_state_dict() -> None:
         trainer(1).fit(model_of(asd_backbone_checkpoint="other.pt"), datamodule=digits())
 
 
+@pytest.mark.parametrize(
+    ("steps", "options", "expected"),
+    [
+        (40, {}, 20),
+        (40, {"accumulate_grad_batches": 4}, 80),
+        (-1, {"max_epochs": 2, "limit_train_batches": 5}, 5),
+        (-1, {"max_epochs": 2, "limit_train_batches": 0.25}, 25),
+    ],
+)
+def test_window_is_a_fraction_of_the_batches(steps: int, options: dict[str, Any], expected: int) -> None:
+    model = model_of(asd_window=0.5)
+    model.trainer = trainer(steps, **options)
+    assert model._window(100) == expected
+
+
 # ------------------------------------------------------------------------------------------------------ processes
 class Decisions(Callback):
     """Keeps what the adaptor decided at every step."""

@@ -1,16 +1,18 @@
 """The base of every method: joint forward, sum of terms, evaluation, schedules, checks."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.tuner import Tuner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from supercm_lightning import Method, SemiSupervisedDataModule, Step, SuperCM, Supervised
+from supercm_lightning import DANN, VAT, FixMatch, Method, SemiSupervisedDataModule, Step, SuperCM, Supervised
 
 SHAPE: dict[str, Any] = {"num_classes": 3, "input_shape": (4,)}
 
@@ -101,24 +103,35 @@ def test_combination_sums_terms_of_all_bases_and_takes_longest_views() -> None:
     assert logged["train/loss"] == pytest.approx(logged["train/ce"] + 3)
 
 
-def test_terms_are_logged_at_steps_that_are_written_and_at_the_end_of_an_epoch() -> None:
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"limit_val_batches": 0}, [None, None, 3, 3, 5, 6, 6, 6, 9, 10, 11]),  # every 3, ends
+        ({"limit_val_batches": 0, "max_steps": 8}, [None, None, 3, 3, 5, 6, 6, 8]),
+        (
+            {"limit_val_batches": 1, "val_check_interval": 2, "log_every_n_steps": 100},
+            [None, 2, 2, 4, 5, 5, 7, 7, 9, 10, 11],
+        ),
+        ({"limit_val_batches": 0, "log_every_n_steps": 0, "max_steps": 4}, [None, None, None, 4]),
+    ],
+)  # fmt: skip
+def test_terms_are_logged_at_steps_that_are_written_or_read(options: dict[str, Any], expected: list[Any]) -> None:
     class Counting(OneView):
         def losses(self, step: Step) -> dict[str, Tensor]:
             return super().losses(step) | {"step": step.features.new_tensor(self.trainer.global_step + 1.0)}
 
     class Seen(Callback):
-        steps: list[float | None] = []  # noqa: RUF012
+        def __init__(self) -> None:
+            self.steps: list[float | None] = []
 
         def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
             value = trainer.callback_metrics.get("train/step")
             self.steps.append(None if value is None else float(value))
 
-    trainer = Trainer(
-        max_steps=9, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0, log_every_n_steps=3, callbacks=[seen := Seen()],
-    )  # fmt: skip
+    seen = Seen()
+    trainer = quiet(seen, **{"max_steps": 11, "log_every_n_steps": 3} | options)
     trainer.fit(digits_model(Counting), datamodule=SemiSupervisedDataModule(num_labeled=20, steps_per_epoch=5))
-    assert seen.steps == [None, None, 3, 3, 5, 6, 6, 6, 9]
+    assert seen.steps == expected
 
 
 def test_supervised_ignores_the_unlabelled_rows_unless_asked() -> None:
@@ -331,3 +344,86 @@ class GivesNumber(Method):
 def test_terms_of_a_wrong_kind_are_named(kind: type[Method], message: str) -> None:
     with pytest.raises(TypeError, match=message):
         fit(digits_model(kind), steps=1)
+
+
+# ------------------------------------------------------------------------------------------- what must not surprise
+def test_a_model_built_after_a_run_is_another_one_and_the_same_one_when_repeated() -> None:
+    def first_and_second() -> list[torch.Tensor]:
+        seed_everything(0)
+        weights = []
+        for _ in range(2):
+            model = Supervised(num_classes=10, input_shape=(1, 8, 8))
+            weights.append(model.head.weight.detach().clone())
+            quiet(max_steps=3).fit(model, datamodule=SemiSupervisedDataModule(num_labeled=20))
+        return weights
+
+    first, second = first_and_second()
+    assert not torch.equal(first, second)
+    assert torch.equal(second, first_and_second()[1])
+
+
+def quiet(*callbacks: Callback, **options: Any) -> Trainer:
+    return Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0, callbacks=list(callbacks), **options,
+    )  # fmt: skip
+
+
+def test_both_terms_of_a_combination_count_though_both_name_them_by_a_class_attribute() -> None:
+    class Two(FixMatch, DANN):
+        pass
+
+    model = digits_model(Two)
+    rows = {"labeled": (torch.rand(4, 1, 8, 8), torch.arange(4)), "unlabeled": ((torch.rand(4, 1, 8, 8),) * 2, None)}
+    model.trainer = quiet(max_steps=10)
+    assert set(model.losses(model.joint_forward(rows))) == {"ce", "fixmatch", "dann"}
+
+
+def test_bases_that_need_different_views_at_one_place_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"Wrong: its bases need views .*'weak', 'weak'.*'weak', 'strong'"):
+
+        class Wrong(TwoViews, FixMatch):
+            pass
+
+
+def test_rows_that_are_forwarded_again_have_the_company_of_the_first_time() -> None:
+    class Two(VAT, FixMatch):
+        pass
+
+    for mode in ("joint", "split"):
+        model = digits_model(Two, batch_norm=mode)
+        views = (torch.rand(6, 1, 8, 8), torch.rand(6, 1, 8, 8))
+        step = model.joint_forward({"labeled": (torch.rand(4, 1, 8, 8), torch.arange(4)), "unlabeled": (views, None)})
+        torch.testing.assert_close(model.forward_again(step, views[0]), step.unlabeled_logits[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_checkpoint_of_a_run_that_became_infinite_is_not_written(tmp_path: Path) -> None:
+    model, trainer = digits_model(), quiet(max_steps=2)
+    trainer.fit(model, datamodule=SemiSupervisedDataModule(num_labeled=20))
+    model._finite = {"ce": torch.tensor(False)}  # as gathered on an accelerator since the last logged step
+    with pytest.raises(FloatingPointError, match="train/ce"):
+        trainer.save_checkpoint(tmp_path / "bad.ckpt")
+    assert not (tmp_path / "bad.ckpt").exists()
+
+
+def test_a_method_can_give_some_parameters_a_learning_rate_of_their_own() -> None:
+    class SlowHead(Supervised):
+        def parameter_groups(self) -> list[dict[str, Any]]:
+            return [*super().parameter_groups(), {"params": list(self.head.parameters()), "lr": 1e-5}]
+
+    model = digits_model(SlowHead)
+    optimizer = model.configure_optimizers()
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert all(rates[id(p)] == 1e-5 for p in model.head.parameters())
+    assert len(rates) == len(list(model.parameters()))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_learning_rate_finder_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, trainer = digits_model(), quiet(max_steps=30)
+    found = Tuner(trainer).lr_find(
+        model, datamodule=SemiSupervisedDataModule(num_labeled=20), num_training=20, update_attr=False
+    )
+    assert found is not None
+    assert len(found.results["loss"]) >= 10

@@ -337,3 +337,35 @@ def test_teacher_starts_as_a_copy_that_is_not_shared() -> None:
         for parameter in model.backbone.parameters():
             parameter.add_(1.0)
     assert all(torch.equal(value, teacher[name]) for name, value in model.teacher.state_dict().items())
+
+
+def test_a_mean_teacher_is_trained_twice() -> None:
+    model = model_of(MeanTeacher)
+    for _ in range(2):
+        run = trainer(4)
+        run.fit(model, datamodule=SemiSupervisedDataModule(num_labeled=20, steps_per_epoch=4))
+        assert run.global_step == 4
+
+
+def test_a_row_that_is_there_twice_keeps_its_confident_label() -> None:
+    model = FlexMatch(num_classes=3, input_shape=(4,), backbone="mlp", fixmatch_threshold=0.6)
+    confident, unsure = [0.0, 0.0, 9.0], [0.0, 0.0, 0.0]
+    for rows in ([confident, unsure], [unsure, confident]):
+        model.selected_label = torch.tensor([-1, 1, -1])
+        weak = torch.tensor([*rows, unsure])
+        model.losses(step_of(model, weak, weak, torch.tensor([0, 0, 1])))
+        assert model.selected_label.tolist() == [2, 1, -1]
+
+
+@pytest.mark.parametrize("rows", [100, 300])
+def test_a_checkpoint_of_other_unlabelled_rows_is_refused(rows: int, tmp_path: Path) -> None:
+    run = trainer(2)
+    run.fit(model_of(FlexMatch), datamodule=SemiSupervisedDataModule(num_labeled=20, num_val=200))
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(
+        ValueError, match=r"follows \d+ unlabelled rows, and the data has \d+\. Resume with the data of"
+    ):
+        trainer(4).fit(
+            model_of(FlexMatch), datamodule=SemiSupervisedDataModule(num_labeled=20, num_val=rows),
+            ckpt_path=tmp_path / "a.ckpt",
+        )  # fmt: skip
