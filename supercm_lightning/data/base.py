@@ -170,7 +170,7 @@ class ViewDataModule(LightningDataModule, ABC):
         if "labeled" in rows:
             check_labels(rows["labeled"].labels, self.num_classes, self.class_names, "labelled set")
         for part in ("val", "test"):
-            if part in rows:
+            if part in rows and not rows[part].hide_labels:
                 check_label_range(rows[part].labels, self.num_classes, f"{part} set")
         self.rows = rows
         self.augmentations = self.configure_augmentations()
@@ -187,6 +187,11 @@ class ViewDataModule(LightningDataModule, ABC):
     def num_unlabeled(self) -> int:
         """Number of unlabelled rows, once the data is read."""
         return len(self.rows.get("unlabeled", ()))
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there are test rows with labels, once the data is read."""
+        return "test" in self.rows and len(self.rows["test"]) > 0 and not self.rows["test"].hide_labels
 
     def describe_row(self, part: str, index: int) -> str:
         """File of a row of a part (`test`, `val`, `unlabeled`, `labeled`, `predict`); its index where it has none."""
@@ -248,7 +253,14 @@ class ViewDataModule(LightningDataModule, ABC):
         return self._eval_dataloaders("val", "unlabeled") if validating or len(self.rows.get("val", ())) else []
 
     def test_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
-        """The test rows. With two domains a list: these and the source validation rows, where there are such."""
+        """The test rows. With two domains a list: these and the source validation rows, where there are such.
+
+        Raises:
+            ValueError: If there are no test rows with labels.
+        """
+        self._check_read()
+        if not self.has_test:
+            raise ValueError(self.no_rows["test"])
         return self._eval_dataloaders("test", "val")
 
     def predict_dataloader(self) -> DataLoader[Any]:

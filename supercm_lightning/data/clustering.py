@@ -4,7 +4,7 @@ import csv
 from collections.abc import Sized
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -76,6 +76,10 @@ class ClusteringDataModule(ViewDataModule):
         FileNotFoundError: If the data is missing; the message tells where it was expected.
         ValueError: If an option contradicts the data; the message names it.
     """
+
+    no_rows: ClassVar[dict[str, str]] = ViewDataModule.no_rows | {
+        "test": "The data has no labels, so that there is nothing to test. Use predict.",
+    }
 
     def __init__(
         self,
@@ -152,11 +156,11 @@ class ClusteringDataModule(ViewDataModule):
         """Learns shape and classes; gives the number of classes, if known, and customs of flip, shift and noise."""
         name = self.dataset
         if not isinstance(name, str):
-            store = DatasetStore(name, None if _has_labels(name) else torch.full((len(cast(Sized, name)),), -1))
+            store = _store(name)
             self._stores: dict[str, Store] = {"train": store}
             self.input_shape = tuple(store[0].shape)
             if self._test is not None:
-                self._stores["test"] = DatasetStore(self._test)
+                self._stores["test"] = _store(self._test)
             return (int(store.labels.max()) + 1) or None, (False, 0, 0.0)
         if name == "features":
             files = {"train": self.root}
@@ -269,9 +273,10 @@ def _joined(stores: list[ArrayStore]) -> ArrayStore:
     return ArrayStore(torch.cat([store.data for store in stores]), torch.cat([store.labels for store in stores]))
 
 
-def _has_labels(dataset: Dataset[Any]) -> bool:
+def _store(dataset: Dataset[Any]) -> DatasetStore:
     item = dataset[0]
-    return isinstance(item, tuple | list) and len(item) > 1
+    has_labels = isinstance(item, tuple | list) and len(item) > 1
+    return DatasetStore(dataset, None if has_labels else torch.full((len(cast(Sized, dataset)),), -1))
 
 
 def read_clusters(path: Path, num_rows: int, num_clusters: int) -> Tensor:

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from supercm_lightning import ClusteringDataModule
+from supercm_lightning.cli import run
 from supercm_lightning.data import DATASETS
 from supercm_lightning.data.datasets import IMAGENET_SUBSETS
 
@@ -170,3 +172,44 @@ def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
 def test_a_split_needs_a_test_set(image_folder: Callable[..., Path]) -> None:
     with pytest.raises(ValueError, match="protocol='split': the data has no test set"):
         set_up("folder", image_folder({"cat": 2, "dog": 2}), protocol="split")
+
+
+def unlabelled(kind: str, image_folder: Callable[..., Path]) -> ClusteringDataModule:
+    """Nine rows to cluster and four of a test set, all without labels."""
+    if kind == "folder":
+        return ClusteringDataModule("folder", image_folder({"train": 9, "test": 4}), "split", num_classes=3)
+    if kind == "features":
+        Path("parts").mkdir()
+        for part, count in (("train", 9), ("test", 4)):
+            np.savez(f"parts/{part}.npz", features=np.eye(9, 3)[:count])
+        return ClusteringDataModule("features", "parts", "split", num_classes=3)
+    images = list(torch.rand(13, 1, 8, 8))
+    return ClusteringDataModule(images[:9], protocol="split", num_classes=3, num_workers=0, test=images[9:])
+
+
+@pytest.mark.parametrize("kind", ["folder", "features", "images"])
+def test_a_test_set_without_labels_is_predicted_and_not_tested(
+    kind: str,
+    image_folder: Callable[..., Path],
+    trainer: Callable[..., Trainer],
+    model: Callable[..., Any],
+    gather: Callable[..., Any],
+) -> None:
+    data = unlabelled(kind, image_folder)
+    x, y, _ = gather(data, "test")
+    assert x.shape == (4, *data.input_shape)
+    assert y.tolist() == [-1] * 4
+    assert len(data.rows["unlabeled"]) == 9
+    assert not data.has_test
+    with pytest.raises(ValueError, match="no labels, so that there is nothing to test"):
+        trainer().test(model(data), datamodule=data)
+
+
+def test_a_run_without_labels_ends_without_a_test(image_folder: Callable[..., Path]) -> None:
+    root = image_folder({"train": 30, "test": 4})
+    data = ["--data.dataset", "folder", "--data.root", str(root), "--data.protocol", "split", "--data.num_classes", "2"]
+    quiet = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.max_epochs", "1"]
+    model = ["--model", "ASD", "--model.asd_samples", "20"]
+    cli = run(["fit", *model, "--data", "ClusteringDataModule", *data, "--data.unlabeled_batch_size", "10", *quiet])
+    assert cli.trainer.global_step == 3
+    assert not any(name.startswith("test/") for name in cli.trainer.callback_metrics)
