@@ -14,8 +14,8 @@ from torch.utils.data import ConcatDataset, Dataset
 from supercm_lightning.data.affine_augment import AffineAugmentation
 from supercm_lightning.data.augment import Normalization, WeakAugmentation, check_weak_options
 from supercm_lightning.data.base import ViewDataModule
-from supercm_lightning.data.datasets import DATASETS, IMAGENET_SUBSETS, scan_clusters
-from supercm_lightning.data.features import read_features
+from supercm_lightning.data.datasets import DATASETS, IMAGENET_SUBSETS, new_images, scan_clusters
+from supercm_lightning.data.features import new_features, read_features
 from supercm_lightning.data.randomness import generator
 from supercm_lightning.data.splits import check_label_range
 from supercm_lightning.data.stores import (
@@ -68,7 +68,8 @@ class ClusteringDataModule(ViewDataModule):
         on_bad_image: For image files, what to do about one that cannot be read: `error` stops and names it, `skip`
             leaves it out, counts and lists it.
         num_workers: Worker processes per loader, for images that are not held in memory.
-        predict_on: Rows that `predict` reads: `unlabeled`, the clustered ones, or `test`.
+        predict_on: Rows that `predict` reads: `unlabeled`, the clustered ones, `test`, or the path of new ones: a
+            folder of images, at any depth, or a file of features.
         download: Fetch a registered data set that is missing.
         test: A torch data set of test images beside `dataset` (from Python).
 
@@ -250,6 +251,15 @@ class ClusteringDataModule(ViewDataModule):
             labels = torch.cat([store.labels for store in self._stores.values()])
             return {"train": DatasetStore(ConcatDataset([self.dataset, cast(Dataset[Any], self._test)]), labels)}
         return self._stores
+
+    def read_new(self, path: Path) -> Store:
+        """Reads the images of a folder, or a file of features."""
+        if not isinstance(self.dataset, str):
+            return super().read_new(path)
+        if self.dataset != "features":
+            return new_images(path, self.input_shape, self.in_memory, self.on_bad_image)
+        self._read_sets()  # which finds their mean and deviation
+        return new_features(path, self.input_shape, self.preprocessing)
 
     # -------------------------------------------------------------------------------------------- augmentation
     def normalize(self, rows: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from supercm_lightning.data.augment import Normalization, WeakAugmentation
-from supercm_lightning.data.base import ViewDataModule
+from supercm_lightning.data.base import PARTS, ViewDataModule
 from supercm_lightning.data.npz import load_npz
 from supercm_lightning.data.splits import check_labels, count_rows, domain_strata, make_split
 from supercm_lightning.data.stores import ArrayStore, DatasetStore, Rows
@@ -52,7 +52,7 @@ class FeatureDataModule(ViewDataModule):
         standardize: Subtract the mean and divide by the standard deviation, per feature: those of all training rows,
             labelled and not (`joint`), or of the training rows of each domain by itself (`domain`).
         noise: Standard deviation of the noise in the weak view.
-        predict_on: Rows that `predict` reads: `test`, `val`, `unlabeled` or `labeled`.
+        predict_on: Rows that `predict` reads: `test`, `val`, `unlabeled`, `labeled`, or a file of new features.
         oracle_labels: Give validation the labels of the target training rows, for scores that stand under `oracle/`;
             training never sees them.
 
@@ -83,6 +83,8 @@ class FeatureDataModule(ViewDataModule):
         predict_on: str = "test",
         oracle_labels: bool = False,
     ) -> None:
+        new = _located(predict_on, Path(root))
+        predict_on = str(new) if isinstance(new, Path) and new.exists() and predict_on not in PARTS else predict_on
         super().__init__(labeled_batch_size, unlabeled_batch_size, eval_batch_size, steps_per_epoch, predict_on, 0)
         if noise < 0:
             raise ValueError(f"noise={noise}: must not be negative.")
@@ -176,9 +178,37 @@ class FeatureDataModule(ViewDataModule):
             raise ValueError(f"{part}: other classes than those of the labelled features ({', '.join(differ[:10])}).")
         return store
 
+    def read_new(self, path: Path) -> ArrayStore:
+        """Reads a file of features; with two domains they are taken for those of the target."""
+        self._read_sets()  # which finds the mean and deviation
+        return new_features(path, self.input_shape, self.preprocessing)
+
     def configure_augmentations(self) -> dict[str, Any]:
         """The weak view: noise, if any."""
         return {"weak": WeakAugmentation(Normalization(), noise=self.noise)}
+
+
+def new_features(path: Path, shape: tuple[int, ...], preprocessing: dict[str, Any]) -> ArrayStore:
+    """Features that are in none of the sets of a data module.
+
+    Args:
+        path: Their file.
+        shape: Expected shape (d,) of a row.
+        preprocessing: `mean` and `std` of each feature, or nothing.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read, or its rows have another shape.
+    """
+    store, _ = read_features("predict_on", path, labels="never")
+    if tuple(store.data.shape[1:]) != shape:
+        raise ValueError(
+            f"predict_on={path}: features of shape {tuple(store.data.shape[1:])}, but the model was trained on {shape}."
+        )
+    if preprocessing:
+        std, mean = (torch.tensor(preprocessing[name]) for name in ("std", "mean"))
+        store.data = _standardized(store.data, (std, mean))
+    return store
 
 
 def _features(rows: Rows) -> Tensor:

@@ -11,7 +11,7 @@ from torch.utils.data import ConcatDataset, Dataset
 
 from supercm_lightning.data.augment import Normalization, WeakAugmentation, check_weak_options
 from supercm_lightning.data.base import ViewDataModule
-from supercm_lightning.data.datasets import DATASETS, scan_folder
+from supercm_lightning.data.datasets import DATASETS, new_images, scan_folder
 from supercm_lightning.data.splits import Split, check_labels, count_rows, make_split
 from supercm_lightning.data.stores import (
     ArrayStore,
@@ -65,7 +65,8 @@ class SemiSupervisedDataModule(ViewDataModule):
         num_workers: Worker processes per loader, for images that are not held in memory.
         on_bad_image: For folders, what to do about a file that cannot be read as an image: `error` stops and names it,
             `skip` decodes every file before the split, leaves the bad ones out of all sets, and counts and lists them.
-        predict_on: Images that `predict` reads: `test`, `val`, `unlabeled` or `labeled`.
+        predict_on: Images that `predict` reads: `test`, `val`, `unlabeled`, `labeled`, or the path of a folder of new
+            images, at any depth, which become as large as those of the training.
         download: Fetch a registered data set that is missing.
         unlabeled: A torch data set of unlabelled images, beside those of `dataset` (from Python).
         val: A torch data set of validation images (from Python).
@@ -127,6 +128,7 @@ class SemiSupervisedDataModule(ViewDataModule):
         self.download = download
         self._given = {"unlabeled": unlabeled, "val": val, "test": test}
         self.split: Split | None = None
+        self._zca: ZCA | None = None
         self._customs: tuple[int | float, int | float]
         if isinstance(dataset, str) and (strange := [name for name, data in self._given.items() if data is not None]):
             raise ValueError(f"{strange[0]}: goes with a torch data set; dataset={dataset!r} brings its own.")
@@ -210,10 +212,22 @@ class SemiSupervisedDataModule(ViewDataModule):
             for store in arrays.values():
                 store.data = global_contrast_normalize(store.data)
             # Fitted on every training image, as published; labels play no part in it.
-            zca = ZCA.fit(arrays["train"].data)
+            self._zca = ZCA.fit(arrays["train"].data)
             for store in arrays.values():
-                store.data = zca(store.data)
+                store.data = self._zca(store.data)
         return stores
+
+    def read_new(self, path: Path) -> Store:
+        """Reads the images of a folder."""
+        if not isinstance(self.dataset, str):
+            return super().read_new(path)
+        store = new_images(path, self.input_shape, self.whitening or self.in_memory, self.on_bad_image)
+        if self.whitening:
+            self._read_sets()
+            assert self._zca is not None
+            assert isinstance(store, ArrayStore)
+            store.data = self._zca(global_contrast_normalize(store.data))
+        return store
 
     def _read_registered(self, name: str) -> dict[str, Store]:
         spec = DATASETS[name]
