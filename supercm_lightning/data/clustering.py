@@ -15,7 +15,7 @@ from supercm_lightning.data.affine_augment import AffineAugmentation
 from supercm_lightning.data.augment import Normalization, WeakAugmentation, check_weak_options
 from supercm_lightning.data.base import ViewDataModule
 from supercm_lightning.data.datasets import DATASETS, IMAGENET_SUBSETS, new_images, scan_clusters
-from supercm_lightning.data.features import new_features, read_features
+from supercm_lightning.data.features import joined, new_features, read_features
 from supercm_lightning.data.randomness import generator
 from supercm_lightning.data.splits import check_label_range
 from supercm_lightning.data.stores import (
@@ -232,7 +232,7 @@ class ClusteringDataModule(ViewDataModule):
             spec = DATASETS[self.dataset]
             parts = ("train",) if spec.num_test else ("train", "test")
             arrays = {part: spec.store(self.dataset, self.root, part, download=False) for part in parts}
-            return {"train": _joined(list(arrays.values()))} if whole else dict(arrays)
+            return {"train": joined(list(arrays.values()))} if whole else dict(arrays)
         if isinstance(self.dataset, str) and self.dataset != "features":
             files = {"train": [file for part in self._files.values() for file in part]} if whole else self._files
             size, memory = self.image_size, self.in_memory
@@ -246,7 +246,7 @@ class ClusteringDataModule(ViewDataModule):
             self.preprocessing = {"mean": mean.tolist(), "std": std.tolist()}
             for store in features:
                 store.data = (store.data - mean) / std
-            return {"train": _joined(features)} if whole else self._stores
+            return {"train": joined(features)} if whole else self._stores
         if whole and "test" in self._stores:
             labels = torch.cat([store.labels for store in self._stores.values()])
             return {"train": DatasetStore(ConcatDataset([self.dataset, cast(Dataset[Any], self._test)]), labels)}
@@ -277,10 +277,6 @@ class ClusteringDataModule(ViewDataModule):
         else:
             strong = StrongAugmentation(self.normalization, self.flip, self.shift)
         return {"weak": weak, "strong": strong}
-
-
-def _joined(stores: list[ArrayStore]) -> ArrayStore:
-    return ArrayStore(torch.cat([store.data for store in stores]), torch.cat([store.labels for store in stores]))
 
 
 def _store(dataset: Dataset[Any]) -> DatasetStore:

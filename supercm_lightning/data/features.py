@@ -1,7 +1,7 @@
 """Frozen features, labelled and not."""
 
 import zlib
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal, cast
@@ -24,9 +24,9 @@ FeatureSet = str | Path | Dataset[Any]
 class FeatureDataModule(ViewDataModule):
     """Feature vectors from files: a labelled, an unlabelled and a test set, or a source and a target domain.
 
-    A file is `.npz` or `.pt` with `features` (n, d) and, where known, `labels` (n,) int64 and `classes` (K,) names.
-    Labels of the unlabelled file are never read. Without an unlabelled file, `num_labeled` rows of the labelled file
-    keep their labels and the rest is unlabelled.
+    A file is `.npz` or `.pt` with `features` (n, d) and, where known, `labels` (n,) int64, `classes` (K,) names and
+    `files` (n,), the name of each row in predictions. Labels of the unlabelled file are never read. Without an
+    unlabelled file, `num_labeled` rows of the labelled file keep their labels and the rest is unlabelled.
 
     With `source` and `target` in place of `labeled` and `unlabeled`, rows are those of two domains: a tenth of the
     source is held out for validation; the target is trained on without its labels and tested on with them; validation
@@ -119,7 +119,7 @@ class FeatureDataModule(ViewDataModule):
         stores = [store, *(self._read_like_first(part, other, labels="required") for other in more)]
         self._domain = torch.arange(len(stores)).repeat_interleave(torch.tensor([len(store) for store in stores]))
         if more:
-            store = ArrayStore(torch.cat([s.data for s in stores]), torch.cat([s.labels for s in stores]))
+            store = joined(stores)
         self._train = store
         self.num_classes = len(self.class_names) if self.class_names else int(store.labels.max()) + 1
         if self.num_classes < 2:
@@ -241,9 +241,9 @@ _Labels = Literal["required", "if known", "never"]
 
 def read_features(part: str, source: Path | Dataset[Any], labels: _Labels) -> tuple[ArrayStore, tuple[str, ...] | None]:
     """Features, labels (-1 where unknown or not to be read) and class names of one file or data set."""
-    names = None
+    names = files = None
     if isinstance(source, Path):
-        data, known, names = _load(part, source, labels)
+        data, known, names, files = _load(part, source, labels)
     else:
         count = len(cast(Sized, source))
         dataset = DatasetStore(source, None if labels == "required" else torch.full((count,), -1))
@@ -258,7 +258,16 @@ def read_features(part: str, source: Path | Dataset[Any], labels: _Labels) -> tu
     if not data.isfinite().all():
         row = int((~data.isfinite()).any(1).nonzero()[0])
         raise ValueError(f"{part}: row {row} has a feature that is NaN or infinite.")
-    return ArrayStore(data, numbers), names
+    if files is not None and len(files) != len(data):
+        raise ValueError(f"{part}: {len(files)} files for {len(data)} rows; each needs one, or leave files out.")
+    return ArrayStore(data, numbers, files), names
+
+
+def joined(stores: Sequence[ArrayStore]) -> ArrayStore:
+    """The rows of several stores, one after the other; they keep the names of their files if all have such."""
+    names = [name for store in stores for name in store.names or ()]
+    rows = torch.cat([store.data for store in stores])
+    return ArrayStore(rows, torch.cat([store.labels for store in stores]), names if len(names) == len(rows) else None)
 
 
 def _whole_numbers(part: str, labels: Tensor) -> Tensor:
@@ -268,15 +277,18 @@ def _whole_numbers(part: str, labels: Tensor) -> Tensor:
     return whole
 
 
-def _load(part: str, path: Path, labels: _Labels) -> tuple[Tensor, Tensor | None, tuple[str, ...] | None]:
+def _load(
+    part: str, path: Path, labels: _Labels
+) -> tuple[Tensor, Tensor | None, tuple[str, ...] | None, list[str] | None]:
+    """Features, labels, names of the classes and of the files of the rows."""
     if not path.exists():
         raise FileNotFoundError(
             f"{part}={path}: no such file. Expected .npz or .pt with features (n, d) and labels (n,)."
         )
     if path.suffix not in (".npz", ".pt", ".pth"):
         raise ValueError(f"{part}={path}: features are read from .npz or .pt files.")
-    wanted = {"features", "classes", *(["labels"] if labels != "never" else [])}
-    optional = {"classes", *(["labels"] if labels != "required" else [])}
+    wanted = {"features", "classes", "files", *(["labels"] if labels != "never" else [])}
+    optional = {"classes", "files", *(["labels"] if labels != "required" else [])}
     try:
         if path.suffix == ".npz":
             content, found = load_npz(path, wanted)
@@ -294,8 +306,9 @@ def _load(part: str, path: Path, labels: _Labels) -> tuple[Tensor, Tensor | None
             f"{' and '.join(sorted(missing))}."
         )
     names = tuple(str(name) for name in content["classes"]) if "classes" in found else None
+    files = [str(file) for file in content["files"]] if "files" in found else None
     try:
         known = torch.as_tensor(content["labels"]) if "labels" in content and labels != "never" else None
-        return torch.as_tensor(content["features"]), known, names
+        return torch.as_tensor(content["features"]), known, names, files
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{part}={path}: features and labels must be arrays of numbers ({error}).") from error

@@ -140,6 +140,16 @@ def test_features_of_a_training_and_a_test_file() -> None:
     assert (len(split.rows["unlabeled"]), len(split.rows["test"])) == (12, 6)
 
 
+def test_clustered_features_are_called_by_their_files() -> None:
+    Path("both").mkdir()
+    for part, count in (("train", 12), ("test", 6)):
+        np.savez(f"both/{part}.npz", features=np.eye(12, 3)[:count], files=[f"{part}/{n}.jpg" for n in range(count)])
+    data = set_up("features", "both", num_classes=3)
+    assert [data.describe_row("unlabeled", row) for row in (0, 11, 12, 17)] == [
+        "train/0.jpg", "train/11.jpg", "test/0.jpg", "test/5.jpg",
+    ]  # fmt: skip
+
+
 def test_torch_data_sets() -> None:
     train = [(torch.full((1, 8, 8), float(row) / 10), row % 2) for row in range(6)]
     test = [(torch.zeros(1, 8, 8), 1)] * 3

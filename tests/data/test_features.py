@@ -1,5 +1,6 @@
 """Frozen features from files and data sets."""
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
+from supercm_lightning.callbacks import PredictionWriter
 from supercm_lightning.data import FeatureDataModule
 
 STREAM = np.random.default_rng(0)
@@ -131,6 +133,33 @@ def test_noise_is_for_training_alone(fit, gather):
     assert np.array_equal(gather(data, "test")[0].numpy(), X[data.rows["test"].index])
 
 
+@pytest.mark.parametrize("suffix", ["npz", "pt"])
+def test_rows_are_called_by_their_files(suffix, tmp_path, trainer, model):
+    def write(name: str, rows: slice, prefix: str) -> str:
+        files = [f"{prefix}/{number}.jpg" for number in range(len(X))[rows]]
+        if suffix == "npz":
+            return save(f"{name}.npz", features=X[rows], labels=Y[rows], files=np.array(files))
+        torch.save({"features": torch.from_numpy(X[rows]), "labels": torch.from_numpy(Y[rows]), "files": files}, name)
+        return str(Path(name).rename(f"{name}.pt"))
+
+    sources = [write("one", slice(30), "day"), write("two", slice(30, 40), "dusk")]
+    data = FeatureDataModule(source=sources, target=write("target", slice(40, 60), "night"), standardize="domain")
+    data.setup("fit")
+    for row, number in enumerate(data.rows["labeled"].index.tolist()):
+        assert data.describe_row("labeled", row) == f"{'day' if number < 30 else 'dusk'}/{number}.jpg"
+    trainer(callbacks=[PredictionWriter()], default_root_dir=tmp_path).predict(model(data), datamodule=data)
+    with (tmp_path / "predictions.csv").open() as table:
+        assert [row["file"] for row in csv.DictReader(table)] == [f"night/{number}.jpg" for number in range(40, 60)]
+
+
+def test_two_sources_of_which_one_has_no_files_are_numbered():
+    save("one.npz", features=X[:30], labels=Y[:30], files=np.array([f"{n}.jpg" for n in range(30)]))
+    save("two.npz", features=X[30:], labels=Y[30:])
+    data = FeatureDataModule(source=["one.npz", "two.npz"], target=save("target.npz", features=X), num_val=0)
+    data.setup("fit")
+    assert data.describe_row("labeled", 3) == "3"
+
+
 class TestBadInput:
     """Messages name the option, the file and what it lacks."""
 
@@ -162,6 +191,10 @@ class TestBadInput:
         torch.save({"features": X, "labels": Path("x")}, "a.pt")
         with pytest.raises(ValueError, match=r"labeled=a\.pt: holds more than tensors"):
             FeatureDataModule("a.pt")
+
+    def test_files_of_other_rows(self):
+        with pytest.raises(ValueError, match="labeled: 2 files for 60 rows; each needs one, or leave files out"):
+            FeatureDataModule(save("a.npz", features=X, labels=Y, files=np.array(["a.jpg", "b.jpg"])))
 
     def test_missing_file(self):
         with pytest.raises(FileNotFoundError, match=r"labeled=nowhere\.npz: no such file. Expected .npz or .pt"):
