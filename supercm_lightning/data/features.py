@@ -7,9 +7,10 @@ from pickle import UnpicklingError
 from typing import Any, Literal, cast
 from zipfile import BadZipFile
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from supercm_lightning.data.augment import Normalization, WeakAugmentation
 from supercm_lightning.data.base import PARTS, ViewDataModule
@@ -18,7 +19,7 @@ from supercm_lightning.data.splits import check_labels, count_rows, domain_strat
 from supercm_lightning.data.stores import ArrayStore, DatasetStore, Rows
 
 FeatureSet = str | Path | Dataset[Any]
-"""A file, or a torch data set of (features, label)."""
+"""A file, or a torch data set of (features, label); from Python also arrays, (features, labels) or features alone."""
 
 
 class FeatureDataModule(ViewDataModule):
@@ -33,7 +34,8 @@ class FeatureDataModule(ViewDataModule):
     reads the target training rows in a second loader, with labels of -1, and testing the source validation rows.
 
     Args:
-        labeled: Labelled features: a file or, from Python, a torch data set of (features, label).
+        labeled: Labelled features: a file or, from Python, a torch data set of (features, label) or a tuple of arrays
+            (n, d) and (n,).
         unlabeled: Unlabelled features; None: the rows of `labeled` left by `num_labeled`.
         test: Test features with labels; None: `num_test` rows of `labeled`, or the rows of `target` that have labels.
         val: Validation features with labels; None: `num_val` rows of the labelled ones.
@@ -108,7 +110,8 @@ class FeatureDataModule(ViewDataModule):
         self.oracle_labels = oracle_labels
         part = "source" if self.two_domains else "labeled"
         with_labels: Any = labeled if source is None else source
-        with_labels = with_labels if isinstance(with_labels, list | tuple) else [with_labels]
+        several = isinstance(with_labels, list | tuple) and not _are_arrays(with_labels)
+        with_labels = with_labels if several else [with_labels]
         first, *more = (_located(given, Path(root)) for given in with_labels)
         others = {"unlabeled": unlabeled, "target": target, "val": val, "test": test}
         self._given = {name: _located(given, Path(root)) for name, given in others.items() if given is not None}
@@ -227,9 +230,24 @@ def _standardized(features: Tensor, statistics: tuple[Tensor, Tensor]) -> Tensor
     return (features - mean) / std
 
 
-def _located(given: FeatureSet, root: Path) -> Path | Dataset[Any]:
-    """The file that a name means."""
+def _are_arrays(given: Any) -> bool:
+    arrays = given if isinstance(given, tuple) else (given,)
+    return 0 < len(arrays) < 3 and all(isinstance(array, np.ndarray | Tensor) for array in arrays)
+
+
+def _located(given: Any, root: Path) -> Path | Dataset[Any]:
+    """The file that a name means; a data set of arrays."""
+    if _are_arrays(given):
+        features, *labels = map(torch.as_tensor, given if isinstance(given, tuple) else (given,))
+        if any(len(one) != len(features) for one in labels):
+            raise ValueError(f"features of shape {tuple(features.shape)} with {len(labels[0])} labels.")
+        return TensorDataset(features, *labels)
     if not isinstance(given, str | Path):
+        if not (hasattr(given, "__getitem__") and hasattr(given, "__len__")) or isinstance(given, tuple | dict):
+            raise ValueError(
+                f"{type(given).__name__} is no set of features. Give the name of a file, a torch data set of "
+                "(features, label), a tuple of arrays (n, d) and (n,), or an array (n, d) where no labels are needed."
+            )
         return given
     path = root.expanduser() / Path(given).expanduser()
     named = [path.with_name(path.name + suffix) for suffix in (".npz", ".pt")]
@@ -244,6 +262,11 @@ def read_features(part: str, source: Path | Dataset[Any], labels: _Labels) -> tu
     names = files = None
     if isinstance(source, Path):
         data, known, names, files = _load(part, source, labels)
+    elif isinstance(source, TensorDataset):
+        data, *more = source.tensors
+        known = more[0] if more and labels != "never" else None
+        if known is None and labels == "required":
+            raise ValueError(f"{part}: features without labels; give (features, labels).")
     else:
         count = len(cast(Sized, source))
         dataset = DatasetStore(source, None if labels == "required" else torch.full((count,), -1))

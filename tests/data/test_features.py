@@ -104,6 +104,23 @@ def test_data_sets_in_place_of_files(gather):
     assert gather(data, "val")[1].tolist() == Y[7:9].tolist()
 
 
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_arrays_in_place_of_files(gather, kind):
+    data = module((kind(X[:40]), kind(Y[:40])), unlabeled=kind(X[40:50]), test=(kind(X[50:]), kind(Y[50:])))
+    for part, rows in (("labeled", slice(40)), ("unlabeled", slice(40, 50)), ("test", slice(50, 60))):
+        x, y, _ = gather(data, part)
+        assert np.array_equal(x.numpy(), X[rows])
+        assert y.tolist() == ([-1] * 10 if part == "unlabeled" else Y[rows].tolist())
+
+
+def test_arrays_of_several_sources_and_a_target(gather):
+    data = FeatureDataModule(source=[(X[:20], Y[:20]), (X[20:30], Y[20:30])], target=(X[30:], Y[30:]), num_val=0)
+    data.setup("fit")
+    assert np.array_equal(gather(data, "labeled")[0].numpy(), X[:30])
+    assert gather(data, "unlabeled")[1].unique().tolist() == [-1]
+    assert gather(data, "test")[1].tolist() == Y[30:].tolist()
+
+
 def test_standardising_uses_the_training_rows_alone(gather):
     x = X * np.array([1, 10, 100, 0, 3]) + 7
     data = module(save("all.npz", features=x, labels=Y), num_labeled=6, num_val=9, num_test=12, standardize="joint")
@@ -191,6 +208,21 @@ class TestBadInput:
         torch.save({"features": X, "labels": Path("x")}, "a.pt")
         with pytest.raises(ValueError, match=r"labeled=a\.pt: holds more than tensors"):
             FeatureDataModule("a.pt")
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            (X, "labeled: features without labels; give"),
+            ((X, Y[:7]), r"features of shape \(60, 5\) with 7 labels"),
+            ((X, Y + 0.5), "labeled: labels must be whole numbers"),
+            ((X, Y, Y), "ndarray is no set|features without labels"),
+            ({"features": X, "labels": Y}, r"dict is no set of features. Give the name of a file, a torch data set of"),
+            ([1.0, 2.0], "float is no set of features"),
+        ],
+    )
+    def test_arrays_that_are_no_set(self, given, message):
+        with pytest.raises(ValueError, match=message):
+            module(given)
 
     def test_files_of_other_rows(self):
         with pytest.raises(ValueError, match="labeled: 2 files for 60 rows; each needs one, or leave files out"):
