@@ -107,7 +107,8 @@ class ViewDataModule(LightningDataModule, ABC):
         "unlabeled": "The unlabelled set is empty, and it is needed. Give unlabelled data, or set num_labeled below "
         "the number of labelled rows: the rest is unlabelled.",
         "val": "There are no validation rows. Give a validation set, or set num_val.",
-        "test": "There are no test rows. Give a test set, or set num_test.",
+        "test": "There are no test rows. Give a test set, or set num_test. To predict rows without labels, set "
+        "predict_on: unlabeled.",
     }
 
     def __init__(

@@ -177,6 +177,13 @@ def test_two_sources_of_which_one_has_no_files_are_numbered():
     assert data.describe_row("labeled", 3) == "3"
 
 
+def test_a_target_without_labels_is_predicted_as_the_unlabelled_rows(trainer, model, gather):
+    data = FeatureDataModule(source=save("a.npz", features=X, labels=Y), target=save("b.npz", features=X[:9]))
+    with pytest.raises(ValueError, match=r"no test rows.*To predict rows without labels, set predict_on: unlabeled"):
+        trainer().predict(model(data), datamodule=data)
+    assert len(gather(data, "unlabeled")[0]) == 9
+
+
 class TestBadInput:
     """Messages name the option, the file and what it lacks."""
 
