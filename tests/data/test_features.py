@@ -177,10 +177,11 @@ def test_two_sources_of_which_one_has_no_files_are_numbered():
     assert data.describe_row("labeled", 3) == "3"
 
 
-def test_a_target_without_labels_is_predicted_as_the_unlabelled_rows(trainer, model, gather):
+def test_a_target_without_labels_is_predicted_as_the_unlabelled_rows(gather):
     data = FeatureDataModule(source=save("a.npz", features=X, labels=Y), target=save("b.npz", features=X[:9]))
+    data.setup("predict")
     with pytest.raises(ValueError, match=r"no test rows.*To predict rows without labels, set predict_on: unlabeled"):
-        trainer().predict(model(data), datamodule=data)
+        data.predict_dataloader()
     assert len(gather(data, "unlabeled")[0]) == 9
 
 
