@@ -115,7 +115,7 @@ class SuperCMCLI(LightningCLI):
 
         `--trainer.limit_test_batches 0` leaves the test out.
         """
-        has_test = not isinstance(self.datamodule, ViewDataModule) or len(self.datamodule.rows.get("test", ()))
+        has_test = not isinstance(self.datamodule, ViewDataModule) or self.datamodule.has_test
         if has_test and self.trainer.limit_test_batches and not self.trainer.interrupted:
             self.trainer.test(self.model, datamodule=self.datamodule)
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]

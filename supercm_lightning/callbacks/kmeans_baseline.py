@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from supercm_lightning.distributed import rows_of_all_ranks
@@ -15,7 +16,8 @@ class KMeansBaseline(Callback):
     """Logs beside every test `test/kmeans_acc` and `test/kmeans_input_acc`, the accuracy of k-means.
 
     The first on the normalised features of the model: what its heads add to them. The second on the inputs (pixels)
-    without augmentation: what any learning adds. The best of ten starts by the inertia, labels play no part.
+    without augmentation: what any learning adds. The best of ten starts by the inertia, labels play no part. A test of
+    fewer rows than clusters goes without, with a warning.
 
     Args:
         max_rows: Rows on which the means are found, at most; all rows are assigned.
@@ -51,6 +53,9 @@ class KMeansBaseline(Callback):
         self._rows = []
         labels = rows_of_all_ranks(labels.to(pl_module.device)).cpu()
         k: int = pl_module.num_classes  # type: ignore[assignment]
+        if (count := min(len(labels), self.max_rows)) < k:
+            rank_zero_warn(f"KMeansBaseline: {count} rows are fewer than the {k} clusters; k-means is left out.")
+            return
         for name, rows in (("kmeans_acc", features), ("kmeans_input_acc", inputs)):
             every = rows_of_all_ranks(rows.to(pl_module.device)).cpu().numpy()
             accuracy = ClusteringAccuracy(k)

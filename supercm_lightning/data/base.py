@@ -1,6 +1,7 @@
 """What every data module shares: loaders that move row numbers or raw images, batched augmentation on the device."""
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -13,7 +14,10 @@ from supercm_lightning.data.augment import Normalization, WeakAugmentation
 from supercm_lightning.data.randomness import generator
 from supercm_lightning.data.samplers import CyclingSampler
 from supercm_lightning.data.splits import check_label_range, check_labels
-from supercm_lightning.data.stores import ArrayStore, Rows
+from supercm_lightning.data.stores import ArrayStore, Rows, Store
+
+PARTS = ("test", "val", "unlabeled", "labeled")
+"""Sets of rows that a data module may have."""
 
 
 class RawBatch(NamedTuple):
@@ -85,7 +89,7 @@ class ViewDataModule(LightningDataModule, ABC):
         eval_batch_size: Rows per step of validation, test and prediction.
         steps_per_epoch: Steps per epoch; None: one pass over the unlabelled set (the labelled set, for methods that
             need no unlabelled rows).
-        predict_on: Rows that `predict` reads: `test`, `val`, `unlabeled` or `labeled`.
+        predict_on: Rows that `predict` reads: `test`, `val`, `unlabeled`, `labeled`, or a path for `read_new`.
         num_workers: Worker processes per loader, for data that is not held in memory.
 
     Attributes:
@@ -103,7 +107,8 @@ class ViewDataModule(LightningDataModule, ABC):
         "unlabeled": "The unlabelled set is empty, and it is needed. Give unlabelled data, or set num_labeled below "
         "the number of labelled rows: the rest is unlabelled.",
         "val": "There are no validation rows. Give a validation set, or set num_val.",
-        "test": "There are no test rows. Give a test set, or set num_test.",
+        "test": "There are no test rows. Give a test set, or set num_test. To predict rows without labels, set "
+        "predict_on: unlabeled.",
     }
 
     def __init__(
@@ -127,13 +132,16 @@ class ViewDataModule(LightningDataModule, ABC):
                 raise ValueError(f"{name}={value}: must be at least 1.")
         if num_workers < 0:
             raise ValueError(f"num_workers={num_workers}: must not be negative.")
-        if predict_on not in ("test", "val", "unlabeled", "labeled"):
-            raise ValueError(f"predict_on={predict_on!r}: choose one of test, val, unlabeled, labeled.")
+        if predict_on not in PARTS and not Path(predict_on).expanduser().exists():
+            raise ValueError(
+                f"predict_on={predict_on!r}: choose one of {', '.join(PARTS)}, or give the path of new rows; there is "
+                "no such path."
+            )
         self.labeled_batch_size = labeled_batch_size
         self.unlabeled_batch_size = unlabeled_batch_size
         self.eval_batch_size = eval_batch_size
         self.steps_per_epoch = steps_per_epoch
-        self.predict_on = predict_on
+        self.predict_on = str(predict_on)
         self.num_workers = num_workers
         self.rows: dict[str, Rows] = {}
         self.seed: int | None = None
@@ -144,6 +152,17 @@ class ViewDataModule(LightningDataModule, ABC):
     @abstractmethod
     def read(self) -> dict[str, Rows]:
         """Reads the data: `labeled`, `unlabeled`, `val`, `test`, those of which there are rows."""
+
+    def read_new(self, path: Path) -> Store:
+        """Reads rows that are in none of the sets, prepared as the test rows are, for `predict`; override to allow it.
+
+        Raises:
+            ValueError: If the path holds no such rows.
+        """
+        raise ValueError(
+            f"predict_on={path}: {type(self).__name__} cannot prepare files as the items of a torch data set are. Give "
+            "trainer.predict a loader of new rows."
+        )
 
     def configure_augmentations(self) -> dict[str, Any]:
         """Augmentation of each named view, a callable of (rows, torch.Generator); override to add or change."""
@@ -160,19 +179,25 @@ class ViewDataModule(LightningDataModule, ABC):
 
     # --------------------------------------------------------------------------------------------------- set-up
     def setup(self, stage: str) -> None:
-        """Takes the seed of the run; reads and checks the data, once."""
+        """Takes the seed of the run; reads and checks the data, once, or the new rows that alone are predicted."""
         if self.trainer is not None and stage == "fit":
             # Ranks must agree on the walk through the data even when the user seeded none of them.
             self.seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
-        if self.rows:
+        if stage == "predict" and self.predict_on not in PARTS:
+            self.rows[self.predict_on] = Rows.all_of(self.read_new(Path(self.predict_on).expanduser()))
+        else:
+            self._read_sets()
+
+    def _read_sets(self) -> None:
+        if any(part in self.rows for part in PARTS):
             return
         rows = self.read()
         if "labeled" in rows:
             check_labels(rows["labeled"].labels, self.num_classes, self.class_names, "labelled set")
         for part in ("val", "test"):
-            if part in rows:
+            if part in rows and not rows[part].hide_labels:
                 check_label_range(rows[part].labels, self.num_classes, f"{part} set")
-        self.rows = rows
+        self.rows |= rows
         self.augmentations = self.configure_augmentations()
 
     def state_dict(self) -> dict[str, Any]:
@@ -187,6 +212,11 @@ class ViewDataModule(LightningDataModule, ABC):
     def num_unlabeled(self) -> int:
         """Number of unlabelled rows, once the data is read."""
         return len(self.rows.get("unlabeled", ()))
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there are test rows with labels, once the data is read."""
+        return "test" in self.rows and len(self.rows["test"]) > 0 and not self.rows["test"].hide_labels
 
     def describe_row(self, part: str, index: int) -> str:
         """File of a row of a part (`test`, `val`, `unlabeled`, `labeled`, `predict`); its index where it has none."""
@@ -248,7 +278,14 @@ class ViewDataModule(LightningDataModule, ABC):
         return self._eval_dataloaders("val", "unlabeled") if validating or len(self.rows.get("val", ())) else []
 
     def test_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
-        """The test rows. With two domains a list: these and the source validation rows, where there are such."""
+        """The test rows. With two domains a list: these and the source validation rows, where there are such.
+
+        Raises:
+            ValueError: If there are no test rows with labels.
+        """
+        self._check_read()
+        if not self.has_test:
+            raise ValueError(self.no_rows["test"])
         return self._eval_dataloaders("test", "val")
 
     def predict_dataloader(self) -> DataLoader[Any]:

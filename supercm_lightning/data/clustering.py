@@ -4,7 +4,7 @@ import csv
 from collections.abc import Sized
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ from torch.utils.data import ConcatDataset, Dataset
 from supercm_lightning.data.affine_augment import AffineAugmentation
 from supercm_lightning.data.augment import Normalization, WeakAugmentation, check_weak_options
 from supercm_lightning.data.base import ViewDataModule
-from supercm_lightning.data.datasets import DATASETS, IMAGENET_SUBSETS, scan_clusters
-from supercm_lightning.data.features import read_features
+from supercm_lightning.data.datasets import DATASETS, IMAGENET_SUBSETS, new_images, scan_clusters
+from supercm_lightning.data.features import joined, new_features, read_features
 from supercm_lightning.data.randomness import generator
 from supercm_lightning.data.splits import check_label_range
 from supercm_lightning.data.stores import (
@@ -68,7 +68,8 @@ class ClusteringDataModule(ViewDataModule):
         on_bad_image: For image files, what to do about one that cannot be read: `error` stops and names it, `skip`
             leaves it out, counts and lists it.
         num_workers: Worker processes per loader, for images that are not held in memory.
-        predict_on: Rows that `predict` reads: `unlabeled`, the clustered ones, or `test`.
+        predict_on: Rows that `predict` reads: `unlabeled`, the clustered ones, `test`, or the path of new ones: a
+            folder of images, at any depth, or a file of features.
         download: Fetch a registered data set that is missing.
         test: A torch data set of test images beside `dataset` (from Python).
 
@@ -76,6 +77,10 @@ class ClusteringDataModule(ViewDataModule):
         FileNotFoundError: If the data is missing; the message tells where it was expected.
         ValueError: If an option contradicts the data; the message names it.
     """
+
+    no_rows: ClassVar[dict[str, str]] = ViewDataModule.no_rows | {
+        "test": "The data has no labels, so that there is nothing to test. Use predict.",
+    }
 
     def __init__(
         self,
@@ -152,11 +157,11 @@ class ClusteringDataModule(ViewDataModule):
         """Learns shape and classes; gives the number of classes, if known, and customs of flip, shift and noise."""
         name = self.dataset
         if not isinstance(name, str):
-            store = DatasetStore(name, None if _has_labels(name) else torch.full((len(cast(Sized, name)),), -1))
+            store = _store(name)
             self._stores: dict[str, Store] = {"train": store}
             self.input_shape = tuple(store[0].shape)
             if self._test is not None:
-                self._stores["test"] = DatasetStore(self._test)
+                self._stores["test"] = _store(self._test)
             return (int(store.labels.max()) + 1) or None, (False, 0, 0.0)
         if name == "features":
             files = {"train": self.root}
@@ -227,7 +232,7 @@ class ClusteringDataModule(ViewDataModule):
             spec = DATASETS[self.dataset]
             parts = ("train",) if spec.num_test else ("train", "test")
             arrays = {part: spec.store(self.dataset, self.root, part, download=False) for part in parts}
-            return {"train": _joined(list(arrays.values()))} if whole else dict(arrays)
+            return {"train": joined(list(arrays.values()))} if whole else dict(arrays)
         if isinstance(self.dataset, str) and self.dataset != "features":
             files = {"train": [file for part in self._files.values() for file in part]} if whole else self._files
             size, memory = self.image_size, self.in_memory
@@ -241,11 +246,20 @@ class ClusteringDataModule(ViewDataModule):
             self.preprocessing = {"mean": mean.tolist(), "std": std.tolist()}
             for store in features:
                 store.data = (store.data - mean) / std
-            return {"train": _joined(features)} if whole else self._stores
+            return {"train": joined(features)} if whole else self._stores
         if whole and "test" in self._stores:
             labels = torch.cat([store.labels for store in self._stores.values()])
             return {"train": DatasetStore(ConcatDataset([self.dataset, cast(Dataset[Any], self._test)]), labels)}
         return self._stores
+
+    def read_new(self, path: Path) -> Store:
+        """Reads the images of a folder, or a file of features."""
+        if not isinstance(self.dataset, str):
+            return super().read_new(path)
+        if self.dataset != "features":
+            return new_images(path, self.input_shape, self.in_memory, self.on_bad_image)
+        self._read_sets()  # which finds their mean and deviation
+        return new_features(path, self.input_shape, self.preprocessing)
 
     # -------------------------------------------------------------------------------------------- augmentation
     def normalize(self, rows: Tensor) -> Tensor:
@@ -265,13 +279,10 @@ class ClusteringDataModule(ViewDataModule):
         return {"weak": weak, "strong": strong}
 
 
-def _joined(stores: list[ArrayStore]) -> ArrayStore:
-    return ArrayStore(torch.cat([store.data for store in stores]), torch.cat([store.labels for store in stores]))
-
-
-def _has_labels(dataset: Dataset[Any]) -> bool:
+def _store(dataset: Dataset[Any]) -> DatasetStore:
     item = dataset[0]
-    return isinstance(item, tuple | list) and len(item) > 1
+    has_labels = isinstance(item, tuple | list) and len(item) > 1
+    return DatasetStore(dataset, None if has_labels else torch.full((len(cast(Sized, dataset)),), -1))
 
 
 def read_clusters(path: Path, num_rows: int, num_clusters: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from supercm_lightning.data.stores import IMAGE_SUFFIXES, ArrayStore
+from supercm_lightning.data.stores import IMAGE_SUFFIXES, ArrayStore, BadImage, Store, file_stores, sampled_shapes
 
 Part = tuple[Tensor, Tensor]
 """uint8 images (N, C, H, W) and their labels (N,), -1 where unknown."""
@@ -326,6 +326,30 @@ def images_under(folder: Path) -> list[Path]:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
         ]
     return sorted(found)
+
+
+def new_images(
+    folder: Path, shape: tuple[int, ...], in_memory: bool | None, on_bad_image: BadImage, keep_aspect: bool = True
+) -> Store:
+    """Images at any depth of a folder, brought to the shape of those that a model was trained on.
+
+    Args:
+        folder: The folder.
+        shape: That shape, (C, H, W).
+        in_memory: As in `file_stores`.
+        on_bad_image: Likewise.
+        keep_aspect: Likewise.
+
+    Raises:
+        ValueError: If it is no folder, has no images, or one of them cannot be read.
+    """
+    files = images_under(folder)
+    if not files:
+        raise ValueError(f"predict_on={folder}: {'no images in this folder' if folder.is_dir() else 'not a folder'}.")
+    size = shape[1] if shape[1] == shape[2] else None
+    sampled_shapes(files, size, on_bad_image)
+    parts = {"predict": [(file, -1) for file in files]}
+    return file_stores(parts, shape, size, in_memory, keep_aspect, on_bad_image)["predict"]
 
 
 def _raise(error: OSError) -> None:

@@ -12,10 +12,11 @@ from torch.utils.data import Dataset
 from supercm_lightning.data.augment import Normalization, WeakAugmentation, check_weak_options
 from supercm_lightning.data.base import ViewDataModule
 from supercm_lightning.data.crops import CenterCrop, Crop, RandomCrop, RandomResizedCrop
+from supercm_lightning.data.datasets import new_images
 from supercm_lightning.data.domain_readers import DatasetReader, DigitReader, DomainReader, FileReader
 from supercm_lightning.data.domains import DIGITS, DOMAIN_SETS, folder_set
 from supercm_lightning.data.splits import check_label_range, count_rows, domain_strata, make_split
-from supercm_lightning.data.stores import BadImage, Rows, check_bad_image_policy
+from supercm_lightning.data.stores import BadImage, Rows, Store, check_bad_image_policy
 from supercm_lightning.data.strong_augment import StrongAugmentation
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -74,7 +75,8 @@ class DomainAdaptationDataModule(ViewDataModule):
         on_bad_image: What to do about a file that cannot be read as an image: `error` stops and names it, `skip` leaves
             it out, counts and lists it.
         num_workers: Worker processes per loader, for images that are not held in memory.
-        predict_on: Images that `predict` reads: `unlabeled` (the target's training images), `test`, `val` or `labeled`.
+        predict_on: Images that `predict` reads: `unlabeled` (the target's training images), `test`, `val`, `labeled`,
+            or the path of a folder of new images, at any depth, which are prepared as those of the target.
         oracle_labels: Give validation the labels of the target training rows, for scores that stand under `oracle/`;
             training never sees them.
         download: Fetch digits that are missing.
@@ -140,6 +142,8 @@ class DomainAdaptationDataModule(ViewDataModule):
         self.split_seed = split_seed
         self.oracle_labels = oracle_labels
         self.download = download
+        self.in_memory = in_memory
+        self.on_bad_image = on_bad_image
         self.reader: DomainReader
         if dataset is None:
             sources = source if isinstance(source, list | tuple) else [source]
@@ -204,6 +208,13 @@ class DomainAdaptationDataModule(ViewDataModule):
             "val": Rows(source, split["val"]) if stores.val is None else Rows.all_of(stores.val),
             "test": Rows(target, labelled) if stores.test is None else Rows.all_of(stores.test),
         }
+
+    def read_new(self, path: Path) -> Store:
+        """Reads the images of a folder."""
+        if isinstance(self.reader, DatasetReader):
+            return super().read_new(path)
+        keep_aspect = not self.reader.photographs  # as the readers do
+        return new_images(path, self.row_shape, self.in_memory, self.on_bad_image, keep_aspect)
 
     # -------------------------------------------------------------------------------------------- augmentation
     def _check_crop(self, options: AugmentOptions) -> None:

@@ -1,39 +1,41 @@
 """Frozen features, labelled and not."""
 
 import zlib
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal, cast
 from zipfile import BadZipFile
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from supercm_lightning.data.augment import Normalization, WeakAugmentation
-from supercm_lightning.data.base import ViewDataModule
+from supercm_lightning.data.base import PARTS, ViewDataModule
 from supercm_lightning.data.npz import load_npz
 from supercm_lightning.data.splits import check_labels, count_rows, domain_strata, make_split
 from supercm_lightning.data.stores import ArrayStore, DatasetStore, Rows
 
 FeatureSet = str | Path | Dataset[Any]
-"""A file, or a torch data set of (features, label)."""
+"""A file, or a torch data set of (features, label); from Python also arrays, (features, labels) or features alone."""
 
 
 class FeatureDataModule(ViewDataModule):
     """Feature vectors from files: a labelled, an unlabelled and a test set, or a source and a target domain.
 
-    A file is `.npz` or `.pt` with `features` (n, d) and, where known, `labels` (n,) int64 and `classes` (K,) names.
-    Labels of the unlabelled file are never read. Without an unlabelled file, `num_labeled` rows of the labelled file
-    keep their labels and the rest is unlabelled.
+    A file is `.npz` or `.pt` with `features` (n, d) and, where known, `labels` (n,) int64, `classes` (K,) names and
+    `files` (n,), the name of each row in predictions. Labels of the unlabelled file are never read. Without an
+    unlabelled file, `num_labeled` rows of the labelled file keep their labels and the rest is unlabelled.
 
     With `source` and `target` in place of `labeled` and `unlabeled`, rows are those of two domains: a tenth of the
     source is held out for validation; the target is trained on without its labels and tested on with them; validation
     reads the target training rows in a second loader, with labels of -1, and testing the source validation rows.
 
     Args:
-        labeled: Labelled features: a file or, from Python, a torch data set of (features, label).
+        labeled: Labelled features: a file or, from Python, a torch data set of (features, label) or a tuple of arrays
+            (n, d) and (n,).
         unlabeled: Unlabelled features; None: the rows of `labeled` left by `num_labeled`.
         test: Test features with labels; None: `num_test` rows of `labeled`, or the rows of `target` that have labels.
         val: Validation features with labels; None: `num_val` rows of the labelled ones.
@@ -52,7 +54,7 @@ class FeatureDataModule(ViewDataModule):
         standardize: Subtract the mean and divide by the standard deviation, per feature: those of all training rows,
             labelled and not (`joint`), or of the training rows of each domain by itself (`domain`).
         noise: Standard deviation of the noise in the weak view.
-        predict_on: Rows that `predict` reads: `test`, `val`, `unlabeled` or `labeled`.
+        predict_on: Rows that `predict` reads: `test`, `val`, `unlabeled`, `labeled`, or a file of new features.
         oracle_labels: Give validation the labels of the target training rows, for scores that stand under `oracle/`;
             training never sees them.
 
@@ -83,6 +85,8 @@ class FeatureDataModule(ViewDataModule):
         predict_on: str = "test",
         oracle_labels: bool = False,
     ) -> None:
+        new = _located(predict_on, Path(root))
+        predict_on = str(new) if isinstance(new, Path) and new.exists() and predict_on not in PARTS else predict_on
         super().__init__(labeled_batch_size, unlabeled_batch_size, eval_batch_size, steps_per_epoch, predict_on, 0)
         if noise < 0:
             raise ValueError(f"noise={noise}: must not be negative.")
@@ -106,7 +110,8 @@ class FeatureDataModule(ViewDataModule):
         self.oracle_labels = oracle_labels
         part = "source" if self.two_domains else "labeled"
         with_labels: Any = labeled if source is None else source
-        with_labels = with_labels if isinstance(with_labels, list | tuple) else [with_labels]
+        several = isinstance(with_labels, list | tuple) and not _are_arrays(with_labels)
+        with_labels = with_labels if several else [with_labels]
         first, *more = (_located(given, Path(root)) for given in with_labels)
         others = {"unlabeled": unlabeled, "target": target, "val": val, "test": test}
         self._given = {name: _located(given, Path(root)) for name, given in others.items() if given is not None}
@@ -117,7 +122,7 @@ class FeatureDataModule(ViewDataModule):
         stores = [store, *(self._read_like_first(part, other, labels="required") for other in more)]
         self._domain = torch.arange(len(stores)).repeat_interleave(torch.tensor([len(store) for store in stores]))
         if more:
-            store = ArrayStore(torch.cat([s.data for s in stores]), torch.cat([s.labels for s in stores]))
+            store = joined(stores)
         self._train = store
         self.num_classes = len(self.class_names) if self.class_names else int(store.labels.max()) + 1
         if self.num_classes < 2:
@@ -176,9 +181,37 @@ class FeatureDataModule(ViewDataModule):
             raise ValueError(f"{part}: other classes than those of the labelled features ({', '.join(differ[:10])}).")
         return store
 
+    def read_new(self, path: Path) -> ArrayStore:
+        """Reads a file of features; with two domains they are taken for those of the target."""
+        self._read_sets()  # which finds the mean and deviation
+        return new_features(path, self.input_shape, self.preprocessing)
+
     def configure_augmentations(self) -> dict[str, Any]:
         """The weak view: noise, if any."""
         return {"weak": WeakAugmentation(Normalization(), noise=self.noise)}
+
+
+def new_features(path: Path, shape: tuple[int, ...], preprocessing: dict[str, Any]) -> ArrayStore:
+    """Features that are in none of the sets of a data module.
+
+    Args:
+        path: Their file.
+        shape: Expected shape (d,) of a row.
+        preprocessing: `mean` and `std` of each feature, or nothing.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read, or its rows have another shape.
+    """
+    store, _ = read_features("predict_on", path, labels="never")
+    if tuple(store.data.shape[1:]) != shape:
+        raise ValueError(
+            f"predict_on={path}: features of shape {tuple(store.data.shape[1:])}, but the model was trained on {shape}."
+        )
+    if preprocessing:
+        std, mean = (torch.tensor(preprocessing[name]) for name in ("std", "mean"))
+        store.data = _standardized(store.data, (std, mean))
+    return store
 
 
 def _features(rows: Rows) -> Tensor:
@@ -197,9 +230,24 @@ def _standardized(features: Tensor, statistics: tuple[Tensor, Tensor]) -> Tensor
     return (features - mean) / std
 
 
-def _located(given: FeatureSet, root: Path) -> Path | Dataset[Any]:
-    """The file that a name means."""
+def _are_arrays(given: Any) -> bool:
+    arrays = given if isinstance(given, tuple) else (given,)
+    return 0 < len(arrays) < 3 and all(isinstance(array, np.ndarray | Tensor) for array in arrays)
+
+
+def _located(given: Any, root: Path) -> Path | Dataset[Any]:
+    """The file that a name means; a data set of arrays."""
+    if _are_arrays(given):
+        features, *labels = map(torch.as_tensor, given if isinstance(given, tuple) else (given,))
+        if any(len(one) != len(features) for one in labels):
+            raise ValueError(f"features of shape {tuple(features.shape)} with {len(labels[0])} labels.")
+        return TensorDataset(features, *labels)
     if not isinstance(given, str | Path):
+        if not (hasattr(given, "__getitem__") and hasattr(given, "__len__")) or isinstance(given, tuple | dict):
+            raise ValueError(
+                f"{type(given).__name__} is no set of features. Give the name of a file, a torch data set of "
+                "(features, label), a tuple of arrays (n, d) and (n,), or an array (n, d) where no labels are needed."
+            )
         return given
     path = root.expanduser() / Path(given).expanduser()
     named = [path.with_name(path.name + suffix) for suffix in (".npz", ".pt")]
@@ -211,9 +259,14 @@ _Labels = Literal["required", "if known", "never"]
 
 def read_features(part: str, source: Path | Dataset[Any], labels: _Labels) -> tuple[ArrayStore, tuple[str, ...] | None]:
     """Features, labels (-1 where unknown or not to be read) and class names of one file or data set."""
-    names = None
+    names = files = None
     if isinstance(source, Path):
-        data, known, names = _load(part, source, labels)
+        data, known, names, files = _load(part, source, labels)
+    elif isinstance(source, TensorDataset):
+        data, *more = source.tensors
+        known = more[0] if more and labels != "never" else None
+        if known is None and labels == "required":
+            raise ValueError(f"{part}: features without labels; give (features, labels).")
     else:
         count = len(cast(Sized, source))
         dataset = DatasetStore(source, None if labels == "required" else torch.full((count,), -1))
@@ -228,7 +281,16 @@ def read_features(part: str, source: Path | Dataset[Any], labels: _Labels) -> tu
     if not data.isfinite().all():
         row = int((~data.isfinite()).any(1).nonzero()[0])
         raise ValueError(f"{part}: row {row} has a feature that is NaN or infinite.")
-    return ArrayStore(data, numbers), names
+    if files is not None and len(files) != len(data):
+        raise ValueError(f"{part}: {len(files)} files for {len(data)} rows; each needs one, or leave files out.")
+    return ArrayStore(data, numbers, files), names
+
+
+def joined(stores: Sequence[ArrayStore]) -> ArrayStore:
+    """The rows of several stores, one after the other; they keep the names of their files if all have such."""
+    names = [name for store in stores for name in store.names or ()]
+    rows = torch.cat([store.data for store in stores])
+    return ArrayStore(rows, torch.cat([store.labels for store in stores]), names if len(names) == len(rows) else None)
 
 
 def _whole_numbers(part: str, labels: Tensor) -> Tensor:
@@ -238,15 +300,18 @@ def _whole_numbers(part: str, labels: Tensor) -> Tensor:
     return whole
 
 
-def _load(part: str, path: Path, labels: _Labels) -> tuple[Tensor, Tensor | None, tuple[str, ...] | None]:
+def _load(
+    part: str, path: Path, labels: _Labels
+) -> tuple[Tensor, Tensor | None, tuple[str, ...] | None, list[str] | None]:
+    """Features, labels, names of the classes and of the files of the rows."""
     if not path.exists():
         raise FileNotFoundError(
             f"{part}={path}: no such file. Expected .npz or .pt with features (n, d) and labels (n,)."
         )
     if path.suffix not in (".npz", ".pt", ".pth"):
         raise ValueError(f"{part}={path}: features are read from .npz or .pt files.")
-    wanted = {"features", "classes", *(["labels"] if labels != "never" else [])}
-    optional = {"classes", *(["labels"] if labels != "required" else [])}
+    wanted = {"features", "classes", "files", *(["labels"] if labels != "never" else [])}
+    optional = {"classes", "files", *(["labels"] if labels != "required" else [])}
     try:
         if path.suffix == ".npz":
             content, found = load_npz(path, wanted)
@@ -264,8 +329,9 @@ def _load(part: str, path: Path, labels: _Labels) -> tuple[Tensor, Tensor | None
             f"{' and '.join(sorted(missing))}."
         )
     names = tuple(str(name) for name in content["classes"]) if "classes" in found else None
+    files = [str(file) for file in content["files"]] if "files" in found else None
     try:
         known = torch.as_tensor(content["labels"]) if "labels" in content and labels != "never" else None
-        return torch.as_tensor(content["features"]), known, names
+        return torch.as_tensor(content["features"]), known, names, files
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{part}={path}: features and labels must be arrays of numbers ({error}).") from error

@@ -11,7 +11,7 @@ from torch.utils.data import ConcatDataset, Dataset
 
 from supercm_lightning.data.augment import Normalization, WeakAugmentation, check_weak_options
 from supercm_lightning.data.base import ViewDataModule
-from supercm_lightning.data.datasets import DATASETS, scan_folder
+from supercm_lightning.data.datasets import DATASETS, new_images, scan_folder
 from supercm_lightning.data.splits import Split, check_labels, count_rows, make_split
 from supercm_lightning.data.stores import (
     ArrayStore,
@@ -50,7 +50,7 @@ class SemiSupervisedDataModule(ViewDataModule):
             otherwise 0).
         split_seed: Seed of the split, apart from the run's own seed.
         split_file: JSON file of the split: read if it exists, else written. Numbers given beside a file that exists
-            must agree with it.
+            must agree with it, and so must a `split_seed` other than 0.
         labeled_in_unlabeled: Let the labelled images appear among the unlabelled ones too.
         flip: Mirror left-right with probability 1/2; None: where the data set allows it.
         shift: Largest shift in pixels; None: the data set's custom (2; 1 for digits and USPS; an eighth for folders).
@@ -65,7 +65,8 @@ class SemiSupervisedDataModule(ViewDataModule):
         num_workers: Worker processes per loader, for images that are not held in memory.
         on_bad_image: For folders, what to do about a file that cannot be read as an image: `error` stops and names it,
             `skip` decodes every file before the split, leaves the bad ones out of all sets, and counts and lists them.
-        predict_on: Images that `predict` reads: `test`, `val`, `unlabeled` or `labeled`.
+        predict_on: Images that `predict` reads: `test`, `val`, `unlabeled`, `labeled`, or the path of a folder of new
+            images, at any depth, which become as large as those of the training.
         download: Fetch a registered data set that is missing.
         unlabeled: A torch data set of unlabelled images, beside those of `dataset` (from Python).
         val: A torch data set of validation images (from Python).
@@ -127,6 +128,7 @@ class SemiSupervisedDataModule(ViewDataModule):
         self.download = download
         self._given = {"unlabeled": unlabeled, "val": val, "test": test}
         self.split: Split | None = None
+        self._zca: ZCA | None = None
         self._customs: tuple[int | float, int | float]
         if isinstance(dataset, str) and (strange := [name for name, data in self._given.items() if data is not None]):
             raise ValueError(f"{strange[0]}: goes with a torch data set; dataset={dataset!r} brings its own.")
@@ -210,10 +212,22 @@ class SemiSupervisedDataModule(ViewDataModule):
             for store in arrays.values():
                 store.data = global_contrast_normalize(store.data)
             # Fitted on every training image, as published; labels play no part in it.
-            zca = ZCA.fit(arrays["train"].data)
+            self._zca = ZCA.fit(arrays["train"].data)
             for store in arrays.values():
-                store.data = zca(store.data)
+                store.data = self._zca(store.data)
         return stores
+
+    def read_new(self, path: Path) -> Store:
+        """Reads the images of a folder."""
+        if not isinstance(self.dataset, str):
+            return super().read_new(path)
+        store = new_images(path, self.input_shape, self.whitening or self.in_memory, self.on_bad_image)
+        if self.whitening:
+            self._read_sets()
+            assert self._zca is not None
+            assert isinstance(store, ArrayStore)
+            store.data = self._zca(global_contrast_normalize(store.data))
+        return store
 
     def _read_registered(self, name: str) -> dict[str, Store]:
         spec = DATASETS[name]
@@ -252,27 +266,39 @@ class SemiSupervisedDataModule(ViewDataModule):
     def _read_split(self, labels: Tensor, held_out: set[str]) -> Split:
         name = self.dataset if isinstance(self.dataset, str) else type(self.dataset).__name__
         known = int((labels >= 0).sum())
-        if self.split_file is not None and self.split_file.exists():
-            return self._checked_split(Split.load(self.split_file), name, len(labels))
-        num_val, num_test = (
-            0 if part in held_out else count_rows(part, custom if asked is None else asked, known)
+        counts = {
+            part: 0 if part in held_out else count_rows(part, custom if asked is None else asked, known)
             for part, asked, custom in zip(("val", "test"), (self.num_val, self.num_test), self._customs, strict=True)
-        )
-        split = make_split(labels, name, self.num_labeled, num_val, num_test, self.split_seed)
+        }
+        if self.split_file is not None and self.split_file.exists():
+            return self._checked_split(Split.load(self.split_file), name, len(labels), counts)
+        split = make_split(labels, name, self.num_labeled, counts["val"], counts["test"], self.split_seed)
         if self.split_file is not None and getattr(rank_zero_only, "rank", 0) == 0:
             split.save(self.split_file)
         return split
 
-    def _checked_split(self, split: Split, name: str, num_rows: int) -> Split:
+    def _checked_split(self, split: Split, name: str, num_rows: int, counts: dict[str, int]) -> Split:
+        other = "Leave the option out, or name another file to draw a new split."
         if (split.dataset, split.num_rows) != (name, num_rows):
             raise ValueError(
                 f"split_file={self.split_file}: made for {split.num_rows:,} rows of {split.dataset}, but the data is "
                 f"{name} with {num_rows:,} rows. Name another file to draw a new split."
             )
-        if self.num_labeled is not None and len(split.labeled) != self.num_labeled:
+        sizes = {
+            "num_labeled": ("labelled", split.labeled, self.num_labeled, self.num_labeled),
+            "num_val": ("validation", split.val, self.num_val, counts["val"]),
+            "num_test": ("test", split.test, self.num_test, counts["test"]),
+        }
+        for option, (what, rows, asked, count) in sizes.items():
+            if asked is not None and len(rows) != count:
+                of = f" ({count:,} rows)" if count != asked else ""
+                raise ValueError(
+                    f"split_file={self.split_file}: has {len(rows):,} {what} rows, but {option}={asked}{of}. {other}"
+                )
+        if self.split_seed not in (0, split.seed):
             raise ValueError(
-                f"split_file={self.split_file}: has {len(split.labeled):,} labelled rows, but num_labeled="
-                f"{self.num_labeled}. Name another file to draw a new split."
+                f"split_file={self.split_file}: drawn with split_seed={split.seed}, but split_seed={self.split_seed}. "
+                f"{other}"
             )
         return split
 

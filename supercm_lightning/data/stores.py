@@ -186,7 +186,7 @@ class FileStore(WorkerStore):
             try:
                 self[row]
             except UnreadableImage as error:
-                messages[row] = str(error)
+                messages[row] = str(error).removesuffix(_REMEDY)
 
         self._each(check, "Checking")
         rows = [row for row in range(len(self)) if row not in messages]
@@ -298,8 +298,11 @@ class UnreadableImage(ValueError):
     """A file that cannot be read as an image."""
 
 
+_REMEDY = " Repair or remove the file, or leave such files out with on_bad_image: skip."
+
+
 def _unreadable(file: Path | str, error: Exception) -> UnreadableImage:
-    return UnreadableImage(f"{file}: cannot be read as an image ({error}). Repair or remove the file.")
+    return UnreadableImage(f"{file}: cannot be read as an image ({error}).{_REMEDY}")
 
 
 def _channels(image: Image.Image) -> int:

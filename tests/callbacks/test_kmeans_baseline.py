@@ -36,3 +36,13 @@ def test_features_and_inputs_are_scored_apart() -> None:
     assert 0.4 < first["test/kmeans_input_acc"] < 0.8
     (second, *_) = trainer.test(model, loaders, verbose=False)
     assert second == pytest.approx(first)
+
+
+def test_fewer_rows_than_clusters_go_without() -> None:
+    loader = DataLoader(TensorDataset(torch.rand(3, 4), torch.tensor([0, 1, 3])), batch_size=3)
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[KMeansBaseline()],
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="3 rows are fewer than the 4 clusters; k-means is left out"):
+        assert trainer.test(Reader(), loader, verbose=False) == [{}]

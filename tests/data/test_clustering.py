@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from supercm_lightning import ClusteringDataModule
+from supercm_lightning.cli import run
 from supercm_lightning.data import DATASETS
 from supercm_lightning.data.datasets import IMAGENET_SUBSETS
 
@@ -138,6 +139,16 @@ def test_features_of_a_training_and_a_test_file() -> None:
     assert (len(split.rows["unlabeled"]), len(split.rows["test"])) == (12, 6)
 
 
+def test_clustered_features_are_called_by_their_files() -> None:
+    Path("both").mkdir()
+    for part, count in (("train", 12), ("test", 6)):
+        np.savez(f"both/{part}.npz", features=np.eye(12, 3)[:count], files=[f"{part}/{n}.jpg" for n in range(count)])
+    data = set_up("features", "both", num_classes=3)
+    assert [data.describe_row("unlabeled", row) for row in (0, 11, 12, 17)] == [
+        "train/0.jpg", "train/11.jpg", "test/0.jpg", "test/5.jpg",
+    ]  # fmt: skip
+
+
 def test_torch_data_sets() -> None:
     train = [(torch.full((1, 8, 8), float(row) / 10), row % 2) for row in range(6)]
     test = [(torch.zeros(1, 8, 8), 1)] * 3
@@ -170,3 +181,42 @@ def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
 def test_a_split_needs_a_test_set(image_folder: Callable[..., Path]) -> None:
     with pytest.raises(ValueError, match="protocol='split': the data has no test set"):
         set_up("folder", image_folder({"cat": 2, "dog": 2}), protocol="split")
+
+
+def unlabelled(kind: str, image_folder: Callable[..., Path]) -> ClusteringDataModule:
+    """Nine rows to cluster and four of a test set, all without labels."""
+    if kind == "folder":
+        return ClusteringDataModule("folder", image_folder({"train": 9, "test": 4}), "split", num_classes=3)
+    if kind == "features":
+        Path("parts").mkdir()
+        for part, count in (("train", 9), ("test", 4)):
+            np.savez(f"parts/{part}.npz", features=np.eye(9, 3)[:count])
+        return ClusteringDataModule("features", "parts", "split", num_classes=3)
+    images = list(torch.rand(13, 1, 8, 8))
+    return ClusteringDataModule(images[:9], protocol="split", num_classes=3, num_workers=0, test=images[9:])
+
+
+@pytest.mark.parametrize("kind", ["folder", "features", "images"])
+def test_a_test_set_without_labels_is_predicted_and_not_tested(
+    kind: str,
+    image_folder: Callable[..., Path],
+    gather: Callable[..., Any],
+) -> None:
+    data = unlabelled(kind, image_folder)
+    x, y, _ = gather(data, "test")
+    assert x.shape == (4, *data.input_shape)
+    assert y.tolist() == [-1] * 4
+    assert len(data.rows["unlabeled"]) == 9
+    assert not data.has_test
+    with pytest.raises(ValueError, match="no labels, so that there is nothing to test"):
+        data.test_dataloader()
+
+
+def test_a_run_without_labels_ends_without_a_test(image_folder: Callable[..., Path]) -> None:
+    root = image_folder({"train": 30, "test": 4})
+    data = ["--data.dataset", "folder", "--data.root", str(root), "--data.protocol", "split", "--data.num_classes", "2"]
+    quiet = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.max_epochs", "1"]
+    model = ["--model", "ASD", "--model.asd_samples", "20"]
+    cli = run(["fit", *model, "--data", "ClusteringDataModule", *data, "--data.unlabeled_batch_size", "10", *quiet])
+    assert cli.trainer.global_step == 3
+    assert not any(name.startswith("test/") for name in cli.trainer.callback_metrics)

@@ -1,5 +1,6 @@
 """Frozen features from files and data sets."""
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
+from supercm_lightning.callbacks import PredictionWriter
 from supercm_lightning.data import FeatureDataModule
 
 STREAM = np.random.default_rng(0)
@@ -102,6 +104,23 @@ def test_data_sets_in_place_of_files(gather):
     assert gather(data, "val")[1].tolist() == Y[7:9].tolist()
 
 
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_arrays_in_place_of_files(gather, kind):
+    data = module((kind(X[:40]), kind(Y[:40])), unlabeled=kind(X[40:50]), test=(kind(X[50:]), kind(Y[50:])))
+    for part, rows in (("labeled", slice(40)), ("unlabeled", slice(40, 50)), ("test", slice(50, 60))):
+        x, y, _ = gather(data, part)
+        assert np.array_equal(x.numpy(), X[rows])
+        assert y.tolist() == ([-1] * 10 if part == "unlabeled" else Y[rows].tolist())
+
+
+def test_arrays_of_several_sources_and_a_target(gather):
+    data = FeatureDataModule(source=[(X[:20], Y[:20]), (X[20:30], Y[20:30])], target=(X[30:], Y[30:]), num_val=0)
+    data.setup("fit")
+    assert np.array_equal(gather(data, "labeled")[0].numpy(), X[:30])
+    assert gather(data, "unlabeled")[1].unique().tolist() == [-1]
+    assert gather(data, "test")[1].tolist() == Y[30:].tolist()
+
+
 def test_standardising_uses_the_training_rows_alone(gather):
     x = X * np.array([1, 10, 100, 0, 3]) + 7
     data = module(save("all.npz", features=x, labels=Y), num_labeled=6, num_val=9, num_test=12, standardize="joint")
@@ -129,6 +148,41 @@ def test_noise_is_for_training_alone(fit, gather):
     clean = torch.from_numpy(X)[data.rows["unlabeled"].index][batch["unlabeled"][1]]
     assert 0.07 < (batch["unlabeled"][0][0] - clean).std() < 0.13
     assert np.array_equal(gather(data, "test")[0].numpy(), X[data.rows["test"].index])
+
+
+@pytest.mark.parametrize("suffix", ["npz", "pt"])
+def test_rows_are_called_by_their_files(suffix, tmp_path, trainer, model):
+    def write(name: str, rows: slice, prefix: str) -> str:
+        files = [f"{prefix}/{number}.jpg" for number in range(len(X))[rows]]
+        if suffix == "npz":
+            return save(f"{name}.npz", features=X[rows], labels=Y[rows], files=np.array(files))
+        torch.save({"features": torch.from_numpy(X[rows]), "labels": torch.from_numpy(Y[rows]), "files": files}, name)
+        return str(Path(name).rename(f"{name}.pt"))
+
+    sources = [write("one", slice(30), "day"), write("two", slice(30, 40), "dusk")]
+    data = FeatureDataModule(source=sources, target=write("target", slice(40, 60), "night"), standardize="domain")
+    data.setup("fit")
+    for row, number in enumerate(data.rows["labeled"].index.tolist()):
+        assert data.describe_row("labeled", row) == f"{'day' if number < 30 else 'dusk'}/{number}.jpg"
+    trainer(callbacks=[PredictionWriter()], default_root_dir=tmp_path).predict(model(data), datamodule=data)
+    with (tmp_path / "predictions.csv").open() as table:
+        assert [row["file"] for row in csv.DictReader(table)] == [f"night/{number}.jpg" for number in range(40, 60)]
+
+
+def test_two_sources_of_which_one_has_no_files_are_numbered():
+    save("one.npz", features=X[:30], labels=Y[:30], files=np.array([f"{n}.jpg" for n in range(30)]))
+    save("two.npz", features=X[30:], labels=Y[30:])
+    data = FeatureDataModule(source=["one.npz", "two.npz"], target=save("target.npz", features=X), num_val=0)
+    data.setup("fit")
+    assert data.describe_row("labeled", 3) == "3"
+
+
+def test_a_target_without_labels_is_predicted_as_the_unlabelled_rows(gather):
+    data = FeatureDataModule(source=save("a.npz", features=X, labels=Y), target=save("b.npz", features=X[:9]))
+    data.setup("predict")
+    with pytest.raises(ValueError, match=r"no test rows.*To predict rows without labels, set predict_on: unlabeled"):
+        data.predict_dataloader()
+    assert len(gather(data, "unlabeled")[0]) == 9
 
 
 class TestBadInput:
@@ -162,6 +216,25 @@ class TestBadInput:
         torch.save({"features": X, "labels": Path("x")}, "a.pt")
         with pytest.raises(ValueError, match=r"labeled=a\.pt: holds more than tensors"):
             FeatureDataModule("a.pt")
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            (X, "labeled: features without labels; give"),
+            ((X, Y[:7]), r"features of shape \(60, 5\) with 7 labels"),
+            ((X, Y + 0.5), "labeled: labels must be whole numbers"),
+            ((X, Y, Y), "ndarray is no set|features without labels"),
+            ({"features": X, "labels": Y}, r"dict is no set of features. Give the name of a file, a torch data set of"),
+            ([1.0, 2.0], "float is no set of features"),
+        ],
+    )
+    def test_arrays_that_are_no_set(self, given, message):
+        with pytest.raises(ValueError, match=message):
+            module(given)
+
+    def test_files_of_other_rows(self):
+        with pytest.raises(ValueError, match="labeled: 2 files for 60 rows; each needs one, or leave files out"):
+            FeatureDataModule(save("a.npz", features=X, labels=Y, files=np.array(["a.jpg", "b.jpg"])))
 
     def test_missing_file(self):
         with pytest.raises(FileNotFoundError, match=r"labeled=nowhere\.npz: no such file. Expected .npz or .pt"):

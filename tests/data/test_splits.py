@@ -155,7 +155,7 @@ class TestFileOfADataModule:
 
     def test_written_when_missing_and_read_when_there(self):
         written = self.data(split_seed=3)
-        assert self.data(split_seed=4).split == written.split
+        assert self.data().split == self.data(split_seed=3).split == written.split
         # What stands in the file is what is used.
         content = json.loads(Path("splits/digits.json").read_text())
         content["val"] = content["val"][:7]
@@ -173,6 +173,22 @@ class TestFileOfADataModule:
         self.data()
         with pytest.raises(ValueError, match=r"digits\.json: has 20 labelled rows, but num_labeled=40"):
             self.data(num_labeled=40)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"num_val": 300}, r"has 150 validation rows, but num_val=300\. Leave the option out, or name"),
+            ({"num_val": 0}, r"has 150 validation rows, but num_val=0\. "),
+            ({"num_val": 0.5}, r"has 150 validation rows, but num_val=0\.5 \(898 rows\)\. "),
+            ({"num_test": 10}, r"has 450 test rows, but num_test=10\. "),
+            ({"split_seed": 7}, r"drawn with split_seed=3, but split_seed=7\. Leave the option out"),
+        ],
+    )
+    def test_refused_for_other_numbers(self, options, message):
+        written = self.data(split_seed=3).split
+        with pytest.raises(ValueError, match=r"split_file=splits/digits\.json: " + message):
+            self.data(**options)
+        assert self.data(num_val=150, num_test=450, split_seed=3).split == written
 
     def test_only_rank_zero_writes(self, monkeypatch):
         monkeypatch.setattr(rank_zero_only, "rank", 1)
