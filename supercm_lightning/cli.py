@@ -39,14 +39,16 @@ class SuperCMCLI(LightningCLI):
 
         Raises:
             FileNotFoundError: If `ckpt_path` does not exist.
-            ValueError: If it is damaged, could run code, or is one of another method; or `last` goes with another
-                command than `fit`.
+            ValueError: If it is damaged, could run code, or is one of another method; or another command than `fit` has
+                none, or `last`.
         """
         super().parse_arguments(parser, args)
         command = self.config.subcommand
         path, model = self.config[command].ckpt_path, self.config[command].model.class_path
         if path == "last" and command != "fit":
             raise ValueError(f"ckpt_path=last: goes with fit. Give {command} the path of the checkpoint.")
+        if path is None and command != "fit":
+            raise ValueError(f"ckpt_path: {command} without one takes untrained weights. Give --ckpt_path FILE.")
         if path in (None, "last", "best", "hpc") or "://" in str(path):
             return
         saved = read_checkpoint(Path(path)).get("hyper_parameters", {}).get("_class_path")

@@ -81,6 +81,13 @@ def test_test_and_predict_from_a_checkpoint() -> None:
     assert all(0.1 <= float(row["confidence"]) <= 1 for row in rows)
 
 
+@pytest.mark.parametrize("command", ["test", "predict", "validate"])
+def test_untrained_weights_are_not_evaluated(command: str) -> None:
+    with pytest.raises(ValueError, match=f"{command} without one takes untrained weights. Give --ckpt_path FILE"):
+        run([command, "--model", "SuperCM", *DIGITS, *QUICK])
+    assert not Path("lightning_logs").exists()
+
+
 def test_checkpoint_of_the_command_line_loads_from_python() -> None:
     cli = run(["fit", "--model", "SuperCM", "--model.beta", "0.7", *DIGITS, *QUICK])
     checkpoint = next(Path("lightning_logs/version_0/checkpoints").glob("*.ckpt"))
