@@ -169,7 +169,7 @@ def run(args: ArgsType = None, extra_callbacks: Sequence[Callback] = ()) -> Supe
         trainer_defaults={"callbacks": list(extra_callbacks)},
         # A requeued job finds its own config.yaml.
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"version": f"supercm_lightning {__version__}"},
+        parser_kwargs={"version": f"supercm_lightning {__version__}", "allow_abbrev": False},
         auto_configure_optimizers=False,
         args=args,
     )

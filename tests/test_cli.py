@@ -133,6 +133,8 @@ def test_a_local_method_runs_from_both_entries(entry: list[str]) -> None:
         (["--model", "SuperCM", "--model.beta", "much"], "beta"),
         (["--model", "SuperDM"], "SuperDM"),
         (["--model", "SuperCM", "--data.num_labelled", "20"], "num_labelled"),
+        (["--model", "SuperCM", "--trainer.max_epoch", "1"], "max_epoch"),
+        (["--model", "SuperCM", "--seed", "1"], "seed"),
     ],
 )
 def test_a_wrong_option_is_named(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
