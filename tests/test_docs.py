@@ -66,9 +66,9 @@ def blocks(page: Path, language: str) -> Iterator[tuple[str, str]]:
 
 
 def files_of(page: Path) -> dict[str, str]:
-    """Python files that a page asks its reader to write: blocks whose first line is a comment with the name."""
-    texts = [text for _, text in blocks(page, "python")]
-    return {match[1]: text + "\n" for text in texts if (match := re.match(r"# (\w+\.py)$", text, re.M))}
+    """Files that a page asks its reader to write: blocks whose first line is a comment with the name."""
+    texts = [text for language in ("python", "yaml") for _, text in blocks(page, language)]
+    return {match[1]: text + "\n" for text in texts if (match := re.match(r"# (\w+\.(?:py|yaml))$", text, re.M))}
 
 
 @dataclass(frozen=True)
