@@ -93,8 +93,9 @@ def load_method(ckpt_path: Path, model: str | None = None) -> tuple[Method, dict
     if name is None:
         raise ValueError(f"model: {ckpt_path} does not name its class; give it, such as --model SuperCM.")
     # All weights are in the file; published ones would be fetched only to be overwritten.
-    of_backbone = options.get("backbone_options") or {}
-    local: dict[str, Any] = {"backbone_options": of_backbone | {"pretrained": False}} if "pretrained" in of_backbone else {}
+    local: dict[str, Any] = {}
+    if (options.get("backbone_options") or {}).get("pretrained"):
+        local["backbone_options"] = options["backbone_options"] | {"pretrained": False}
     method = _class(name).load_from_checkpoint(ckpt_path, map_location="cpu", weights_only=True, **local).eval()
     data = next((v for v in checkpoint.values() if isinstance(v, dict) and "preprocessing" in v), {})
     return method, {
