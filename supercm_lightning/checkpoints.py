@@ -1,7 +1,7 @@
 """Checkpoint files: written in one piece, and read with an error that says what is wrong with one."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -42,22 +42,27 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is truncated, no checkpoint, or holds more than tensors, numbers and strings.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"ckpt_path={path}: no such file.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except UnpicklingError as error:
-        raise ValueError(
-            f"ckpt_path={path}: refused, because it holds more than tensors, numbers and strings, or is no checkpoint "
-            "at all. Reading it could run code that somebody put there. Save options of plain values only."
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ValueError(
-            f"ckpt_path={path}: cannot be read as a checkpoint; the file is truncated or damaged. Give an earlier one."
-        ) from error
+    checkpoint = _read(path, f"ckpt_path={path}")
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"ckpt_path={path}: holds no state_dict; it is no checkpoint of Lightning.")
     return checkpoint
+
+
+def _read(path: Path, name: str) -> Any:
+    """The contents of a file of torch, called by this name in what is said of it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{name}: no such file.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{name}: refused, because it holds more than tensors, numbers and strings, or is no checkpoint at all. "
+            "Reading it could run code that somebody put there. Save options of plain values only."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise ValueError(
+            f"{name}: cannot be read as a checkpoint; the file is truncated or damaged. Give an earlier one."
+        ) from error
 
 
 def load_backbone(backbone: nn.Module, path: Path) -> None:
@@ -69,16 +74,22 @@ def load_backbone(backbone: nn.Module, path: Path) -> None:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the weights do not fit.
+        ValueError: If it cannot be read, holds no weights, or the weights do not fit.
     """
-    saved = torch.load(path, map_location="cpu", weights_only=True)
+    saved = _read(path, str(path))
+    if not isinstance(saved, dict):
+        raise ValueError(f"{path}: holds no weights by name. Give a checkpoint or a state dict.")
     saved = saved.get("state_dict", saved)
-    prefix = "backbone."
-    of_backbone = {name.removeprefix(prefix): value for name, value in saved.items() if name.startswith(prefix)}
     try:
-        backbone.load_state_dict(of_backbone or saved)
+        backbone.load_state_dict(backbone_weights(saved) or saved)
     except RuntimeError as error:
         raise ValueError(f"{path}: the weights do not fit the backbone ({error}).") from error
+
+
+def backbone_weights(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The backbone's share of the weights of a method, by the backbone's own names; empty where there is none."""
+    prefix = "backbone."
+    return {name.removeprefix(prefix): value for name, value in saved.items() if name.startswith(prefix)}
 
 
 def newest_checkpoint(folders: Iterable[Path]) -> tuple[Path, dict[str, Any]] | None:

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,10 @@ from supercm_lightning.checkpoints import AtomicCheckpointIO, newest_checkpoint,
 from supercm_lightning.data import ViewDataModule
 
 
+class Refused(ValueError):
+    """What is wrong with the command line, found before anything runs; the message is all that a user needs."""
+
+
 class SuperCMCLI(LightningCLI):
     """LightningCLI that links the data's shape and classes to the model, logs into one folder and tests after `fit`."""
 
@@ -39,19 +44,39 @@ class SuperCMCLI(LightningCLI):
 
         Raises:
             FileNotFoundError: If `ckpt_path` does not exist.
-            ValueError: If it is damaged, could run code, or is one of another method; or `last` goes with another
-                command than `fit`.
+            ValueError: If it is damaged or could run code.
+            Refused: If it is one of another method; or another command than `fit` has none, or `last`.
         """
         super().parse_arguments(parser, args)
         command = self.config.subcommand
         path, model = self.config[command].ckpt_path, self.config[command].model.class_path
         if path == "last" and command != "fit":
-            raise ValueError(f"ckpt_path=last: goes with fit. Give {command} the path of the checkpoint.")
+            raise Refused(f"ckpt_path=last: goes with fit. Give {command} the path of the checkpoint.")
+        if path is None and command != "fit":
+            raise Refused(f"ckpt_path: {command} without one takes untrained weights. Give --ckpt_path FILE.")
         if path in (None, "last", "best", "hpc") or "://" in str(path):
             return
         saved = read_checkpoint(Path(path)).get("hyper_parameters", {}).get("_class_path")
         if saved is not None and saved.rpartition(".")[2] != model.rpartition(".")[2]:
-            raise ValueError(f"ckpt_path={path}: a checkpoint of {saved}, but the model is {model}.")
+            raise Refused(f"ckpt_path={path}: a checkpoint of {saved}, but the model is {model}.")
+
+    def instantiate_classes(self) -> None:
+        """Builds data, model and trainer.
+
+        Raises:
+            Refused: With the words of the constructor that refuses its options, without the parser's account of all
+                that it was given.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            cause: BaseException = error
+            while _origin(cause).startswith("jsonargparse.") and cause.__cause__ is not None:
+                cause = cause.__cause__
+            # Not a constructor of somebody's own, which may have a bug and needs its traceback.
+            if isinstance(cause, ValueError | OSError) and _origin(cause).startswith("supercm_lightning."):
+                raise Refused(str(cause)) from None
+            raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds what a run needs beside its configuration, unless that has its own.
@@ -122,6 +147,12 @@ class SuperCMCLI(LightningCLI):
             rank_zero_info(f"The run's folder is {self.trainer.log_dir}")
 
 
+def _origin(error: BaseException) -> str:
+    """The module that raised an exception."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals["__name__"])
+
+
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
     """What makes two runs the same one: everything but their length, their machine and where they start from."""
     run = {name: value for name, value in config.items() if name not in ("trainer", "ckpt_path")}
@@ -167,7 +198,7 @@ def run(args: ArgsType = None, extra_callbacks: Sequence[Callback] = ()) -> Supe
         trainer_defaults={"callbacks": list(extra_callbacks)},
         # A requeued job finds its own config.yaml.
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"version": f"supercm_lightning {__version__}"},
+        parser_kwargs={"version": f"supercm_lightning {__version__}", "allow_abbrev": False},
         auto_configure_optimizers=False,
         args=args,
     )
@@ -175,4 +206,8 @@ def run(args: ArgsType = None, extra_callbacks: Sequence[Callback] = ()) -> Supe
 
 def main(args: ArgsType = None) -> None:
     """The console script; its value would become the exit status, so it has none."""
-    run(args)
+    try:
+        run(args)
+    except Refused as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 import yaml
 
 from supercm_lightning import SuperCM, Supervised
-from supercm_lightning.cli import run
+from supercm_lightning.cli import main, run
 
 DIGITS = ["--data", "SemiSupervisedDataModule", "--data.num_labeled", "20", "--data.steps_per_epoch", "3"]
 QUICK = [
@@ -81,6 +82,13 @@ def test_test_and_predict_from_a_checkpoint() -> None:
     assert all(0.1 <= float(row["confidence"]) <= 1 for row in rows)
 
 
+@pytest.mark.parametrize("command", ["test", "predict", "validate"])
+def test_untrained_weights_are_not_evaluated(command: str) -> None:
+    with pytest.raises(ValueError, match=f"{command} without one takes untrained weights. Give --ckpt_path FILE"):
+        run([command, "--model", "SuperCM", *DIGITS, *QUICK])
+    assert not Path("lightning_logs").exists()
+
+
 def test_checkpoint_of_the_command_line_loads_from_python() -> None:
     cli = run(["fit", "--model", "SuperCM", "--model.beta", "0.7", *DIGITS, *QUICK])
     checkpoint = next(Path("lightning_logs/version_0/checkpoints").glob("*.ckpt"))
@@ -126,6 +134,8 @@ def test_a_local_method_runs_from_both_entries(entry: list[str]) -> None:
         (["--model", "SuperCM", "--model.beta", "much"], "beta"),
         (["--model", "SuperDM"], "SuperDM"),
         (["--model", "SuperCM", "--data.num_labelled", "20"], "num_labelled"),
+        (["--model", "SuperCM", "--trainer.max_epoch", "1"], "max_epoch"),
+        (["--model", "SuperCM", "--seed", "1"], "seed"),
     ],
 )
 def test_a_wrong_option_is_named(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,6 +156,33 @@ def test_options_of_all_bases_are_listed_with_their_meaning(capsys: pytest.Captu
 def test_bad_data_stops_before_training() -> None:
     with pytest.raises(ValueError, match="num_labeled=5: fewer labels than the 10 classes"):
         run(["fit", "--model", "Supervised", *DIGITS, *QUICK, "--data.num_labeled", "5"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data.num_labeled", "5"], "num_labeled=5: fewer labels than the 10 classes; every class needs one."),
+        (["--model.lr", "-1"], "lr=-1.0: the learning rate must be positive."),
+        (["--trainer.callbacks", "EMA", "--trainer.callbacks.decay", "7"], "decay=7.0"),
+        (["--data.dataset", "folder", "--data.root", "nowhere"], "dataset=folder: root=nowhere is not a folder"),
+    ],
+)
+def test_what_a_constructor_refuses_is_all_that_is_printed(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--model", "SuperCM", *DIGITS, *QUICK, *options])
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.splitlines()[-1].startswith(f"error: {message}")
+    assert not {"Traceback", "Namespace"} & set(re.findall(r"\w+", printed))
+
+
+def test_an_error_of_ones_own_constructor_keeps_its_traceback() -> None:
+    init = "    def __init__(self, **kwargs):\n        super().__init__(**kwargs)\n        int('a')\n"
+    Path("buggy.py").write_text(f"from supercm_lightning import SuperCM\n\nclass Buggy(SuperCM):\n{init}")
+    with pytest.raises(ValueError, match="invalid literal"):
+        main(["fit", "--model", "buggy.Buggy", *DIGITS, *QUICK])
 
 
 def test_supervised_trains_from_the_command_line_with_sgd() -> None:

@@ -66,9 +66,9 @@ def blocks(page: Path, language: str) -> Iterator[tuple[str, str]]:
 
 
 def files_of(page: Path) -> dict[str, str]:
-    """Python files that a page asks its reader to write: blocks whose first line is a comment with the name."""
-    texts = [text for _, text in blocks(page, "python")]
-    return {match[1]: text + "\n" for text in texts if (match := re.match(r"# (\w+\.py)$", text, re.M))}
+    """Files that a page asks its reader to write: blocks whose first line is a comment with the name."""
+    texts = [text for language in ("python", "yaml") for _, text in blocks(page, language)]
+    return {match[1]: text + "\n" for text in texts if (match := re.match(r"# (\w+\.(?:py|yaml))$", text, re.M))}
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def write_images(folder: Path, classes: Sequence[str], count: int) -> None:
 
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the run of the quick start, two steps of it, and images as a user may have them."""
+    """A folder with the run of the quick start, two steps of it, and images and features as a user may have them."""
     folder = tmp_path_factory.mktemp("finished")
     config = ["fit", "--config", str(ROOT / "configs" / "quickstart.yaml"), "--trainer.callbacks=null"]
     run([*config, *SHORT.split(), f"--trainer.default_root_dir={folder}"])
@@ -241,6 +241,11 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_images(folder / "my_images" / "unlabeled", ("",), 60)
     for domain in ("front", "side", "night"):
         write_images(folder / "my_cameras" / domain, ("cat", "dog", "owl"), 12)
+    features = folder / "data" / "office_caltech10_features"
+    features.mkdir(parents=True)
+    for seed, domain in enumerate(("amazon", "dslr", "webcam")):
+        rows = np.random.default_rng(seed).normal(size=(200, 8)).astype(np.float32)
+        np.savez(features / f"{domain}.npz", features=rows, labels=np.arange(200) % 10, classes=[*"abcdefghij"])
     return folder
 
 
@@ -248,7 +253,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("command", RUN, ids=str)
 def test_command_runs(command: Command, finished_run: Path) -> None:
     prepare(command, (finished_run / "run" / "config.yaml").read_text(encoding="utf-8"))
-    for folder in ("my_images", "my_cameras"):
+    for folder in ("my_images", "my_cameras", "data"):
         shutil.copytree(finished_run / folder, folder)
     (checkpoint,) = (finished_run / "run" / "checkpoints").glob("*.ckpt")
     for file in (Path(word) for word in command.words if word.endswith(".ckpt")):

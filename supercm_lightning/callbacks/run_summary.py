@@ -95,13 +95,12 @@ class RunSummary(Callback):
         self._write(trainer, summary)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Adds the test metrics to the summary of the fit, if there is one in the folder."""
+        """Adds the test metrics to the summary of the fit, if there is one of this model in the folder."""
         assert self._path is not None
         if not trainer.is_global_zero:
             return
-        if self._path.exists():
-            summary = json.loads(self._path.read_text())
-        else:
+        summary = json.loads(self._path.read_text()) if self._path.exists() else {}
+        if summary.get("model") != type(pl_module).__name__:
             summary = self._describe(trainer, pl_module, "completed")
         summary["metrics"] |= _metrics(trainer)
         self._write(trainer, summary)

@@ -84,14 +84,19 @@ def load_method(ckpt_path: Path, model: str | None = None) -> tuple[Method, dict
         ValueError: Likewise.
     """
     checkpoint = read_checkpoint(ckpt_path)
-    saved = checkpoint.get("hyper_parameters", {}).get("_class_path")
+    options = checkpoint.get("hyper_parameters", {})
+    saved = options.get("_class_path")
     # A checkpoint shall not decide by itself what is imported.
     if model is None and saved is not None and "." in saved and not saved.startswith("supercm_lightning."):
         raise ValueError(f"model: the checkpoint is one of {saved}. To let it be imported, give --model {saved}.")
     name = model or saved
     if name is None:
         raise ValueError(f"model: {ckpt_path} does not name its class; give it, such as --model SuperCM.")
-    method = _class(name).load_from_checkpoint(ckpt_path, map_location="cpu", weights_only=True).eval()
+    # All weights are in the file; published ones would be fetched only to be overwritten.
+    local: dict[str, Any] = {}
+    if (options.get("backbone_options") or {}).get("pretrained"):
+        local["backbone_options"] = options["backbone_options"] | {"pretrained": False}
+    method = _class(name).load_from_checkpoint(ckpt_path, map_location="cpu", weights_only=True, **local).eval()
     data = next((v for v in checkpoint.values() if isinstance(v, dict) and "preprocessing" in v), {})
     return method, {
         "class_names": data.get("class_names"),

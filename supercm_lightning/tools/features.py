@@ -18,6 +18,7 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from supercm_lightning.checkpoints import backbone_weights
 from supercm_lightning.data.datasets import scan_clusters, scan_folder
 from supercm_lightning.data.domains import DOMAIN_SETS, find_files, folder_set
 from supercm_lightning.data.npz import save_npz
@@ -202,8 +203,8 @@ def _load(network: nn.Module, file: Path) -> None:
         raise ValueError(f"checkpoint={file}: cannot be read as a file of weights ({error}).") from error
     module: nn.Module = network
     classifier: Any = ()  # the classifier may be in the file, and has no place here
-    if any(name.startswith("backbone.") for name in state):
-        state = {n.removeprefix("backbone."): v for n, v in state.items() if n.startswith("backbone.")}
+    if of_backbone := backbone_weights(state):
+        state = of_backbone
     elif isinstance(network, TimmBackbone):
         module, config = network.model, network.model.pretrained_cfg
         classifier = config.get("classifier") or ()  # type: ignore[operator,union-attr]

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
+from supercm_lightning import Supervised
 from supercm_lightning.callbacks import RunSummary, run_summary
 from supercm_lightning.callbacks.run_summary import _forwarded_rows
 
@@ -105,3 +106,13 @@ def test_a_new_fit_does_not_inherit_the_metrics_of_the_old_one(short, tmp_path):
     (tmp_path / "summary.json").write_text('{"metrics": {"test/acc": 1.0}}')
     short.run([RunSummary()])
     assert "test/acc" not in read(tmp_path)["metrics"]
+
+
+def test_a_test_of_another_model_does_not_inherit_the_fit_of_the_old_one(short, tmp_path):
+    short.run([RunSummary()])
+    trainer = short.make_trainer([RunSummary()])
+    trainer.test(short.make_model(Supervised), datamodule=short.make_data(), verbose=False)
+    summary = read(tmp_path)
+    assert summary["model"] == "Supervised"
+    assert set(summary["metrics"]) == {"test/acc", "test/loss"}
+    assert summary["fit_seconds"] is None

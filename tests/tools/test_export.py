@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
 from supercm_lightning import FeatureDataModule, SuperCM
 from supercm_lightning.cli import run
-from supercm_lightning.tools.export import main
+from supercm_lightning.tools.export import load_method, main
 
 QUICK = [
     *("--data.steps_per_epoch", "3", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"),
@@ -21,13 +22,18 @@ QUICK = [
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
-def train_on_photographs() -> tuple[SuperCM, Path]:
-    """A few steps on images of two classes in a folder."""
+def write_photographs() -> None:
+    """Images of two classes in a folder."""
     rng = np.random.default_rng(0)
     for name in ("cat", "dog"):
         Path("photos", name).mkdir(parents=True)
         for number in range(12):
             Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(f"photos/{name}/{number}.png")
+
+
+def train_on_photographs() -> tuple[SuperCM, Path]:
+    """A few steps on them."""
+    write_photographs()
     cli = run(
         ["fit", "--model", "SuperCM", "--data", "SemiSupervisedDataModule", "--data.dataset", "folder", *QUICK,
          "--data.root", "photos", "--data.num_labeled", "4", "--data.mean", "[0.4]", "--trainer.callbacks", "EMA"]
@@ -92,6 +98,24 @@ def test_statistics_of_standardised_features_go_with_the_checkpoint() -> None:
     known = data.state_dict()["preprocessing"]
     assert known["mean"] == pytest.approx(features.mean(0).tolist(), rel=1e-5)
     assert known["std"] == pytest.approx(features.std(0).tolist(), rel=1e-5)
+
+
+def test_weights_that_the_checkpoint_holds_are_not_fetched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_photographs()
+    options = ["--model.backbone", "resnet10t", "--model.backbone_options", "{pretrained: false, drop_rate: 0.1}"]
+    data = ["--data", "SemiSupervisedDataModule", "--data.dataset", "folder", "--data.root", "photos"]
+    cli = run(["fit", "--model", "Supervised", *options, *data, "--data.num_labeled", "4", *QUICK])
+    (path,) = Path("lightning_logs/version_0/checkpoints").glob("*.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["hyper_parameters"]["backbone_options"]["pretrained"] = True
+    torch.save(checkpoint, path)
+    asked = []
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: asked.append(kwargs) or create(*args, **kwargs))
+    method, _ = load_method(path)
+    assert [(kwargs["pretrained"], kwargs["drop_rate"]) for kwargs in asked] == [(False, 0.1)]
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(method(x), cli.model.eval()(x))
 
 
 def test_a_class_of_ones_own_is_imported_only_if_asked_for() -> None:
