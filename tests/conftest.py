@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import distributed
+from torch.utils.data import BatchSampler, DataLoader
 
 WORLD = 2
 
@@ -22,6 +23,14 @@ torch.manual_seed(0)
 def run_in_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keeps logs and checkpoints out of the checkout."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def loaders_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning leaves these classes patched when a data module raises, and the next test with a loader would fail."""
+    for kind in (DataLoader, BatchSampler):
+        for name in ("__init__", "__setattr__", "__delattr__"):
+            monkeypatch.setattr(kind, name, getattr(kind, name))
 
 
 @pytest.fixture(autouse=True)
