@@ -1,5 +1,6 @@
 """Averages of the weights over the training steps, validated, saved and kept in place of the last weights."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +20,7 @@ from supercm_lightning.callbacks.averaged_statistics import TrainingBatches, est
 from supercm_lightning.nn import evaluating
 
 
-class _StepAveraging(WeightAveraging):
+class _StepAveraging(WeightAveraging, ABC):
     """Lightning's `WeightAveraging` by optimiser steps, with statistics that belong to the averaged weights.
 
     Differences from the base class:
@@ -60,13 +61,13 @@ class _StepAveraging(WeightAveraging):
         self._batch_norms: tuple[str, ...] = ()
         self._loaded: dict[str, Tensor] | None = None
 
+    @abstractmethod
     def _resolve_start(self, trainer: Trainer) -> int:
         """Number of optimiser steps before the averaged ones."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _weight(self, num_averaged: int) -> float:
         """Weight of the new parameters in the average, given how many were averaged before."""
-        raise NotImplementedError
 
     # --------------------------------------------------------------------------------------------------- set-up
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

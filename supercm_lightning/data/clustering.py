@@ -14,19 +14,13 @@ from torch.utils.data import ConcatDataset, Dataset
 from supercm_lightning.data.affine_augment import AffineAugmentation
 from supercm_lightning.data.augment import Normalization, WeakAugmentation, check_weak_options
 from supercm_lightning.data.base import ViewDataModule
-from supercm_lightning.data.datasets import DATASETS, IMAGENET_SUBSETS, new_images, scan_clusters
+from supercm_lightning.data.datasets import DATASETS, IMAGENET_SUBSETS
 from supercm_lightning.data.features import joined, new_features, read_features
+from supercm_lightning.data.folders import new_images, scan_clusters
+from supercm_lightning.data.images import check_bad_image_policy, sampled_shapes
 from supercm_lightning.data.randomness import generator
 from supercm_lightning.data.splits import check_label_range
-from supercm_lightning.data.stores import (
-    ArrayStore,
-    DatasetStore,
-    Rows,
-    Store,
-    check_bad_image_policy,
-    file_stores,
-    sampled_shapes,
-)
+from supercm_lightning.data.stores import ArrayStore, DatasetStore, Rows, Store, file_stores
 from supercm_lightning.data.strong_augment import StrongAugmentation
 
 

@@ -12,11 +12,13 @@ from torch.utils.data import Dataset
 from supercm_lightning.data.augment import Normalization, WeakAugmentation, check_weak_options
 from supercm_lightning.data.base import ViewDataModule
 from supercm_lightning.data.crops import CenterCrop, Crop, RandomCrop, RandomResizedCrop
-from supercm_lightning.data.datasets import new_images
+from supercm_lightning.data.domain_files import folder_set
 from supercm_lightning.data.domain_readers import DatasetReader, DigitReader, DomainReader, FileReader
-from supercm_lightning.data.domains import DIGITS, DOMAIN_SETS, folder_set
+from supercm_lightning.data.domains import DIGITS, DOMAIN_SETS
+from supercm_lightning.data.folders import new_images
+from supercm_lightning.data.images import BadImage, check_bad_image_policy
 from supercm_lightning.data.splits import check_label_range, count_rows, domain_strata, make_split
-from supercm_lightning.data.stores import BadImage, Rows, Store, check_bad_image_policy
+from supercm_lightning.data.stores import Rows, Store
 from supercm_lightning.data.strong_augment import StrongAugmentation
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

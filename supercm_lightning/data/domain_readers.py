@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
 from supercm_lightning.data.datasets import DATASETS
-from supercm_lightning.data.domains import DIGITS, Domain, DomainSet, find_files
-from supercm_lightning.data.stores import ArrayStore, BadImage, DatasetStore, Store, file_stores
+from supercm_lightning.data.domain_files import find_files
+from supercm_lightning.data.domains import DIGITS, Domain, DomainSet
+from supercm_lightning.data.images import BadImage
+from supercm_lightning.data.stores import ArrayStore, DatasetStore, Store, file_stores
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,11 @@ from torch.utils.data import ConcatDataset, Dataset
 
 from supercm_lightning.data.augment import Normalization, WeakAugmentation, check_weak_options
 from supercm_lightning.data.base import ViewDataModule
-from supercm_lightning.data.datasets import DATASETS, new_images, scan_folder
+from supercm_lightning.data.datasets import DATASETS
+from supercm_lightning.data.folders import new_images, scan_folder
+from supercm_lightning.data.images import check_bad_image_policy, sampled_shapes
 from supercm_lightning.data.splits import Split, check_labels, count_rows, make_split
-from supercm_lightning.data.stores import (
-    ArrayStore,
-    DatasetStore,
-    Rows,
-    Store,
-    check_bad_image_policy,
-    file_stores,
-    sampled_shapes,
-)
+from supercm_lightning.data.stores import ArrayStore, DatasetStore, Rows, Store, file_stores
 from supercm_lightning.data.strong_augment import StrongAugmentation
 from supercm_lightning.data.whitening import ZCA, global_contrast_normalize
 

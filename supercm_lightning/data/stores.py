@@ -7,9 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
-import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from PIL import Image
@@ -17,11 +16,17 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
-_MEMORY = 4 * 2**30
+from supercm_lightning.data.images import (
+    REMEDY,
+    BadImage,
+    UnreadableImage,
+    channels_of,
+    image_shape,
+    pixels_of,
+    read_image,
+)
 
-BadImage = Literal["error", "skip"]
-"""What to do about a file that cannot be read as an image."""
+_MEMORY = 4 * 2**30
 
 
 @dataclass
@@ -168,11 +173,7 @@ class FileStore(WorkerStore):
         Raises:
             UnreadableImage: If the file cannot be read as an image; the message names it.
         """
-        try:
-            with Image.open(self.names[row]) as image:
-                return _decode(image, self.channels, self.image_size, self.keep_aspect)
-        except Exception as error:  # a broken file can raise anything
-            raise _unreadable(self.names[row], error) from error
+        return read_image(self.names[row], self.channels, self.image_size, self.keep_aspect)
 
     def readable(self) -> tuple["FileStore", list[str]]:
         """Decodes every file once, as a truncated one shows only then, and leaves out those that cannot be read.
@@ -186,7 +187,7 @@ class FileStore(WorkerStore):
             try:
                 self[row]
             except UnreadableImage as error:
-                messages[row] = str(error).removesuffix(_REMEDY)
+                messages[row] = str(error).removesuffix(REMEDY)
 
         self._each(check, "Checking")
         rows = [row for row in range(len(self)) if row not in messages]
@@ -249,87 +250,6 @@ def file_stores(
     return stores
 
 
-def check_bad_image_policy(on_bad_image: str) -> None:
-    """Checks the name of a policy for files that cannot be read.
-
-    Raises:
-        ValueError: If it is unknown.
-    """
-    if on_bad_image not in get_args(BadImage):
-        raise ValueError(f"on_bad_image={on_bad_image!r}: choose {' or '.join(get_args(BadImage))}.")
-
-
-def image_shape(file: Path | str, image_size: int | None) -> tuple[int, int, int]:
-    """Shape (C, H, W) that a file will have: grey files have one channel, all others three.
-
-    Raises:
-        UnreadableImage: If the file cannot be read; the message names it.
-    """
-    try:
-        with Image.open(file) as image:
-            channels, (width, height) = _channels(image), image.size
-    except Exception as error:  # a broken file can raise anything
-        raise _unreadable(file, error) from error
-    return (channels, image_size, image_size) if image_size else (channels, height, width)
-
-
-def sampled_shapes(
-    files: Sequence[Path], image_size: int | None, on_bad_image: BadImage = "error"
-) -> list[tuple[int, int, int]]:
-    """Shapes of about a hundred of the files, as in `image_shape`.
-
-    Raises:
-        UnreadableImage: If one cannot be read and `on_bad_image` is `error`.
-        ValueError: If none can be read.
-    """
-    shapes, tried = [], files[:: max(1, len(files) // 100)]
-    for file in tried:
-        try:
-            shapes.append(image_shape(file, image_size))
-        except UnreadableImage:
-            if on_bad_image == "error":
-                raise
-    if not shapes:
-        raise ValueError(f"none of the {len(tried)} images that were tried can be read, {files[0]} among them.")
-    return shapes
-
-
-class UnreadableImage(ValueError):
-    """A file that cannot be read as an image."""
-
-
-_REMEDY = " Repair or remove the file, or leave such files out with on_bad_image: skip."
-
-
-def _unreadable(file: Path | str, error: Exception) -> UnreadableImage:
-    return UnreadableImage(f"{file}: cannot be read as an image ({error}).{_REMEDY}")
-
-
-def _channels(image: Image.Image) -> int:
-    return 1 if image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I") else 3
-
-
-def _decode(image: Image.Image, channels: int, image_size: int | None, keep_aspect: bool = True) -> Tensor:
-    if image_size is not None:
-        # JPEG can be decoded at a fraction of its size, which large photographs gain from.
-        image.draft("L" if channels == 1 else "RGB", (image_size, image_size))
-    if image.mode.startswith("I"):
-        # Pillow cuts 16-bit values off at 255 when it converts them.
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    if image.mode in ("P", "LA", "PA") and channels == 3:
-        # The detour is Pillow's own advice for palettes with transparency.
-        image = image.convert("RGBA")
-    image = image.convert("L" if channels == 1 else "RGB")
-    if image_size is not None and image.size != (image_size, image_size):
-        scale = image_size / min(image.size)
-        width, height = (max(image_size, round(side * scale)) if keep_aspect else image_size for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
-        left, top = (width - image_size) // 2, (height - image_size) // 2
-        image = image.crop((left, top, left + image_size, top + image_size))
-    pixels = np.array(image, dtype=np.uint8).reshape(image.height, image.width, channels)
-    return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
 class DatasetStore(WorkerStore):
     """A torch data set of images or (image, label) pairs, as its author wrote it.
 
@@ -368,7 +288,7 @@ class DatasetStore(WorkerStore):
         """One row as a tensor."""
         item = self.dataset[row]
         image = item[0] if isinstance(item, (tuple, list)) else item
-        return _decode(image, _channels(image), None) if isinstance(image, Image.Image) else torch.as_tensor(image)
+        return pixels_of(image, channels_of(image), None) if isinstance(image, Image.Image) else torch.as_tensor(image)
 
 
 def _label(item: Any) -> int:

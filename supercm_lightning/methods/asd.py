@@ -19,7 +19,8 @@ from supercm_lightning.data.clustering import read_clusters
 from supercm_lightning.data.randomness import generator
 from supercm_lightning.distributed import mean_over_ranks, world_size
 from supercm_lightning.losses import balanced_consistency_loss
-from supercm_lightning.methods.base import Method, Step
+from supercm_lightning.methods.base import Method
+from supercm_lightning.methods.step import Step
 from supercm_lightning.metrics import clustering_scores
 from supercm_lightning.nn import evaluating
 

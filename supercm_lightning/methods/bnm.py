@@ -6,7 +6,8 @@ from torch import Tensor
 
 from supercm_lightning.distributed import rows_of_all_ranks_with_gradient
 from supercm_lightning.losses import batch_nuclear_norm, fast_batch_nuclear_norm
-from supercm_lightning.methods.base import Method, Step
+from supercm_lightning.methods.base import Method
+from supercm_lightning.methods.step import Step
 
 
 class BNM(Method):

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from supercm_lightning.distributed import rows_of_all_ranks, rows_of_all_ranks_with_gradient
 from supercm_lightning.losses import certainty_weight
-from supercm_lightning.methods.base import Step
 from supercm_lightning.methods.dann import DANN
+from supercm_lightning.methods.step import Step
 from supercm_lightning.nn import MultilinearMap
 
 

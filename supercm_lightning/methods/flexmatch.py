@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from supercm_lightning.distributed import rows_of_all_ranks
-from supercm_lightning.methods.base import Step
 from supercm_lightning.methods.fixmatch import FixMatch
+from supercm_lightning.methods.step import Step
 
 
 class FlexMatch(FixMatch):

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from supercm_lightning.distributed import rows_of_all_ranks_with_gradient
 from supercm_lightning.losses import minimum_class_confusion
-from supercm_lightning.methods.base import Method, Step
+from supercm_lightning.methods.base import Method
+from supercm_lightning.methods.step import Step
 
 
 class MCC(Method):

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from supercm_lightning.losses import consistency_loss
-from supercm_lightning.methods.base import Method, Step
+from supercm_lightning.methods.base import Method
+from supercm_lightning.methods.step import Step
 
 
 class PiModel(Method):

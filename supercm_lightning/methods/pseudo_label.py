@@ -5,7 +5,8 @@ from typing import Any
 from torch import Tensor
 
 from supercm_lightning.losses import pseudo_label_loss
-from supercm_lightning.methods.base import Method, Step
+from supercm_lightning.methods.base import Method
+from supercm_lightning.methods.step import Step
 
 
 class PseudoLabel(Method):

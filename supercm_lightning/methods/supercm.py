@@ -8,7 +8,8 @@ from torch import Tensor
 
 from supercm_lightning.callbacks.centroid_update import CentroidUpdate
 from supercm_lightning.losses import clustering_loss, clustering_loss_terms
-from supercm_lightning.methods.base import Method, Step
+from supercm_lightning.methods.base import Method
+from supercm_lightning.methods.step import Step
 from supercm_lightning.nn import ClusteringHead
 
 

@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from supercm_lightning.losses import entropy, virtual_adversarial_loss
-from supercm_lightning.methods.base import Method, Step
+from supercm_lightning.methods.base import Method
+from supercm_lightning.methods.step import Step
 
 
 class VAT(Method):
