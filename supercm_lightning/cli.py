@@ -17,6 +17,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.core.saving import load_hparams_from_yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from torch import distributed
 
 # Importing them is what makes their short names known to the parser.
 from supercm_lightning import __version__, callbacks, data, methods  # noqa: F401
@@ -211,3 +212,7 @@ def main(args: ArgsType = None) -> None:
     except Refused as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    # A thread of gloo that lets go of a tensor while the interpreter shuts down aborts the process, although nothing
+    # failed, and Lightning ends the threads of nccl alone. Not after an error: a peer that is gone cannot answer.
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

@@ -66,6 +66,21 @@ def test_two_processes_of_one_command_equal_one(one_process: dict[str, torch.Ten
 
 
 @pytest.mark.slow
+def test_no_thread_of_the_process_group_is_left_at_exit(one_process: dict[str, torch.Tensor]) -> None:
+    # Where one is, it now and then aborts a process whose interpreter shuts down.
+    program = "from pathlib import Path\nfrom supercm_lightning.cli import main\nmain()\n"
+    program += "names = [file.read_text() for file in Path('/proc/self/task').glob('*/comm')]\n"
+    program += "print([name for name in names if 'gloo' in name])"
+    alone = ["--trainer.devices", "1", "--trainer.strategy", "ddp", "--trainer.default_root_dir", "threads"]
+    run = [sys.executable, "-c", program, *FIT, *batches(8), *alone]
+    done = subprocess.run(run, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert "distributed_backend=gloo" in done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert_close(state("threads"), one_process)
+
+
+@pytest.mark.slow
 def test_two_nodes_under_torchrun_equal_one(one_process: dict[str, torch.Tensor]) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
