@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 
 from supercm_lightning.data import move_batch
+from supercm_lightning.nn.clustering_head import class_totals
 
 
 class TrainingBatches:
@@ -78,14 +79,12 @@ def estimate_centroids(model: Any, batches: TrainingBatches) -> None:
     """
     trainer = batches.trainer
     centroids: Tensor = model.head.centroids
-    classes = torch.arange(len(centroids), device=centroids.device)
     totals = torch.zeros(len(centroids), centroids.shape[1] + 1, device=centroids.device)
     for batch in batches:
         x, y = model.labeled_rows(batch)
         with trainer.precision_plugin.forward_context():
             features = model.features(x)
-        members = (y == classes[:, None]).float()
-        totals += members @ torch.cat([features.float(), features.new_ones(len(y), 1).float()], dim=1)
+        totals += class_totals(features, y, len(centroids))
     totals = trainer.strategy.reduce(totals, reduce_op="sum")
     sums, counts = totals[:, :-1], totals[:, -1:]
     centroids.copy_(torch.where(counts > 0, sums / counts.clamp_min(1), centroids))

@@ -146,7 +146,8 @@ class ASD(Method):
 
     def _draw(self) -> None:
         """Step 1: chooses the next rows."""
-        stream = generator(self._seed or 0, "pseudo-labelled rows", self._step_number)
+        assert self._seed is not None
+        stream = generator(self._seed, "pseudo-labelled rows", self._step_number)
         if self.asd_sampler == "random" or self.progress < self.asd_prototype_start:
             self.drawn.draw_at_random(stream)
         else:

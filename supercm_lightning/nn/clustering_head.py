@@ -73,11 +73,7 @@ class ClusteringHead(nn.Module):
             labels: Labels, (n,), integer. Rows outside [0, K), such as -1 for unknown, are ignored.
         """
         with torch.autocast(features.device.type, enabled=False):
-            features = features.to(torch.promote_types(features.dtype, torch.float32))
-            classes = torch.arange(len(self.centroids), device=labels.device)
-            members = (labels[:, None] == classes).to(features.dtype)
-            # A column of ones makes the row counts part of the sums: one product, one all-reduce.
-            totals = members.T @ torch.cat([features, features.new_ones(len(features), 1)], dim=1)
+            totals = class_totals(features, labels, len(self.centroids))
             if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
                 distributed.all_reduce(totals)
             sums, counts = totals[:, :-1], totals[:, -1:]
@@ -90,3 +86,20 @@ class ClusteringHead(nn.Module):
     def extra_repr(self) -> str:
         """The options that the submodules do not show."""
         return f"temperature={self.temperature}, counter={self.counter!r}"
+
+
+def class_totals(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Sum of the features and number of the rows of each class.
+
+    Args:
+        features: Features, (n, d).
+        labels: Labels, (n,), integer. Rows outside [0, K) are ignored.
+        num_classes: Number of classes K.
+
+    Returns:
+        (K, d + 1), in float32 or wider: the sums, and in the last column the counts.
+    """
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    members = (labels == torch.arange(num_classes, device=labels.device)[:, None]).to(features.dtype)
+    # A column of ones makes the counts part of the sums: one product, one all-reduce.
+    return members @ torch.cat([features, features.new_ones(len(features), 1)], dim=1)
