@@ -14,7 +14,7 @@ from supercm_lightning.data.augment import Normalization, WeakAugmentation
 from supercm_lightning.data.randomness import generator
 from supercm_lightning.data.samplers import CyclingSampler
 from supercm_lightning.data.splits import check_label_range, check_labels
-from supercm_lightning.data.stores import ArrayStore, Rows, Store
+from supercm_lightning.data.stores import ArrayStore, Rows, Store, default_num_workers
 
 PARTS = ("test", "val", "unlabeled", "labeled")
 """Sets of rows that a data module may have."""
@@ -90,7 +90,8 @@ class ViewDataModule(LightningDataModule, ABC):
         steps_per_epoch: Steps per epoch; None: one pass over the unlabelled set (the labelled set, for methods that
             need no unlabelled rows).
         predict_on: Rows that `predict` reads: `test`, `val`, `unlabeled`, `labeled`, or a path for `read_new`.
-        num_workers: Worker processes per loader, for data that is not held in memory.
+        num_workers: Worker processes per loader, for data that is not held in memory; None: one for each core that
+            this process may use, at most four.
 
     Attributes:
         preprocessing: What was done to the rows that the model receives, plain values: `mean` and `std`, on the scale
@@ -118,7 +119,7 @@ class ViewDataModule(LightningDataModule, ABC):
         eval_batch_size: int,
         steps_per_epoch: int | None,
         predict_on: str,
-        num_workers: int,
+        num_workers: int | None,
     ) -> None:
         super().__init__()
         sizes = {
@@ -130,7 +131,7 @@ class ViewDataModule(LightningDataModule, ABC):
         for name, value in sizes.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1.")
-        if num_workers < 0:
+        if num_workers is not None and num_workers < 0:
             raise ValueError(f"num_workers={num_workers}: must not be negative.")
         if predict_on not in PARTS and not Path(predict_on).expanduser().exists():
             raise ValueError(
@@ -142,7 +143,7 @@ class ViewDataModule(LightningDataModule, ABC):
         self.eval_batch_size = eval_batch_size
         self.steps_per_epoch = steps_per_epoch
         self.predict_on = str(predict_on)
-        self.num_workers = num_workers
+        self.num_workers = default_num_workers() if num_workers is None else num_workers
         self.rows: dict[str, Rows] = {}
         self.seed: int | None = None
         self.augmentations: dict[str, Any] = {}

@@ -61,7 +61,8 @@ class ClusteringDataModule(ViewDataModule):
         in_memory: Hold all image files in memory; None: if they take at most 4 GiB.
         on_bad_image: For image files, what to do about one that cannot be read: `error` stops and names it, `skip`
             leaves it out, counts and lists it.
-        num_workers: Worker processes per loader, for images that are not held in memory.
+        num_workers: Worker processes per loader, for images that are not held in memory; None: one for each core that
+            this process may use, at most four.
         predict_on: Rows that `predict` reads: `unlabeled`, the clustered ones, `test`, or the path of new ones: a
             folder of images, at any depth, or a file of features.
         download: Fetch a registered data set that is missing.
@@ -96,7 +97,7 @@ class ClusteringDataModule(ViewDataModule):
         image_size: int | None = None,
         in_memory: bool | None = None,
         on_bad_image: Literal["error", "skip"] = "error",
-        num_workers: int = 4,
+        num_workers: int | None = None,
         predict_on: str = "unlabeled",
         download: bool = False,
         test: Dataset[Any] | None = None,

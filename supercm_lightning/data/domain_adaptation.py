@@ -76,7 +76,8 @@ class DomainAdaptationDataModule(ViewDataModule):
         in_memory: Hold all images in memory; None: if they take at most 4 GiB (a torch data set stays as it is).
         on_bad_image: What to do about a file that cannot be read as an image: `error` stops and names it, `skip` leaves
             it out, counts and lists it.
-        num_workers: Worker processes per loader, for images that are not held in memory.
+        num_workers: Worker processes per loader, for images that are not held in memory; None: one for each core that
+            this process may use, at most four.
         predict_on: Images that `predict` reads: `unlabeled` (the target's training images), `test`, `val`, `labeled`,
             or the path of a folder of new images, at any depth, which are prepared as those of the target.
         oracle_labels: Give validation the labels of the target training rows, for scores that stand under `oracle/`;
@@ -124,7 +125,7 @@ class DomainAdaptationDataModule(ViewDataModule):
         std: tuple[float, ...] | None = None,
         in_memory: bool | None = None,
         on_bad_image: Literal["error", "skip"] = "error",
-        num_workers: int = 4,
+        num_workers: int | None = None,
         predict_on: str = "unlabeled",
         oracle_labels: bool = False,
         download: bool = False,

@@ -56,7 +56,8 @@ class SemiSupervisedDataModule(ViewDataModule):
             such images have no strong view.
         image_size: For folders: images are resized on the shorter side and cut to this square; None: all have one size.
         in_memory: Hold all images in memory; None: if they take at most 4 GiB (a torch data set stays as it is).
-        num_workers: Worker processes per loader, for images that are not held in memory.
+        num_workers: Worker processes per loader, for images that are not held in memory; None: one for each core that
+            this process may use, at most four.
         on_bad_image: For folders, what to do about a file that cannot be read as an image: `error` stops and names it,
             `skip` decodes every file before the split, leaves the bad ones out of all sets, and counts and lists them.
         predict_on: Images that `predict` reads: `test`, `val`, `unlabeled`, `labeled`, or the path of a folder of new
@@ -95,7 +96,7 @@ class SemiSupervisedDataModule(ViewDataModule):
         whitening: bool = False,
         image_size: int | None = None,
         in_memory: bool | None = None,
-        num_workers: int = 4,
+        num_workers: int | None = None,
         on_bad_image: Literal["error", "skip"] = "error",
         predict_on: str = "test",
         download: bool = False,

@@ -1,6 +1,7 @@
 """Where rows come from: arrays in memory, image files decoded by workers, or a torch data set."""
 
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,12 @@ from supercm_lightning.data.images import (
 )
 
 _MEMORY = 4 * 2**30
+
+
+def default_num_workers() -> int:
+    """One process for each core that this one may use, at most four: torch warns of more than there are cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(4, cores)
 
 
 @dataclass

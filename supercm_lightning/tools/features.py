@@ -24,7 +24,7 @@ from supercm_lightning.data.domains import DOMAIN_SETS
 from supercm_lightning.data.folders import scan_clusters, scan_folder
 from supercm_lightning.data.images import BadImage, check_bad_image_policy
 from supercm_lightning.data.npz import save_npz
-from supercm_lightning.data.stores import FileStore
+from supercm_lightning.data.stores import FileStore, default_num_workers
 from supercm_lightning.nn import TimmBackbone, build_backbone
 
 
@@ -42,7 +42,7 @@ def extract_features(
     folders_are_classes: bool = True,
     on_bad_image: BadImage = "error",
     batch_size: int = 64,
-    num_workers: int = 4,
+    num_workers: int | None = None,
     device: str | None = None,
 ) -> dict[str, Path]:
     """Writes frozen features of images into .npz files, from which every method trains in seconds without a GPU.
@@ -69,7 +69,7 @@ def extract_features(
         folders_are_classes: False: take all images at any depth, without labels, as for clustering.
         on_bad_image: What to do about a file that cannot be read as an image: `error` or `skip`, which leaves it out.
         batch_size: Images per forward.
-        num_workers: Processes that decode images.
+        num_workers: Processes that decode images; None: one for each core that this one may use, at most four.
         device: Such as `cpu` or `cuda:1`; None: an accelerator where there is one.
 
     Returns:
@@ -81,6 +81,7 @@ def extract_features(
         OSError: If weights cannot be fetched.
     """
     check_bad_image_policy(on_bad_image)
+    num_workers = default_num_workers() if num_workers is None else num_workers
     if batch_size < 1 or num_workers < 0:
         raise ValueError(f"batch_size={batch_size}, num_workers={num_workers}: must be at least 1 and 0.")
     parts, class_names = _find(root.expanduser(), dataset, source, target, folders_are_classes)

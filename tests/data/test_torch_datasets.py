@@ -1,5 +1,6 @@
 """Ready-made torch data sets in place of a registered name."""
 
+import os
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,14 @@ def test_bytes_as_tensors_and_as_pil_are_normalised(gather, make, in_memory):
     rows = data.rows["unlabeled"].index
     torch.testing.assert_close(x, IMAGES[rows] / 127.5 - 1)
     assert torch.equal(y, LABELS[rows])
+
+
+@pytest.mark.parametrize(("cores", "workers"), [({5}, 1), (set(range(16)), 4)])
+def test_workers_are_no_more_than_the_cores(monkeypatch, cores, workers):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: cores, raising=False)
+    data = SemiSupervisedDataModule(TensorDataset(IMAGES, LABELS), num_labeled=8, num_test=8)
+    data.setup("test")
+    assert data.test_dataloader().num_workers == workers
 
 
 def test_floats_arrive_unchanged(gather, fit):
