@@ -92,18 +92,25 @@ def backbone_weights(saved: Mapping[str, Any]) -> dict[str, Any]:
     return {name.removeprefix(prefix): value for name, value in saved.items() if name.startswith(prefix)}
 
 
-def newest_checkpoint(folders: Iterable[Path]) -> tuple[Path, dict[str, Any]] | None:
+def newest_checkpoint(run: Path, elsewhere: Iterable[Path] = ()) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint from which a run can go on, and its contents; None where there is none.
 
-    Files that cannot be read, and those of weights alone, are passed over.
+    Files that cannot be read, those of weights alone, and other runs' files in a folder that is not the run's own, are
+    passed over.
+
+    Args:
+        run: The run's folder; its own checkpoints lie in `checkpoints`.
+        elsewhere: Further folders that the run saved to.
     """
-    files = {file for folder in folders for file in folder.glob("*.ckpt")}
+    own = run / "checkpoints"
+    files = {file for folder in (own, *elsewhere) for file in folder.glob("*.ckpt")}
     for file in sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True):
         try:
             checkpoint = read_checkpoint(file)
         except ValueError as error:
             rank_zero_warn(f"{error} The one before it is taken.")
             continue
-        if "loops" in checkpoint:
+        writer = (checkpoint.get("logs") or {}).get("run", str(run.resolve()))
+        if "loops" in checkpoint and (file.parent == own or writer == str(run.resolve())):
             return file, checkpoint
     return None

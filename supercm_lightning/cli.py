@@ -114,7 +114,7 @@ class SuperCMCLI(LightningCLI):
             if folder is not None:
                 given = given if isinstance(given, Sequence) else [given]
                 saving = [Path(c.dirpath) for c in given if isinstance(c, ModelCheckpoint) and c.dirpath]
-                path, checkpoint = newest_checkpoint([folder / "checkpoints", *saving]) or (None, {})
+                path, checkpoint = newest_checkpoint(folder, saving) or (None, {})
                 version = folder.name
                 if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
                     rewind(folder, checkpoint.get("logs"))

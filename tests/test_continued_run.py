@@ -188,13 +188,26 @@ class TestCheckpointFiles:
     def test_the_newest_whole_one_is_found(self) -> None:
         for age, name in enumerate(("new", "weights", "old")):
             content = {"state_dict": {}, **({} if name == "weights" else {"loops": {}}), "name": name}
-            torch.save(content, f"{name}.ckpt")
-            os.utime(f"{name}.ckpt", (1000 - age, 1000 - age))
-        Path("broken.ckpt").write_bytes(Path("new.ckpt").read_bytes()[:300])
+            file = Path("run/checkpoints", f"{name}.ckpt")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(content, file)
+            os.utime(file, (1000 - age, 1000 - age))
+        broken = Path("run/checkpoints/broken.ckpt")
+        broken.write_bytes(Path("run/checkpoints/new.ckpt").read_bytes()[:300])
         with pytest.warns(UserWarning, match=r"broken\.ckpt: cannot be read .* The one before it is taken"):
-            path, checkpoint = newest_checkpoint([Path()]) or pytest.fail("none found")
+            path, checkpoint = newest_checkpoint(Path("run")) or pytest.fail("none found")
         assert (path.name, checkpoint["name"]) == ("new.ckpt", "new")
-        Path("broken.ckpt").unlink()
-        Path("new.ckpt").unlink()
-        assert (newest_checkpoint([Path()]) or pytest.fail("none found"))[0].name == "old.ckpt"
-        assert newest_checkpoint([Path("nowhere")]) is None
+        broken.unlink()
+        Path("run/checkpoints/new.ckpt").unlink()
+        assert (newest_checkpoint(Path("run")) or pytest.fail("none found"))[0].name == "old.ckpt"
+        assert newest_checkpoint(Path("nowhere")) is None
+
+    def test_in_a_folder_that_runs_share_each_finds_its_own(self) -> None:
+        Path("shared").mkdir()
+        for age, name in enumerate(("two", "one")):
+            logs = {"run": str(Path(name).resolve())}
+            torch.save({"state_dict": {}, "loops": {}, "logs": logs}, f"shared/{name}.ckpt")
+            os.utime(f"shared/{name}.ckpt", (1000 - age, 1000 - age))
+        path, _ = newest_checkpoint(Path("one"), [Path("shared")]) or pytest.fail("none found")
+        assert path.name == "one.ckpt"
+        assert newest_checkpoint(Path("three"), [Path("shared")]) is None

@@ -72,7 +72,7 @@ class ContinuedRun(Callback):
         self._ended = True
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Notes the number of rows, the size of each event file, and what the step has left to do."""
+        """Notes the run's folder, the number of rows, the size of each event file, and what the step has left to do."""
         if (left := _left(trainer)) is not None:
             checkpoint["left"] = left
         if not trainer.is_global_zero:
@@ -81,6 +81,7 @@ class ContinuedRun(Callback):
             logger.save()
         table = self.folder / ExperimentWriter.NAME_METRICS_FILE
         checkpoint["logs"] = {
+            "run": str(self.folder.resolve()),
             "rows": len(_read(table)[1]) if table.exists() else 0,
             "events": {file.name: file.stat().st_size for file in self.folder.glob(_EVENTS)},
         }

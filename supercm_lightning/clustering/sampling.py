@@ -12,7 +12,7 @@ def class_coverage(n: int, k: int, n_l: int) -> float:
     """Probability that `n_l` rows drawn without repetition from `n` rows in `k` equal classes hold every class.
 
     1 − Σ_{i=1..k} (−1)^{i−1} C(k, i) C(n − i n/k, n_l) / C(n, n_l), in exact arithmetic: the terms alternate, and their
-    differences vanish in floats. Where k does not divide n, i n/k is rounded.
+    differences vanish in floats. Where k does not divide n, classes differ by one row at most.
 
     Args:
         n: Number of rows.
@@ -30,9 +30,13 @@ def class_coverage(n: int, k: int, n_l: int) -> float:
     """
     if k < 1 or not 0 <= n_l <= n:
         raise ValueError(f"class_coverage(n={n}, k={k}, n_l={n_l}): k must be positive and n_l from 0 to n.")
-    draws = comb(n, n_l)
-    missing = sum((-1) ** (i - 1) * comb(k, i) * comb(n - round(Fraction(i * n, k)), n_l) for i in range(1, k + 1))
-    return float(1 - Fraction(missing, draws))
+    size, larger = divmod(n, k)
+    covering = sum(
+        (-1) ** (i + j) * comb(larger, i) * comb(k - larger, j) * comb(n - i * (size + 1) - j * size, n_l)
+        for i in range(larger + 1)
+        for j in range(k - larger + 1)
+    )
+    return float(Fraction(covering, comb(n, n_l)))
 
 
 def random_sample(unused: Tensor, n_l: int, generator: torch.Generator) -> Tensor:

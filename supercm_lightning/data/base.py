@@ -206,8 +206,19 @@ class ViewDataModule(LightningDataModule, ABC):
         return {"seed": self.seed, "class_names": self.class_names, "preprocessing": self.preprocessing}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the seed of the run."""
+        """Restores the seed of the run.
+
+        Raises:
+            ValueError: If the classes of the data have other names than those of the checkpoint.
+        """
         self.seed = state_dict["seed"]
+        known = state_dict.get("class_names")
+        if known and self.class_names and tuple(known) != self.class_names:
+            differ = sorted(set(known) ^ set(self.class_names)) or ["the same in another order"]
+            raise ValueError(
+                f"ckpt_path: the checkpoint has other classes than the data ({', '.join(differ[:10])}), whose numbers "
+                "would mean something else. Give the data its classes back, or train anew."
+            )
 
     @property
     def num_unlabeled(self) -> int:

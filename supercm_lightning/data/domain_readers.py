@@ -175,9 +175,9 @@ class DatasetReader(DomainReader):
             **{part: DatasetStore(data) for part, data in (("val", val), ("test", test)) if data is not None},
         }
         names = getattr(sources[0], "classes", None)
-        self.class_names = tuple(map(str, names)) if names else None
+        self.class_names = tuple(map(str, () if names is None else names)) or None
         largest = max(int(store.labels.max()) for store in self.sources)
-        self.num_classes = num_classes or (len(names) if names else largest + 1)
+        self.num_classes = num_classes or (len(self.class_names) if self.class_names else largest + 1)
         first = self.sources[0][0]
         self.row_shape = self.input_shape = tuple(first.shape)
         if first.ndim != 3:

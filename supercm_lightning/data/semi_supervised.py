@@ -132,8 +132,10 @@ class SemiSupervisedDataModule(ViewDataModule):
         if not isinstance(dataset, str):
             self._labeled = DatasetStore(dataset)
             names = getattr(dataset, "classes", None)
-            self.class_names = tuple(map(str, names)) if names else None
-            self.num_classes = num_classes or (len(names) if names else int(self._labeled.labels.max()) + 1)
+            self.class_names = tuple(map(str, () if names is None else names)) or None
+            self.num_classes = num_classes or (
+                len(self.class_names) if self.class_names else int(self._labeled.labels.max()) + 1
+            )
             self.input_shape = tuple(self._labeled[0].shape)
             self._customs = (0, 0)
             if len(self.input_shape) != 3:

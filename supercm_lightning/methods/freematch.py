@@ -69,7 +69,7 @@ class FreeMatch(FixMatch):
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """Updates the running means, then adds the term and `fairness`."""
-        weak, strong = step.unlabeled_logits
+        weak, strong = step.unlabeled_logits[:2]
         p = weak.detach().float().softmax(dim=1)
         confidence, label = p.max(dim=1)
         share = F.one_hot(label, self.num_classes).float().mean(dim=0)

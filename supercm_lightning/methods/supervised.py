@@ -18,4 +18,5 @@ class Supervised(Method):
 
     def __init__(self, use_unlabeled: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.views = ("weak",) if use_unlabeled else ()
+        if use_unlabeled and not self.views:
+            self.views = ("weak",)

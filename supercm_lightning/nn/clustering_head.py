@@ -16,8 +16,9 @@ class ClusteringHead(nn.Module):
         in_features: Width d of the features.
         num_classes: Number of classes K.
         temperature: Softmax temperature of the assignments, > 0. The logits are not divided by it.
-        counter: What c_k counts: `per_class`, the updates in which class k was present, or `global`, all updates (the
-            published rule, which leaves a centroid short of its class mean by the steps in which the class was absent).
+        counter: What c_k counts: `per_class`, the updates in which class k was present, or `global`, those in which any
+            class was (the published rule, which leaves a centroid short of its class mean by the steps in which the class
+            was absent).
 
     Attributes:
         linear: The classifier, with bias.
@@ -78,7 +79,7 @@ class ClusteringHead(nn.Module):
                 distributed.all_reduce(totals)
             sums, counts = totals[:, :-1], totals[:, -1:]
             present = counts > 0
-            self.updates += present.squeeze(1) if self.counter == "per_class" else 1
+            self.updates += present.squeeze(1) if self.counter == "per_class" else present.any()
             centroids = self.centroids.to(totals.dtype)
             change = (sums / counts.clamp_min(1) - centroids) / self.updates.clamp_min(1)[:, None]
             self.centroids.copy_(torch.where(present, centroids + change, centroids))

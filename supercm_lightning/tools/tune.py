@@ -125,7 +125,7 @@ def tune(
     config: list[Path],
     search: list[str],
     fixed: list[str] | None = None,
-    trials: int = 20,
+    trials: int | None = None,
     sampler: Literal["tpe", "random", "grid"] = "tpe",
     metric: str | None = None,
     minimize: bool = False,
@@ -148,7 +148,8 @@ def tune(
         search: Option and range, such as `model.beta=log(0.01,10)`, `model.lr=uniform(0.001,0.01)`,
             `data.labeled_batch_size=int(20,60)` or `model.optimizer=choice(adam,sgd)`; several times for several.
         fixed: Further options of all runs, such as `trainer.max_epochs=5`; likewise.
-        trials: Number of trials of the study, those of earlier calls and of other workers included.
+        trials: Number of trials of the study, those of earlier calls and of other workers included; None: 20, for
+            `grid` every combination.
         sampler: `tpe`, `random`, or `grid`: every combination once, for options of the kind `choice`.
         metric: Metric of the validation; None: `val/score`, which needs no target label, for data of two domains, else
             `val/acc`.
@@ -176,7 +177,7 @@ def tune(
         raise ValueError(
             f"metric={metric!r}: options are not chosen by test rows or target labels; take a val/ metric."
         )
-    if min(trials, repeats) < 1:
+    if min(20 if trials is None else trials, repeats) < 1:
         raise ValueError(f"trials={trials}, repeats={repeats}: must be at least 1.")
     ranges = [Range.parse(text) for text in search]
     common = [argument for file in config for argument in ("--config", str(file))]
@@ -187,8 +188,10 @@ def tune(
         if any(r.kind != "choice" for r in ranges):
             raise ValueError("sampler='grid' needs ranges of the kind choice(a,b,…).")
         samplers = optuna.samplers.GridSampler({r.option: r.values for r in ranges}, seed=0)
-        trials = min(trials, math.prod(len(r.values) for r in ranges))
+        combinations = math.prod(len(r.values) for r in ranges)
+        trials = combinations if trials is None else min(trials, combinations)
     else:
+        trials = 20 if trials is None else trials
         samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}[sampler](seed=seed)
 
     def objective(trial: optuna.Trial) -> float:

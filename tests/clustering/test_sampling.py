@@ -8,7 +8,9 @@ import torch
 from supercm_lightning.clustering import class_coverage, prototype_sample, random_sample
 
 
-@pytest.mark.parametrize(("n", "k", "n_l"), [(6, 3, 3), (8, 2, 3), (9, 3, 5), (8, 4, 3)])
+@pytest.mark.parametrize(
+    ("n", "k", "n_l"), [(6, 3, 3), (8, 2, 3), (9, 3, 5), (8, 4, 3), (7, 5, 5), (4, 3, 1), (8, 5, 6), (3, 4, 3)]
+)
 def test_coverage_is_the_share_of_all_draws(n: int, k: int, n_l: int) -> None:
     classes = [row % k for row in range(n)]
     draws = list(combinations(classes, n_l))

@@ -216,3 +216,15 @@ def test_data_set_is_read_by_one_thread_at_a_time():
     data = module(Items(make), in_memory=True)
     store = data.rows["labeled"].store
     assert torch.equal(store.data, IMAGES)
+
+
+def test_a_checkpoint_of_other_classes_is_refused():
+    state = module(
+        Items(lambda row: (IMAGES[row], row % 4), classes=np.array(["cat", "dog", "elk", "owl"]))
+    ).state_dict()
+    renamed = module(Items(lambda row: (IMAGES[row], row % 4), classes=["dog", "elk", "owl", "tomcat"]))
+    with pytest.raises(ValueError, match=r"other classes than the data \(cat, tomcat\)"):
+        renamed.load_state_dict(state)
+    unnamed = module(Items(lambda row: (IMAGES[row], row % 4)))
+    unnamed.load_state_dict(state | {"seed": 5})
+    assert unnamed.seed == 5

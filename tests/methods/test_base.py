@@ -12,7 +12,17 @@ from lightning.pytorch.tuner import Tuner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from supercm_lightning import DANN, VAT, FixMatch, Method, SemiSupervisedDataModule, Step, SuperCM, Supervised
+from supercm_lightning import (
+    DANN,
+    VAT,
+    FixMatch,
+    FreeMatch,
+    Method,
+    SemiSupervisedDataModule,
+    Step,
+    SuperCM,
+    Supervised,
+)
 
 SHAPE: dict[str, Any] = {"num_classes": 3, "input_shape": (4,)}
 
@@ -427,3 +437,32 @@ def test_learning_rate_finder_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
     assert found is not None
     assert len(found.results["loss"]) >= 10
+
+
+class AlsoSupervised(Supervised):
+    """Cross-entropy and a term on the unlabelled rows."""
+
+    views = ("weak",)
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        return super().losses(step) | {"norm": step.unlabeled_logits[0].square().mean()}
+
+
+class ThreeViews(Method):
+    """Compares two strong views."""
+
+    views = ("weak", "strong", "strong")
+
+    def losses(self, step: Step) -> dict[str, Tensor]:
+        _, first, second = step.unlabeled_logits
+        return super().losses(step) | {"pair": (first - second).square().mean()}
+
+
+class ThreeViewsFreeMatch(ThreeViews, FreeMatch):
+    """With thresholds."""
+
+
+@pytest.mark.parametrize(("kind", "names"), [(AlsoSupervised, {"norm"}), (ThreeViewsFreeMatch, {"pair", "fairness"})])
+def test_a_class_of_a_user_gets_the_views_that_it_declares(kind: type[Method], names: set[str]) -> None:
+    logged = fit(digits_model(kind), steps=2).logged_metrics
+    assert all(logged[f"train/{name}"] != 0 for name in names)

@@ -67,6 +67,15 @@ def test_rows_without_a_class_change_nothing() -> None:
     assert not none_known.updates.any()
 
 
+@pytest.mark.parametrize("counter", ["per_class", "global"])
+def test_a_batch_without_a_known_label_is_no_update(counter: str) -> None:
+    head = ClusteringHead(2, 2, counter=counter)  # type: ignore[arg-type]
+    for _ in range(9):
+        head.update(torch.ones(4, 2), torch.full((4,), -1))
+    head.update(torch.ones(4, 2), torch.tensor([0, 0, 1, 1]))
+    assert torch.equal(head.centroids, torch.ones(2, 2))
+
+
 def test_per_class_counter_is_unbiased_where_the_global_one_falls_short() -> None:
     # A class seen every other step with the constant feature 1: prod (1 - 1/(2i)) short of it under the global counter.
     heads = {counter: ClusteringHead(1, 2, counter=counter) for counter in ("per_class", "global")}  # type: ignore[arg-type]
