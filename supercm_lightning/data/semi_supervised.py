@@ -133,9 +133,8 @@ class SemiSupervisedDataModule(ViewDataModule):
             self._labeled = DatasetStore(dataset)
             names = getattr(dataset, "classes", None)
             self.class_names = tuple(map(str, () if names is None else names)) or None
-            self.num_classes = num_classes or (
-                len(self.class_names) if self.class_names else int(self._labeled.labels.max()) + 1
-            )
+            known = len(self.class_names or ()) or int(self._labeled.labels.max()) + 1
+            self.num_classes = num_classes or known
             self.input_shape = tuple(self._labeled[0].shape)
             self._customs = (0, 0)
             if len(self.input_shape) != 3:

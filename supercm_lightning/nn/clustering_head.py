@@ -17,8 +17,8 @@ class ClusteringHead(nn.Module):
         num_classes: Number of classes K.
         temperature: Softmax temperature of the assignments, > 0. The logits are not divided by it.
         counter: What c_k counts: `per_class`, the updates in which class k was present, or `global`, those in which any
-            class was (the published rule, which leaves a centroid short of its class mean by the steps in which the class
-            was absent).
+            class was (the published rule, which leaves a centroid short of its class mean by the steps in which its
+            class was absent).
 
     Attributes:
         linear: The classifier, with bias.
