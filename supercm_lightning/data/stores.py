@@ -238,7 +238,7 @@ def file_stores(
             counts and lists it.
 
     Raises:
-        ValueError: If a file is no image or has another shape.
+        ValueError: If a file is no image or has another shape, or none of a part can be read.
     """
     size = sum(map(len, parts.values())) * math.prod(shape)
     in_memory = size <= _MEMORY if in_memory is None else in_memory
@@ -250,6 +250,8 @@ def file_stores(
         if on_bad_image == "skip":
             store, messages = store.readable()
             skipped += messages
+            if files and not len(store):
+                raise ValueError(f"{part}: none of its {len(files)} images can be read, {files[0][0]} among them.")
         stores[part] = store.in_memory(shape) if in_memory else store.checked(shape)
     if skipped:
         total = sum(map(len, parts.values()))

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from supercm_lightning.data import SemiSupervisedDataModule
-from supercm_lightning.data.stores import ArrayStore
+from supercm_lightning.data.stores import ArrayStore, file_stores
 
 
 def folder(root: Path, read: bool = True, **kwargs) -> SemiSupervisedDataModule:
@@ -295,3 +295,11 @@ class TestMemoryAndWorkers:
             assert data.class_names[y[row]] == file.parent.name
             pixels = np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1)
             np.testing.assert_allclose(x[row].numpy(), pixels / 127.5 - 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_part_of_which_no_image_can_be_read_is_named(tmp_path: Path, in_memory: bool) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"val: none of its 1 images can be read, .*bad\.png"):
+        file_stores({"val": [(bad, 0)]}, (3, 8, 8), None, in_memory, on_bad_image="skip")
