@@ -68,6 +68,9 @@ class SuperCMCLI(LightningCLI):
             Refused: With the words of the constructor that refuses its options, without the parser's account of all
                 that it was given.
         """
+        options = (self.config[self.subcommand].model.get("init_args") or {}).get("backbone_options")
+        if self.subcommand != "fit" and options and options.get("pretrained"):
+            options["pretrained"] = False  # the checkpoint holds all weights
         try:
             super().instantiate_classes()
         except ValueError as error:

@@ -116,6 +116,9 @@ def test_weights_that_the_checkpoint_holds_are_not_fetched_again(monkeypatch: py
     assert [(kwargs["pretrained"], kwargs["drop_rate"]) for kwargs in asked] == [(False, 0.1)]
     x = torch.randn(2, 3, 16, 16)
     assert torch.equal(method(x), cli.model.eval()(x))
+    asked.clear()
+    run(["predict", "--model", "Supervised", *data, "--data.predict_on", "labeled", *QUICK, "--ckpt_path", str(path)])
+    assert [(kwargs["pretrained"], kwargs["drop_rate"]) for kwargs in asked] == [(False, 0.1)]
 
 
 def test_a_class_of_ones_own_is_imported_only_if_asked_for() -> None:
