@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from supercm_lightning import ASD, ASDFreeMatch, ClusteringDataModule, FreeMatch
-from supercm_lightning.data.randomness import generator
-from supercm_lightning.data.stores import ArrayStore, Store
+from supercm_lightning.utils.random import generator
+from supercm_lightning.data.sources.stores import ArrayStore, Store
 
 
 class RandomMap(ASDFreeMatch):

@@ -36,9 +36,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from supercm_lightning import FeatureDataModule, FixMatch, Method, SemiSupervisedDataModule, SuperCM, Supervised
-from supercm_lightning.clustering import ClassTransitionTracker
+from supercm_lightning.self_labeling import ClassTransitionTracker
 from supercm_lightning.data import Normalization, StrongAugmentation, WeakAugmentation
-from supercm_lightning.data.strong_augment import POOL
+from supercm_lightning.data.transforms.strong import POOL
 from supercm_lightning.losses import clustering_loss
 from supercm_lightning.nn import ClusteringHead, WideResNet, build_backbone, evaluating
 

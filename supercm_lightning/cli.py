@@ -22,9 +22,9 @@ from torch import distributed
 # Importing them is what makes their short names known to the parser.
 from supercm_lightning import __version__, callbacks, data, methods  # noqa: F401
 from supercm_lightning.callbacks import AdaptationScores, PredictionWriter, RunSummary
-from supercm_lightning.callbacks.continued_run import ContinuedCSVLogger, ContinuedRun, rewind
-from supercm_lightning.callbacks.slurm_requeue import SlurmRequeue
-from supercm_lightning.checkpoints import AtomicCheckpointIO, newest_checkpoint, read_checkpoint
+from supercm_lightning.callbacks.runs.continued_run import ContinuedCSVLogger, ContinuedRun, rewind
+from supercm_lightning.callbacks.runs.slurm_requeue import SlurmRequeue
+from supercm_lightning.utils.checkpoints import AtomicCheckpointIO, newest_checkpoint, read_checkpoint
 from supercm_lightning.data import ViewDataModule
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from supercm_lightning.checkpoints import load_backbone
+from supercm_lightning.utils.checkpoints import load_backbone
 
 
 @pytest.mark.parametrize("form", ["state dict", "checkpoint", "method"])

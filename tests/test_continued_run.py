@@ -13,7 +13,7 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from benchmarks.kill_and_resume import differences, table
-from supercm_lightning.checkpoints import AtomicCheckpointIO, newest_checkpoint, read_checkpoint
+from supercm_lightning.utils.checkpoints import AtomicCheckpointIO, newest_checkpoint, read_checkpoint
 from supercm_lightning.cli import run
 
 STEPS = 6
@@ -179,7 +179,7 @@ class TestCheckpointFiles:
             stream.write(b"half a file")  # type: ignore[attr-defined]
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("supercm_lightning.checkpoints.torch.save", break_off)
+        monkeypatch.setattr("supercm_lightning.utils.checkpoints.torch.save", break_off)
         with pytest.raises(KeyboardInterrupt):
             writer.save_checkpoint({"state_dict": {"w": torch.zeros(3)}}, file)
         assert torch.equal(read_checkpoint(file)["state_dict"]["w"], torch.ones(3))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.kill_and_resume import EVERY, METHODS, command, differences, run, run_and_kill
-from supercm_lightning.checkpoints import read_checkpoint
+from supercm_lightning.utils.checkpoints import read_checkpoint
 
 
 @pytest.mark.slow
@@ -41,7 +41,7 @@ def test_checkpoints_of_the_config_itself_resume_too() -> None:
 
 SAVE_WITHOUT_END = """
 import sys, torch
-from supercm_lightning.checkpoints import AtomicCheckpointIO
+from supercm_lightning.utils.checkpoints import AtomicCheckpointIO
 
 number = 0
 while True:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
-from supercm_lightning.data.randomness import generator
+from supercm_lightning.utils.random import generator
 
 
 class CyclingSampler(DistributedSampler[int]):

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from supercm_lightning.data.randomness import generator
+from supercm_lightning.utils.random import generator
 
 
 @dataclass(frozen=True)

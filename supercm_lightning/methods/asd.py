@@ -12,15 +12,15 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from supercm_lightning.callbacks.kmeans_baseline import KMeansBaseline
-from supercm_lightning.checkpoints import load_backbone
-from supercm_lightning.clustering import ClassTransitionTracker, ClusterMap, DrawnRows, majority_clusters
-from supercm_lightning.data.clustering import read_clusters
-from supercm_lightning.data.randomness import generator
-from supercm_lightning.distributed import mean_over_ranks, world_size
+from supercm_lightning.callbacks.evaluation.kmeans_baseline import KMeansBaseline
+from supercm_lightning.utils.checkpoints import load_backbone
+from supercm_lightning.self_labeling import ClassTransitionTracker, ClusterMap, DrawnRows, majority_clusters
+from supercm_lightning.data.modules.clustering import read_clusters
+from supercm_lightning.utils.random import generator
+from supercm_lightning.utils.collectives import mean_over_ranks, world_size
 from supercm_lightning.losses import balanced_consistency_loss
 from supercm_lightning.methods.base import Method
-from supercm_lightning.methods.step import Step
+from supercm_lightning.contracts import Step
 from supercm_lightning.metrics import clustering_scores
 from supercm_lightning.nn import evaluating
 

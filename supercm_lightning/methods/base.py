@@ -13,8 +13,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from supercm_lightning.data.randomness import seed_of
-from supercm_lightning.methods.step import Step
+from supercm_lightning.utils.random import seed_of
+from supercm_lightning.contracts import Step
 from supercm_lightning.nn import build_backbone, frozen_batch_norm_stats
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from supercm_lightning.losses import domain_adversarial_loss
 from supercm_lightning.methods.base import Method
-from supercm_lightning.methods.step import Step
+from supercm_lightning.contracts import Step
 from supercm_lightning.nn import DomainDiscriminator, frozen_batch_norm_stats, reverse_gradient
 
 

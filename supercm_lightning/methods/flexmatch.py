@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from supercm_lightning.distributed import rows_of_all_ranks
+from supercm_lightning.utils.collectives import rows_of_all_ranks
 from supercm_lightning.methods.fixmatch import FixMatch
-from supercm_lightning.methods.step import Step
+from supercm_lightning.contracts import Step
 
 
 class FlexMatch(FixMatch):

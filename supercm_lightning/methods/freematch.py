@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from supercm_lightning.distributed import mean_over_ranks, rows_of_all_ranks, rows_of_all_ranks_with_gradient
+from supercm_lightning.utils.collectives import mean_over_ranks, rows_of_all_ranks, rows_of_all_ranks_with_gradient
 from supercm_lightning.losses import fairness_loss
 from supercm_lightning.methods.fixmatch import FixMatch
-from supercm_lightning.methods.step import Step
+from supercm_lightning.contracts import Step
 
 
 class FreeMatch(FixMatch):

@@ -4,10 +4,10 @@ from typing import Any
 
 from torch import Tensor
 
-from supercm_lightning.distributed import rows_of_all_ranks_with_gradient
+from supercm_lightning.utils.collectives import rows_of_all_ranks_with_gradient
 from supercm_lightning.losses import minimum_class_confusion
 from supercm_lightning.methods.base import Method
-from supercm_lightning.methods.step import Step
+from supercm_lightning.contracts import Step
 
 
 class MCC(Method):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from supercm_lightning.losses import consistency_loss
 from supercm_lightning.methods.base import Method
-from supercm_lightning.methods.step import Step
+from supercm_lightning.contracts import Step
 
 
 class PiModel(Method):

@@ -6,10 +6,10 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
-from supercm_lightning.callbacks.centroid_update import CentroidUpdate
+from supercm_lightning.callbacks.training.centroid_update import CentroidUpdate
 from supercm_lightning.losses import clustering_loss, clustering_loss_terms
 from supercm_lightning.methods.base import Method
-from supercm_lightning.methods.step import Step
+from supercm_lightning.contracts import Step
 from supercm_lightning.nn import ClusteringHead
 
 

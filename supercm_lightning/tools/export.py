@@ -14,7 +14,7 @@ from jsonargparse import auto_cli
 from torch import Tensor, nn
 
 from supercm_lightning import methods
-from supercm_lightning.checkpoints import read_checkpoint
+from supercm_lightning.utils.checkpoints import read_checkpoint
 from supercm_lightning.methods import Method
 
 _SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}

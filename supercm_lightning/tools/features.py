@@ -18,13 +18,13 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from supercm_lightning.checkpoints import backbone_weights
-from supercm_lightning.data.domain_files import find_files, folder_set
-from supercm_lightning.data.domains import DOMAIN_SETS
-from supercm_lightning.data.folders import scan_clusters, scan_folder
-from supercm_lightning.data.images import BadImage, check_bad_image_policy
-from supercm_lightning.data.npz import save_npz
-from supercm_lightning.data.stores import FileStore, default_num_workers
+from supercm_lightning.utils.checkpoints import backbone_weights
+from supercm_lightning.data.sources.domain_files import find_files, folder_set
+from supercm_lightning.data.sources.domains import DOMAIN_SETS
+from supercm_lightning.data.sources.folder import scan_clusters, scan_folder
+from supercm_lightning.data.sources.images import BadImage, check_bad_image_policy
+from supercm_lightning.data.sources.npz import save_npz
+from supercm_lightning.data.sources.stores import FileStore, default_num_workers
 from supercm_lightning.nn import TimmBackbone, build_backbone
 
 

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from supercm_lightning import EMA, AdaptationScores, Method, RunSummary, SuperCM, Supervised, metrics
 from supercm_lightning.cli import run as supercm
 from supercm_lightning.data import ViewDataModule
-from supercm_lightning.data.stores import ArrayStore, Rows
+from supercm_lightning.data.sources.stores import ArrayStore, Rows
 
 SCORES = ("score", "im", "neg_entropy", "bnm", "snd", "class_ami", "dev")
 EVERYTHING = {f"val/{name}" for name in SCORES}

@@ -135,6 +135,6 @@ def test_a_table_in_parquet_holds_the_same(short, tmp_path):
 
 
 def test_parquet_without_its_package_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("supercm_lightning.callbacks.prediction_writer.find_spec", lambda name: None)
+    monkeypatch.setattr("supercm_lightning.callbacks.evaluation.prediction_writer.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"supercm-lightning\[export\]"):
         PredictionWriter("table.parquet")

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from supercm_lightning import Supervised
 from supercm_lightning.callbacks import RunSummary, run_summary
-from supercm_lightning.callbacks.run_summary import _forwarded_rows
+from supercm_lightning.callbacks.runs.run_summary import _forwarded_rows
 
 
 def read(folder):

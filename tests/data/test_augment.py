@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from supercm_lightning.data import Normalization, WeakAugmentation
-from supercm_lightning.data.augment import flip_and_shift
-from supercm_lightning.data.randomness import generator
+from supercm_lightning.data.transforms.weak import flip_and_shift
+from supercm_lightning.utils.random import generator
 
 
 def images(n=64, c=3, h=9, w=12) -> torch.Tensor:

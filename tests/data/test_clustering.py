@@ -12,7 +12,7 @@ import torch
 from supercm_lightning import ClusteringDataModule
 from supercm_lightning.cli import run
 from supercm_lightning.data import DATASETS
-from supercm_lightning.data.datasets import IMAGENET_SUBSETS
+from supercm_lightning.data.sources.registered import IMAGENET_SUBSETS
 
 
 def set_up(*args: Any, **kwargs: Any) -> ClusteringDataModule:

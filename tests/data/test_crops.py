@@ -9,8 +9,8 @@ from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 from torchvision.transforms import functional as tv
 
 from supercm_lightning.data import Normalization, StrongAugmentation, WeakAugmentation
-from supercm_lightning.data.crops import CenterCrop, RandomCrop, RandomResizedCrop, resized_crop
-from supercm_lightning.data.randomness import generator
+from supercm_lightning.data.transforms.crops import CenterCrop, RandomCrop, RandomResizedCrop, resized_crop
+from supercm_lightning.utils.random import generator
 
 
 def photos(n: int = 6, h: int = 40, w: int = 56) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torchvision
 from sklearn.datasets import load_digits
 
 from supercm_lightning.data import DATASETS, SemiSupervisedDataModule
-from supercm_lightning.data.datasets import CIFAR20_OF_CIFAR100, _from_torchvision
+from supercm_lightning.data.sources.registered import CIFAR20_OF_CIFAR100, _from_torchvision
 
 # The table of the data set's own page: superclasses and their classes.
 CIFAR100_TABLE = {

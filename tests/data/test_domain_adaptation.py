@@ -28,8 +28,8 @@ from supercm_lightning import (
     Supervised,
 )
 from supercm_lightning.data import DATASETS, Normalization
-from supercm_lightning.data.domain_adaptation import IMAGENET_MEAN, IMAGENET_STD
-from supercm_lightning.data.stores import ArrayStore, FileStore
+from supercm_lightning.data.modules.domain_adaptation import IMAGENET_MEAN, IMAGENET_STD
+from supercm_lightning.data.sources.stores import ArrayStore, FileStore
 
 CLASSES = ("bike", "mug", "pen")
 SMALL = {"source_batch_size": 6, "target_batch_size": 9, "steps_per_epoch": 3, "image_size": 28}

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from supercm_lightning.data import DOMAIN_SETS
-from supercm_lightning.data.domain_files import DomainFiles, find_files, folder_set, read_list
-from supercm_lightning.data.domains import Domain, DomainSet
+from supercm_lightning.data.sources.domain_files import DomainFiles, find_files, folder_set, read_list
+from supercm_lightning.data.sources.domains import Domain, DomainSet
 
 CLASSES = ("bike", "mug", "pen")
 SMALL = DomainSet((Domain("amazon", "A"), Domain("Real World", "Rw", aliases=("real",))), folders=("office",))

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from supercm_lightning.data import SemiSupervisedDataModule
-from supercm_lightning.data.stores import ArrayStore, file_stores
+from supercm_lightning.data.sources.stores import ArrayStore, file_stores
 
 
 def folder(root: Path, read: bool = True, **kwargs) -> SemiSupervisedDataModule:
@@ -279,7 +279,7 @@ class TestMemoryAndWorkers:
     def test_size_decides_when_nothing_is_said(self, image_folder, monkeypatch):
         root = image_folder({"a": 4, "b": 4})
         assert isinstance(folder(root).rows["labeled"].store, ArrayStore)
-        monkeypatch.setattr("supercm_lightning.data.stores._MEMORY", 8 * 3 * 8 * 8 - 1)
+        monkeypatch.setattr("supercm_lightning.data.sources.stores._MEMORY", 8 * 3 * 8 * 8 - 1)
         assert not isinstance(folder(root).rows["labeled"].store, ArrayStore)
 
     @pytest.mark.slow

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from supercm_lightning.data.npz import load_npz, save_npz
+from supercm_lightning.data.sources.npz import load_npz, save_npz
 
 ARRAYS = {
     "features": np.random.default_rng(0).normal(size=(7, 3)).astype("f4"),

@@ -11,10 +11,10 @@ from torchvision.transforms.v2 import functional as single
 
 from supercm_lightning import Method
 from supercm_lightning.data import Normalization, SemiSupervisedDataModule, StrongAugmentation
-from supercm_lightning.data.augment import flip_and_shift
-from supercm_lightning.data.operations import FILL
-from supercm_lightning.data.randomness import generator
-from supercm_lightning.data.strong_augment import POOL, apply_operations, cutout
+from supercm_lightning.data.transforms.weak import flip_and_shift
+from supercm_lightning.data.transforms.operations import FILL
+from supercm_lightning.utils.random import generator
+from supercm_lightning.data.transforms.strong import POOL, apply_operations, cutout
 
 SIZES = [(8, 8), (28, 28), (32, 32), (33, 47)]
 NAMES = tuple(POOL)
@@ -148,7 +148,7 @@ def recorded_draws(monkeypatch, n: int, num_ops: int) -> list[tuple[Tensor, Tens
         draws.append((choice, magnitude))
         return given
 
-    monkeypatch.setattr("supercm_lightning.data.strong_augment.apply_operations", record)
+    monkeypatch.setattr("supercm_lightning.data.transforms.strong.apply_operations", record)
     StrongAugmentation(Normalization(), False, 0, num_ops)(images(2, 1, 8, 8)[:1].expand(n, -1, -1, -1), generator(5))
     return draws
 
@@ -186,7 +186,7 @@ def test_view_is_flip_and_shift_then_two_operations_then_cutout(monkeypatch):
 
         return run
 
-    module = "supercm_lightning.data.strong_augment"
+    module = "supercm_lightning.data.transforms.strong"
     for function in (apply_operations, cutout):
         monkeypatch.setattr(f"{module}.{function.__name__}", spy(function))
     result = strong(given, generator(3))
@@ -219,7 +219,7 @@ def test_size_and_place_of_cutout_are_uniform(monkeypatch):
         drawn["side"], (drawn["x"], drawn["y"]) = side, centre
         return cutout(given, side, centre)
 
-    monkeypatch.setattr("supercm_lightning.data.strong_augment.cutout", record)
+    monkeypatch.setattr("supercm_lightning.data.transforms.strong.cutout", record)
     black = torch.zeros(4000, 1, 24, 40, dtype=torch.uint8)
     result = StrongAugmentation(Normalization((0.0,), (1.0,)), False, 0, num_ops=0)(black, generator(1))
     for name, top in (("side", 20), ("x", 40), ("y", 24)):

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from supercm_lightning.data import SemiSupervisedDataModule
-from supercm_lightning.data.whitening import ZCA, global_contrast_normalize
+from supercm_lightning.data.transforms.zca import ZCA, global_contrast_normalize
 
 
 def images(n=300) -> torch.Tensor:

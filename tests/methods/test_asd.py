@@ -28,7 +28,7 @@ from supercm_lightning import (
     SuperCM,
     SuperCMVAT,
 )
-from supercm_lightning.data.stores import Rows
+from supercm_lightning.data.sources.stores import Rows
 from supercm_lightning.losses import balanced_consistency_loss
 from supercm_lightning.metrics import ClusteringAccuracy
 

@@ -1,0 +1,1 @@
+"""Callbacks that evaluate, draw and write predictions."""

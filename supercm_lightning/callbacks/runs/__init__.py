@@ -1,0 +1,1 @@
+"""Callbacks that own a run: summary, resume, requeue."""

@@ -1,0 +1,179 @@
+"""Writes what a run did and reached into one small JSON file."""
+
+import json
+import os
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from supercm_lightning.callbacks.runs.checkpoint_card import checkpoint_card, constructor_options
+
+_CHECKPOINTS = ("best_checkpoint", "last_checkpoint")
+
+
+class RunSummary(Callback):
+    """Writes `summary.json` into the run's folder at the end of `fit`, and adds to it after `test`.
+
+    The same as a page to read, `card.md`, lies beside the checkpoints.
+
+    The file holds `status` (`completed`, `interrupted` by the user or the scheduler, or `failed`, with the exception as
+    `error`), `metrics` (the last value of everything logged), `best_checkpoint`, `best_score`, `last_checkpoint`,
+    `seed`, `model`, `model_options`, `data`, `data_options`, `rows` (their number in each set), `versions`, `device`,
+    `world_size`, `steps`, `epochs`, `fit_seconds` and `images_per_second`: rows of training batches, every view
+    counted, of all ranks, over the time from the first batch on without validation.
+
+    Only rank zero writes, and a reader never sees half a file.
+
+    Args:
+        filename: Name of the file within the run's folder (the logger's, else `default_root_dir`).
+    """
+
+    def __init__(self, filename: str = "summary.json") -> None:
+        self.filename = filename
+        self._path: Path | None = None
+        self._started = 0.0
+        self._rows = 0
+        self._training_seconds = 0.0
+        self._clock: float | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Notes the run's folder, which all ranks must ask for together."""
+        self._path = Path(trainer.log_dir or trainer.default_root_dir) / self.filename
+        if stage == "fit":
+            self._started = time.monotonic()
+            self._rows, self._training_seconds, self._clock = 0, 0.0, None
+
+    # ---------------------------------------------------------------------------------------------------- speed
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Counts the rows of the batch and starts the clock after a pause."""
+        if self._clock is None:
+            self._clock = time.monotonic()
+        self._rows += _forwarded_rows(batch)
+
+    def _pause(self, trainer: Trainer) -> None:
+        if self._clock is not None:
+            if trainer.strategy.root_device.type != "cpu":
+                # The device works behind; unfinished steps are training time.
+                torch.accelerator.synchronize(trainer.strategy.root_device)
+            self._training_seconds += time.monotonic() - self._clock
+            self._clock = None
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stops the clock until the next training batch."""
+        self._pause(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stops the clock."""
+        self._pause(trainer)
+
+    # --------------------------------------------------------------------------------------------------- writing
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the summary of a run that came to its end."""
+        self._write(trainer, self._describe(trainer, pl_module, "completed"))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Writes the summary of a run that was stopped or broke."""
+        if trainer.state.fn != TrainerFn.FITTING or self._path is None:
+            return
+        interrupted = isinstance(exception, KeyboardInterrupt | SIGTERMException)
+        # Not `_pause`: a broken device would raise again.
+        if self._clock is not None:
+            self._training_seconds += time.monotonic() - self._clock
+        summary = self._describe(trainer, pl_module, "interrupted" if interrupted else "failed")
+        if not interrupted:
+            summary["error"] = f"{type(exception).__name__}: {exception}"
+        self._write(trainer, summary)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Adds the test metrics to the summary of the fit, if there is one of this model in the folder."""
+        assert self._path is not None
+        if not trainer.is_global_zero:
+            return
+        summary = json.loads(self._path.read_text()) if self._path.exists() else {}
+        if summary.get("model") != type(pl_module).__name__:
+            summary = self._describe(trainer, pl_module, "completed")
+        summary["metrics"] |= _metrics(trainer)
+        self._write(trainer, summary)
+
+    def _describe(self, trainer: Trainer, pl_module: LightningModule, status: str) -> dict[str, Any]:
+        checkpoint = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
+        best_score = checkpoint.best_model_score if checkpoint is not None else None
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        fitted = trainer.state.fn == TrainerFn.FITTING
+        speed = self._rows * trainer.world_size / self._training_seconds if self._training_seconds else None
+        return {
+            "status": status,
+            "metrics": _metrics(trainer),
+            "best_checkpoint": (checkpoint.best_model_path or None) if checkpoint is not None else None,
+            "best_score": float(best_score) if best_score is not None else None,
+            "last_checkpoint": (checkpoint.last_model_path or None) if checkpoint is not None else None,
+            "seed": int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed())),
+            "model": type(pl_module).__name__,
+            "model_options": {name: value for name, value in pl_module.hparams.items() if not name.startswith("_")},
+            "data": type(data).__name__ if data is not None else None,
+            "data_options": constructor_options(data) if data is not None else {},
+            "rows": {part: len(rows) for part, rows in getattr(data, "rows", {}).items()},
+            "versions": _versions(),
+            "device": _device(trainer.strategy.root_device),
+            "world_size": trainer.world_size,
+            "steps": trainer.global_step,
+            "epochs": trainer.current_epoch,
+            "fit_seconds": round(time.monotonic() - self._started, 3) if fitted else None,
+            "images_per_second": round(speed, 1) if speed is not None else None,
+        }
+
+    def _write(self, trainer: Trainer, summary: dict[str, Any]) -> None:
+        assert self._path is not None
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(self._path, json.dumps(summary, indent=2, default=str) + "\n")
+        if summary["fit_seconds"] is None:  # a later test; the card beside the checkpoint is that of the training
+            return
+        for folder in {Path(file).parent for name in _CHECKPOINTS if (file := summary[name])}:
+            _write_whole(folder / "card.md", checkpoint_card(summary))
+
+
+def _write_whole(file: Path, text: str) -> None:
+    part = file.with_name(f".{file.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(file)
+
+
+def _metrics(trainer: Trainer) -> dict[str, float]:
+    try:
+        return {name: float(value) for name, value in trainer.callback_metrics.items()}
+    except RuntimeError:  # a failed device gives nothing back, and the failure itself must reach the file
+        return {}
+
+
+def _forwarded_rows(batch: Any) -> int:
+    """Rows of a training batch, every unlabelled view counted."""
+    if isinstance(batch, dict) and {"labeled", "unlabeled"} & set(batch):
+        views = batch["unlabeled"][0] if "unlabeled" in batch else ()
+        return sum(len(rows) for rows in (*batch.get("labeled", ())[:1], *views))
+    return next((len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim), 0)
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for package in ("torch", "lightning", "supercm_lightning", "torchvision", "timm"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def _device(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

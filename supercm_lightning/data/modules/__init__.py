@@ -1,0 +1,1 @@
+"""Data modules: they combine a source, a split and transforms."""

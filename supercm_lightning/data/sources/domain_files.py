@@ -1,0 +1,247 @@
+"""The image files of several domains: folders of classes, or list files."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from supercm_lightning.data.sources.domains import DOMAIN_LAYOUT, Domain, DomainSet, plain_name
+from supercm_lightning.data.sources.folder import images_under, subfolders
+
+LIST_FOLDERS = ("image_list", "list", "lists")
+
+
+@dataclass
+class DomainFiles:
+    """The image files of the domains asked for.
+
+    Attributes:
+        files: Files and labels of each domain, -1 where unknown.
+        num_classes: Number of classes.
+        class_names: Their names in the order of the labels, or None where list files do not tell.
+    """
+
+    files: dict[str, list[tuple[Path, int]]]
+    num_classes: int
+    class_names: tuple[str, ...] | None
+
+
+def folder_set(root: Path) -> DomainSet:
+    """The domains of a user's own folder: its subfolders, and those of its list files.
+
+    Raises:
+        FileNotFoundError: If it is no folder, or has no domain.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"dataset=folder: root={root} is not a folder. Expected there: {DOMAIN_LAYOUT}.")
+    domains = [Domain(name, name) for name in sorted(subfolders(root) - set(LIST_FOLDERS))]
+    for file in (file for folder in _list_folders(root) for file in sorted(folder.glob("*.txt"))):
+        if not any(_is_list_of(file, domain) for domain in domains):
+            domains.append(Domain(file.stem, file.stem))
+    if not domains:
+        raise FileNotFoundError(f"dataset=folder: no domains in {root}. Expected there: {DOMAIN_LAYOUT}.")
+    return DomainSet(tuple(domains))
+
+
+def find_files(dataset: str, spec: DomainSet, root: Path, source: Sequence[Domain], target: Domain) -> DomainFiles:
+    """Finds the files of the source and target domains: by list files where each domain has one, else by folders.
+
+    The classes are the folders of the images in alphabetical order, also where list files number them otherwise: both
+    readers then give the same labels. List files of images that no class folders hold keep their numbers.
+
+    Args:
+        dataset: Name of the data set, for messages.
+        spec: What is known of it.
+        root: The folder that holds the data set's folder, or is that folder.
+        source: The source domains.
+        target: The target domain; its images may be without labels.
+
+    Returns:
+        The files.
+
+    Raises:
+        FileNotFoundError: If a domain is missing; the message tells the layout and where to get the data.
+        ValueError: If the classes of the domains differ, or a list file is not as expected.
+    """
+    base = _base(dataset, spec, root, (*source, target))
+    lists = {domain.name: _list_file(base, domain) for domain in (*source, target)}
+    if all(lists.values()):
+        found = _from_lists({name: file for name, file in lists.items() if file}, base, (*source, target))
+    else:
+        found = _from_folders(dataset, spec, base, source, target)
+    if spec.num_classes is not None and found.num_classes != spec.num_classes:
+        names = f": {', '.join(found.class_names)}" if found.class_names else ""
+        raise ValueError(
+            f"{dataset}: {found.num_classes} classes in {base}, where {spec.num_classes} were expected{names}."
+        )
+    for domain in source:
+        if any(label < 0 for _, label in found.files[domain.name]):
+            raise ValueError(f"{dataset}: images of the source domain {domain.name} have no label. Leave them out.")
+    for domain in (*source, target):
+        count = len(found.files[domain.name])
+        if domain.count is not None and count != domain.count:
+            rank_zero_warn(
+                f"{dataset}: {domain.name} has {count:,} images in {base}, where {domain.count:,} were expected. "
+                "Results will not be those of the whole data set."
+            )
+    _check_same_classes(dataset, found, source, target)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------- places
+def _base(dataset: str, spec: DomainSet, root: Path, domains: Sequence[Domain]) -> Path:
+    """The data set's folder."""
+    wanted = {plain_name(name) for name in spec.folders}
+    inside = sorted(root / name for name in subfolders(root) if plain_name(name) in wanted) if root.is_dir() else []
+    places = [*inside, root]
+    for place in places:
+        missing = [d.name for d in domains if _domain_folder(place, d) is None and _list_file(place, d) is None]
+        if not missing:
+            return place
+    missing = [d.name for d in domains if _domain_folder(places[0], d) is None and _list_file(places[0], d) is None]
+    where = f" Get it from {spec.origin}." if spec.origin else ""
+    folder = f" or {root / spec.folders[0]}" if spec.folders and not inside else ""
+    raise FileNotFoundError(
+        f"{dataset}: {' and '.join(missing)} not found in {places[0]}{folder}. Expected there: {spec.layout}.{where} "
+        "It is not downloaded."
+    )
+
+
+def _domain_folder(base: Path, domain: Domain) -> Path | None:
+    found = sorted(name for name in subfolders(base) if domain.is_called(name)) if base.is_dir() else []
+    if len(found) > 1:
+        raise ValueError(f"{base}: {' and '.join(found)} both stand for the domain {domain.name}. Remove one of them.")
+    return base / found[0] if found else None
+
+
+def _list_folders(base: Path) -> list[Path]:
+    return [folder for name in LIST_FOLDERS if (folder := base / name).is_dir()]
+
+
+def _list_file(base: Path, domain: Domain) -> Path | None:
+    files = (file for folder in _list_folders(base) for file in sorted(folder.glob("*.txt")))
+    return next((file for file in files if _is_list_of(file, domain)), None)
+
+
+def _is_list_of(file: Path, domain: Domain) -> bool:
+    return domain.is_called(file.stem) or domain.is_called(plain_name(file.stem).removesuffix("list"))
+
+
+# ------------------------------------------------------------------------------------------------------ readers
+def _from_folders(dataset: str, spec: DomainSet, base: Path, source: Sequence[Domain], target: Domain) -> DomainFiles:
+    trees = {}
+    for domain in (*source, target):
+        folder = _domain_folder(base, domain)
+        if folder is None:  # another domain has a list file, this one has only that
+            raise FileNotFoundError(
+                f"{dataset}: {base} has a list file for some of the domains and none for "
+                f"{domain.name}, or the other way round. Expected there: {spec.layout}."
+            )
+        images = folder / "images"
+        nested = images.is_dir() and (bool(subfolders(images)) or subfolders(folder) == {"images"})
+        trees[domain.name] = images if nested else folder
+    classes = {name: subfolders(tree) for name, tree in trees.items()}
+    first = source[0].name
+    for domain in source:
+        if not classes[domain.name]:
+            raise FileNotFoundError(
+                f"{dataset}: the source domain {domain.name} has no class folders in {trees[domain.name]}. Expected "
+                f"there: {spec.layout}."
+            )
+    names = tuple(sorted(classes[first]))
+    for domain in (*source, target):
+        if classes[domain.name] and (differ := classes[domain.name] ^ classes[first]):
+            raise _classes_differ(dataset, source[0], domain, differ & classes[first], differ - classes[first])
+    files = {}
+    for name, tree in trees.items():
+        if classes[name]:
+            files[name] = [(file, k) for k, folder in enumerate(names) for file in images_under(tree / folder)]
+        else:
+            files[name] = [(file, -1) for file in images_under(tree)]
+        if not files[name]:
+            raise FileNotFoundError(f"{dataset}: no images of {name} in {tree}. Expected: {spec.layout}.")
+    return DomainFiles(files, len(names), names)
+
+
+def _from_lists(lists: dict[str, Path], base: Path, domains: Sequence[Domain]) -> DomainFiles:
+    files = {domain.name: read_list(lists[domain.name], base, _domain_folder(base, domain)) for domain in domains}
+    folders: dict[int, set[str]] = {}
+    for listed in files.values():
+        for file, label in listed:
+            folders.setdefault(label, set()).add(file.parent.name)
+    folders.pop(-1, None)
+    names = {label: next(iter(found)) for label, found in folders.items() if len(found) == 1}
+    classes = sorted(set(names.values()))
+    if len(classes) < len(folders):  # folders do not tell the classes
+        return DomainFiles(files, max(folders, default=-1) + 1, None)
+    place = {label: classes.index(name) for label, name in names.items()} | {-1: -1}
+    files = {name: [(file, place[label]) for file, label in listed] for name, listed in files.items()}
+    return DomainFiles(files, len(classes), tuple(classes))
+
+
+def read_list(file: Path, base: Path, folder: Path | None = None) -> list[tuple[Path, int]]:
+    """Reads a list file: lines of a path, which may contain spaces, and a label.
+
+    Lists come with the paths of their authors' machines. The leading folders that `base`, or the domain's folder, does
+    not have are left out, as many as the first line needs.
+
+    Args:
+        file: The list file.
+        base: The data set's folder.
+        folder: The domain's folder, or None.
+
+    Returns:
+        Files and labels; -1 stands for an unknown label.
+
+    Raises:
+        ValueError: If a line has no path or no label, an image stands there twice, or there is no line; the message
+            names the line.
+        FileNotFoundError: If the first image is nowhere to be found.
+    """
+    entries: list[tuple[Path, int]] = []
+    line_of: dict[str, int] = {}
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not a list of images in UTF-8 ({error}).") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        path, label = [*line.strip().rsplit(maxsplit=1), ""][:2]
+        if not label.removeprefix("-").isdecimal() or int(label) < -1:
+            raise ValueError(f"{file}, line {number}: {line.strip()!r} is not a path, a space and a label from 0 on.")
+        if line_of.setdefault(path, number) != number:
+            raise ValueError(f"{file}, line {number}: {path} stands in line {line_of[path]} already. Remove one.")
+        entries.append((Path(path), int(label)))
+    if not entries:
+        raise ValueError(f"{file}: the list is empty.")
+    first = entries[0][0]
+    for start in range(len(first.parts)):
+        for place in (base, folder):
+            if place is not None and place.joinpath(*first.parts[start:]).is_file():
+                return [(place.joinpath(*path.parts[start:]), label) for path, label in entries]
+    raise FileNotFoundError(f"{file}: its first image {first} is neither there nor under {base}, whole or in part.")
+
+
+# ------------------------------------------------------------------------------------------------------ classes
+def _check_same_classes(dataset: str, found: DomainFiles, source: Sequence[Domain], target: Domain) -> None:
+    labels = {name: {label for _, label in files} - {-1} for name, files in found.files.items()}
+    names = found.class_names or {label: str(label) for known in labels.values() for label in known}
+    first = labels[source[0].name]
+    for domain in (*source, target):
+        if labels[domain.name] and (differ := labels[domain.name] ^ first):
+            less, more = ({names[k] for k in kind} for kind in (differ & first, differ - first))
+            raise _classes_differ(dataset, source[0], domain, less, more)
+
+
+def _classes_differ(dataset: str, first: Domain, other: Domain, less: set[str], more: set[str]) -> ValueError:
+    parts = [
+        f"{', '.join(sorted(kind)[:10])}{', …' if len(kind) > 10 else ''} only in {domain.name}"
+        for domain, kind in ((first, less), (other, more))
+        if kind
+    ]
+    return ValueError(
+        f"{dataset}: the classes of {first.name} and {other.name} differ: {'; '.join(parts)}. Adaptation here "
+        "is between domains of the same classes: rename or remove what differs."
+    )

@@ -1,0 +1,179 @@
+"""The layouts of a user's own folder of images."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from supercm_lightning.data.sources.images import IMAGE_SUFFIXES, BadImage, sampled_shapes
+from supercm_lightning.data.sources.stores import Store, file_stores
+
+
+@dataclass(frozen=True)
+class FolderLayout:
+    """The image files of a user's own folder.
+
+    Attributes:
+        tree: Which folder carries the labels: `labeled`, `train` or, for the root itself, the empty string.
+        class_names: Names of the class folders, sorted; a class's label is its place.
+        labeled: Files and labels of the tree that carries labels.
+        unlabeled: Files without labels.
+        val: Files and labels of `val`, or None where there are none.
+        test: Files and labels of `test`, likewise.
+    """
+
+    tree: str
+    class_names: tuple[str, ...]
+    labeled: list[tuple[Path, int]]
+    unlabeled: list[Path]
+    val: list[tuple[Path, int]] | None
+    test: list[tuple[Path, int]] | None
+
+    @property
+    def fully_labeled(self) -> bool:
+        """Whether the labels are those of a whole training set, to draw few from, rather than few given ones."""
+        return self.tree != "labeled"
+
+
+_LAYOUT = (
+    "labeled/<class>/*.jpg with unlabeled/**/*.jpg, or train/<class>/*.jpg, or <class>/*.jpg with num_labeled; "
+    "optionally val/<class>/ and test/<class>/"
+)
+
+
+def scan_folder(root: Path) -> FolderLayout:
+    """Finds the image files of a folder: `labeled/<class>` and `unlabeled`, or `train/<class>`, or `<class>`.
+
+    Hidden files and folders are left out; links are followed, each folder once.
+
+    Raises:
+        FileNotFoundError: If the folder, its class folders or its images are missing.
+        PermissionError: If a folder may not be read.
+        ValueError: If `val` or `test` has a class that the labelled tree lacks.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"dataset=folder: root={root} is not a folder. Expected there: {_LAYOUT}.")
+    tree = next((root / name for name in ("labeled", "train") if (root / name).is_dir()), root)
+    class_names = subfolders(tree) - ({"unlabeled", "val", "test"} if tree == root else set())
+    if not class_names:
+        raise FileNotFoundError(f"dataset=folder: no class folders in {tree}. Expected: {_LAYOUT}.")
+
+    def labelled(folder: Path) -> list[tuple[Path, int]]:
+        return [(file, label) for label, name in enumerate(sorted(class_names)) for file in images_under(folder / name)]
+
+    def held_out(folder: Path) -> list[tuple[Path, int]] | None:
+        if folder.is_dir() and (strange := subfolders(folder) - class_names):
+            raise ValueError(f"{folder}: class {min(strange)!r} does not occur in {tree}.")
+        return labelled(folder) or None
+
+    labeled = labelled(tree)
+    if not labeled:
+        raise FileNotFoundError(f"dataset=folder: no images in the class folders of {tree}. Expected: {_LAYOUT}.")
+    return FolderLayout(
+        tree=tree.name if tree != root else "",
+        class_names=tuple(sorted(class_names)),
+        labeled=labeled,
+        unlabeled=images_under(root / "unlabeled"),
+        val=held_out(root / "val"),
+        test=held_out(root / "test"),
+    )
+
+
+def subfolders(folder: Path) -> set[str]:
+    """Names of the folders in a folder, hidden ones left out."""
+    return {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+
+
+def images_under(folder: Path) -> list[Path]:
+    """Image files at any depth of a folder, sorted; hidden ones are left out, links followed once."""
+    if not folder.is_dir():
+        return []
+    found, entered = [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+        # A link may lead to a folder that is being walked through.
+        place = os.stat(parent)
+        if (place.st_dev, place.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((place.st_dev, place.st_ino))
+        # Systems leave hidden files such as ._photo.jpg behind, which have an image's name and are none.
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            Path(parent, name)
+            for name in names
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+        ]
+    return sorted(found)
+
+
+def new_images(
+    folder: Path, shape: tuple[int, ...], in_memory: bool | None, on_bad_image: BadImage, keep_aspect: bool = True
+) -> Store:
+    """Images at any depth of a folder, brought to the shape of those that a model was trained on.
+
+    Args:
+        folder: The folder.
+        shape: That shape, (C, H, W).
+        in_memory: As in `file_stores`.
+        on_bad_image: Likewise.
+        keep_aspect: Likewise.
+
+    Raises:
+        ValueError: If it is no folder, has no images, or one of them cannot be read.
+    """
+    files = images_under(folder)
+    if not files:
+        raise ValueError(f"predict_on={folder}: {'no images in this folder' if folder.is_dir() else 'not a folder'}.")
+    size = shape[1] if shape[1] == shape[2] else None
+    sampled_shapes(files, size, on_bad_image)
+    parts = {"predict": [(file, -1) for file in files]}
+    return file_stores(parts, shape, size, in_memory, keep_aspect, on_bad_image)["predict"]
+
+
+def _raise(error: OSError) -> None:
+    """Without this, os.walk passes over folders that it may not read."""
+    raise error
+
+
+def scan_clusters(
+    root: Path, class_names: tuple[str, ...] | None, num_classes: int | None
+) -> tuple[dict[str, list[tuple[Path, int]]], tuple[str, ...] | None]:
+    """Finds the image files to be clustered: all under `root`, or those under `train` and `test` there.
+
+    The folders right below are classes if every image is in one of them and their number is not another than
+    `num_classes`; then they label the images, else all labels are -1.
+
+    Args:
+        root: The folder.
+        class_names: Folders to read; None: all.
+        num_classes: Number of clusters asked for, or None.
+
+    Returns:
+        Files and labels of `train` and, where there is such a folder, `test`; names of the classes, or None.
+
+    Raises:
+        FileNotFoundError: If a folder or its images are missing.
+    """
+    trees = {part: root / part for part in ("train", "test") if (root / part).is_dir()}
+    if "train" not in trees:
+        trees = {"train": root}
+    for tree in trees.values():
+        if missing := [name for name in class_names or (".",) if not (tree / name).is_dir()]:
+            raise FileNotFoundError(
+                f"root={root}: there is no folder {tree / missing[0]}. Expected <class>/*.jpg there."
+            )
+    names = class_names or tuple(sorted(subfolders(trees["train"])))
+    files = {
+        part: [file for name in class_names or (".",) for file in images_under(tree / name)]
+        for part, tree in trees.items()
+    }
+    if not files["train"]:
+        raise FileNotFoundError(f"root={root}: there are no images in {trees['train']}.")
+    folder_of = {part: [file.relative_to(trees[part]).parts for file in found] for part, found in files.items()}
+    known = all(len(path) > 1 and path[0] in names for paths in folder_of.values() for path in paths)
+    if not known or len(names) < 2 or num_classes not in (None, len(names)):
+        return {part: [(file, -1) for file in found] for part, found in files.items()}, None
+    labelled = {
+        part: [(file, names.index(path[0])) for file, path in zip(found, folder_of[part], strict=True)]
+        for part, found in files.items()
+    }
+    return labelled, names

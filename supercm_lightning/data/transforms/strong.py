@@ -1,0 +1,159 @@
+"""The strong view of FixMatch and its kin: RandAugment and Cutout on whole batches, drawn per image.
+
+Which operation meets which image is drawn on the host, from the seed of the stream: the rows of each operation are
+known without asking the device, and a GPU gets the operations that a CPU gets. Each works on all its images at once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from supercm_lightning.data import operations
+from supercm_lightning.data.transforms.weak import Normalization, flip_and_shift
+from supercm_lightning.data.transforms.crops import Crop
+from supercm_lightning.data.transforms.operations import FILL, beside, per_image
+from supercm_lightning.utils.random import generator
+
+POOL: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float, float]] = {
+    "AutoContrast": (operations.auto_contrast, 0, 0),
+    "Brightness": (operations.brightness, 0.05, 0.95),
+    "Color": (operations.color, 0.05, 0.95),
+    "Contrast": (operations.contrast, 0.05, 0.95),
+    "Equalize": (operations.equalize, 0, 0),
+    "Identity": (operations.identity, 0, 0),
+    "Posterize": (operations.posterize, 4, 8),
+    "Rotate": (operations.rotate, -30, 30),
+    "Sharpness": (operations.sharpness, 0.05, 0.95),
+    "ShearX": (operations.shear_x, -0.3, 0.3),
+    "ShearY": (operations.shear_y, -0.3, 0.3),
+    "Solarize": (operations.solarize, 0, 256),
+    "TranslateX": (operations.translate_x, -0.3, 0.3),
+    "TranslateY": (operations.translate_y, -0.3, 0.3),
+}
+"""The operations by name, each with the lowest and the highest magnitude."""
+
+_RANGES = torch.tensor([(low, high) for _, low, high in POOL.values()], dtype=torch.float64)
+
+
+def apply_operations(images: Tensor, choice: Tensor, magnitude: Tensor) -> Tensor:
+    """Applies to each image its own operation.
+
+    Args:
+        images: (n, C, H, W) uint8, on any device.
+        choice: Number of each image's operation in `POOL`, (n,) int64, on the host.
+        magnitude: Its magnitude, (n,) float64, on the host.
+
+    Returns:
+        The new images, (n, C, H, W) uint8.
+    """
+    order = choice.argsort()
+    sizes = choice.bincount(minlength=len(POOL)).tolist()
+    sorted_images = images.index_select(0, beside(images, order))
+    parts = zip(POOL.values(), sorted_images.split(sizes), magnitude[order].split(sizes), strict=True)
+    done = torch.cat([operation(part, level) if len(part) else part for (operation, _, _), part, level in parts])
+    return done.index_select(0, beside(images, order.argsort()))
+
+
+def cutout(images: Tensor, side: Tensor, centre: Tensor) -> Tensor:
+    """Covers one square of each image with grey; what lies beyond the border is cut off.
+
+    Args:
+        images: (n, C, H, W) uint8, on any device.
+        side: Sides in pixels, (n,), on the host.
+        centre: Centres (x, y) in pixels from the upper left corner, (2, n), on the host.
+
+    Returns:
+        The new images, (n, C, H, W) uint8.
+    """
+    h, w = images.shape[2:]
+    half, x, y = (per_image(images, values) for values in (side / 2, *centre))
+    column = torch.arange(w, device=images.device) + 0.5
+    row = torch.arange(h, device=images.device).view(-1, 1) + 0.5
+    covered = (((column - x).abs() < half) & ((row - y).abs() < half)).to(torch.uint8)
+    return images * (1 - covered) + FILL * covered
+
+
+@dataclass(frozen=True)
+class StrongAugmentation:
+    """Weak geometry, RandAugment in the variant of the FixMatch paper, and Cutout, drawn per image.
+
+    RandAugment here: 2 operations of `POOL` per image, with replacement, each applied, at a magnitude uniform in its
+    range. Cutout: a square of side U(0, `cutout`) times the image's width at a uniform centre. Both fill with mid-grey.
+    USB and TorchSSL differ in three operations (`num_ops=3`), black gaps beside moved images, and a Cutout colour of
+    their own; the port of kekmodel applies each of two operations with probability 1/2 at one of nine levels, and a
+    Cutout of 16 pixels.
+
+    Attributes:
+        normalization: Applied last.
+        flip: Mirror left-right with probability 1/2, before the operations.
+        shift: Largest shift in pixels before the operations, edges reflected.
+        num_ops: Operations per image.
+        cutout: Largest side of the square as a share of the width; 0: no Cutout.
+        crop: Applied first, or None.
+
+    Raises:
+        ValueError: If `num_ops` or `cutout` is negative.
+
+    Source:
+        Cubuk et al., RandAugment, 2020; DeVries & Taylor, Cutout, 2017; Sohn et al., FixMatch, 2020.
+    """
+
+    normalization: Normalization
+    flip: bool
+    shift: int
+    num_ops: int = 2
+    cutout: float = 0.5
+    crop: Crop | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_ops", "cutout"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must not be negative.")
+
+    def __call__(self, rows: Tensor, stream: torch.Generator) -> Tensor:
+        """Augments images to floats of the same shape but for the crop.
+
+        Args:
+            rows: (n, C, H, W), uint8 or float in [0, 1]; floats are rounded to 256 levels and not normalised. On a GPU,
+                checking the range of floats waits for the device; bytes need no check.
+            stream: Source of randomness, on the images' device, fresh: the operations depend on its initial seed alone.
+
+        Returns:
+            The strong view, (n, C, H, W) float32.
+
+        Raises:
+            ValueError: If `rows` are feature vectors, or floats outside [0, 1].
+        """
+        images = _checked(rows) if rows.dtype == torch.uint8 else _checked(rows).mul(255).round_().to(torch.uint8)
+        images = images if self.crop is None else self.crop(images, stream)
+        n, _, h, w = images.shape
+        images = flip_and_shift(images, self.flip, self.shift, stream)
+        # Its own key: a CPU stream of the same seed would repeat the numbers that flip and shift have used.
+        drawn = generator(stream.initial_seed(), "strong")
+        for _ in range(self.num_ops):
+            choice = torch.randint(len(POOL), (n,), generator=drawn)
+            low, high = _RANGES[choice].unbind(1)
+            level = torch.rand(n, generator=drawn, dtype=torch.float64)
+            images = apply_operations(images, choice, low + (high - low) * level)
+        if self.cutout:
+            side, x, y = torch.rand(3, n, generator=drawn, dtype=torch.float64)
+            images = cutout(images, side * self.cutout * w, torch.stack([x * w, y * h]))
+        return self.normalization(images if rows.dtype == torch.uint8 else images.float().div_(255))
+
+
+def _checked(rows: Tensor) -> Tensor:
+    if rows.ndim != 4:
+        raise ValueError(
+            f"Strong views are made of images (n, C, H, W), and these rows have the shape {tuple(rows.shape)}: feature "
+            "vectors have none."
+        )
+    if rows.dtype != torch.uint8:
+        low, high = rows.aminmax()
+        if not (low >= 0) & (high <= 1):
+            raise ValueError(
+                f"Strong views are made of images in [0, 1], and these reach from {low:.4g} to {high:.4g}, as whitened "
+                "or normalised images do: set whitening=false, or give the data set without its own normalisation."
+            )
+    return rows
