@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from supercm_lightning import ASD, ASDFreeMatch, ClusteringDataModule, FreeMatch
-from supercm_lightning.utils.random import generator
 from supercm_lightning.data.sources.stores import ArrayStore, Store
+from supercm_lightning.utils.random import generator
 
 
 class RandomMap(ASDFreeMatch):
@@ -27,7 +27,7 @@ class TrueLabels(ASD, FreeMatch):
         super().setup(stage)
         if stage == "fit":
             data = self.trainer.datamodule  # type: ignore[attr-defined]
-            labels = data.rows["unlabeled"].store.labels[data.rows["unlabeled"].index]
+            labels = data.samples["unlabeled"].store.labels[data.samples["unlabeled"].index]
             order = torch.randperm(len(labels), generator=generator(torch.initial_seed(), "true labels"))
             share = len(self.drawn) // self.num_classes
             drawn = [order[labels[order] == k][:share] for k in range(self.num_classes)]

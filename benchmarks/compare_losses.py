@@ -54,7 +54,7 @@ def record(names: list[str], steps: int) -> dict[str, Any]:
         # Revisions that have the option agree with those before it, whose clustering heads were all initialised so.
         if "SuperCM" in name and "head_init" in _options(kind):
             options["head_init"] = "xavier"
-        model = kind(data.num_classes, data.input_shape, **options)
+        model = kind(num_classes=data.num_classes, input_shape=data.input_shape, **options)
         losses = _recorded(model)
         with tempfile.TemporaryDirectory() as folder:
             trainer = Trainer(

@@ -36,11 +36,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from supercm_lightning import FeatureDataModule, FixMatch, Method, SemiSupervisedDataModule, SuperCM, Supervised
-from supercm_lightning.self_labeling import ClassTransitionTracker
 from supercm_lightning.data import Normalization, StrongAugmentation, WeakAugmentation
 from supercm_lightning.data.transforms.strong import POOL
 from supercm_lightning.losses import clustering_loss
 from supercm_lightning.nn import ClusteringHead, WideResNet, build_backbone, evaluating
+from supercm_lightning.self_labeling import ClassTransitionTracker
 
 Work = Callable[[], object]
 
@@ -96,7 +96,7 @@ def step_of(model: Method, batch: dict[str, Any], before: Work | None = None) ->
         optimizer.zero_grad()
         step = model.joint_forward(batch)
         if isinstance(model, SuperCM) and before is None:
-            model.head.update(*model.centroid_rows(step))
+            model.head.update(*model.centroid_samples(step))
         torch.stack(list(model.losses(step).values())).sum().backward()
         optimizer.step()
 
@@ -580,7 +580,7 @@ def _published_run(
         ("labeled", data.labeled_batch_size, views[:1]),
         ("unlabeled", data.unlabeled_batch_size, views),
     ):
-        rows = data.rows[part]
+        rows = data.samples[part]
         pictures = _Pictures(rows.store.data[rows.index], rows.labels, *transforms)
         sampler = RandomSampler(pictures, replacement=True, num_samples=steps * size)
         batches.append(DataLoader(pictures, size, sampler=sampler, num_workers=workers, pin_memory=workers > 0))
@@ -595,7 +595,7 @@ def _published_run(
 
 
 def _test_accuracy(model: nn.Module, data: SemiSupervisedDataModule, device: torch.device) -> float:
-    rows = data.rows["test"]
+    rows = data.samples["test"]
     model.to(device).eval()
     with torch.no_grad():
         logits = model(data.normalize(rows.store.data[rows.index].to(device)))

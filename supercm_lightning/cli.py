@@ -24,11 +24,12 @@ from supercm_lightning import __version__, callbacks, data, methods  # noqa: F40
 from supercm_lightning.callbacks import AdaptationScores, PredictionWriter, RunSummary
 from supercm_lightning.callbacks.runs.continued_run import ContinuedCSVLogger, ContinuedRun, rewind
 from supercm_lightning.callbacks.runs.slurm_requeue import SlurmRequeue
-from supercm_lightning.utils.checkpoints import AtomicCheckpointIO, newest_checkpoint, read_checkpoint
 from supercm_lightning.data import ViewDataModule
+from supercm_lightning.utils.checkpoints import AtomicCheckpointIO, newest_checkpoint, read_checkpoint
+from supercm_lightning.utils.options import SuperCMError
 
 
-class Refused(ValueError):
+class UsageError(SuperCMError):
     """What is wrong with the command line, found before anything runs; the message is all that a user needs."""
 
 
@@ -46,26 +47,26 @@ class SuperCMCLI(LightningCLI):
         Raises:
             FileNotFoundError: If `ckpt_path` does not exist.
             ValueError: If it is damaged or could run code.
-            Refused: If it is one of another method; or another command than `fit` has none, or `last`.
+            UsageError: If it is one of another method; or another command than `fit` has none, or `last`.
         """
         super().parse_arguments(parser, args)
         command = self.config.subcommand
         path, model = self.config[command].ckpt_path, self.config[command].model.class_path
         if path == "last" and command != "fit":
-            raise Refused(f"ckpt_path=last: goes with fit. Give {command} the path of the checkpoint.")
+            raise UsageError(f"ckpt_path=last: goes with fit. Give {command} the path of the checkpoint.")
         if path is None and command != "fit":
-            raise Refused(f"ckpt_path: {command} without one takes untrained weights. Give --ckpt_path FILE.")
+            raise UsageError(f"ckpt_path: {command} without one takes untrained weights. Give --ckpt_path FILE.")
         if path in (None, "last", "best", "hpc") or "://" in str(path):
             return
         saved = read_checkpoint(Path(path)).get("hyper_parameters", {}).get("_class_path")
         if saved is not None and saved.rpartition(".")[2] != model.rpartition(".")[2]:
-            raise Refused(f"ckpt_path={path}: a checkpoint of {saved}, but the model is {model}.")
+            raise UsageError(f"ckpt_path={path}: a checkpoint of {saved}, but the model is {model}.")
 
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer.
 
         Raises:
-            Refused: With the words of the constructor that refuses its options, without the parser's account of all
+            UsageError: With the words of the constructor that refuses its options, without the parser's account of all
                 that it was given.
         """
         options = (self.config[self.subcommand].model.get("init_args") or {}).get("backbone_options")
@@ -79,7 +80,7 @@ class SuperCMCLI(LightningCLI):
                 cause = cause.__cause__
             # Not a constructor of somebody's own, which may have a bug and needs its traceback.
             if isinstance(cause, ValueError | OSError) and _origin(cause).startswith("supercm_lightning."):
-                raise Refused(str(cause)) from None
+                raise UsageError(str(cause)) from None
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -90,7 +91,7 @@ class SuperCMCLI(LightningCLI):
         """
         config = self._get(self.config_init, "trainer", default={})
         additions: list[Callback] = [RunSummary(), PredictionWriter()]
-        if getattr(self.datamodule, "two_domains", False):
+        if getattr(self.datamodule, "is_domain_adaptation", False):
             additions.insert(0, AdaptationScores())
         if self.subcommand == "fit" and SLURMEnvironment.detect():
             additions.append(SlurmRequeue())
@@ -212,7 +213,7 @@ def main(args: ArgsType = None) -> None:
     """The console script; its value would become the exit status, so it has none."""
     try:
         run(args)
-    except Refused as error:
+    except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     # A thread of gloo that lets go of a tensor while the interpreter shuts down aborts the process, although nothing

@@ -180,9 +180,9 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
         ) as warned:
             data = read(on_bad_image="skip", in_memory=in_memory, image_size=8)
         assert not any("Repair" in str(warning.message) for warning in warned)
-        names = [data.describe_row("labeled", row) for row in range(len(data.rows["labeled"]))]
+        names = [data.describe_sample("labeled", row) for row in range(len(data.samples["labeled"]))]
         assert names == [f"images/train/{kind}/{n}.png" for kind in ("cat", "dog") for n in range(4)]
-        assert data.rows["labeled"].labels.tolist() == [0] * 4 + [1] * 4
+        assert data.samples["labeled"].labels.tolist() == [0] * 4 + [1] * 4
         assert data.split is not None
         assert data.split.num_rows == 8
 
@@ -236,9 +236,9 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
         data = ClusteringDataModule("folder", "images", image_size=8, **options)
         with pytest.warns(UserWarning, match=r"(?s)2 of 9 images are left out:.*0\.png.*bad\.jpg"):
             data.setup("fit")
-        names = [data.describe_row("unlabeled", row) for row in range(data.num_unlabeled)]
+        names = [data.describe_sample("unlabeled", row) for row in range(data.num_unlabeled)]
         assert names == [f"images/train/{kind}/{n}.png" for kind in ("cat", "dog") for n in range(4)][1:]
-        assert data.rows["test"].labels.tolist() == [0] * 3 + [1] * 4
+        assert data.samples["test"].labels.tolist() == [0] * 3 + [1] * 4
 
 
 @case(FILES, "`on_bad_image: ignore`", "on_bad_image='ignore': choose error or skip", ValueError)
@@ -260,7 +260,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(np.full((8, 8), 65535, dtype=np.uint16)).save(root / "train/dog/z_16.png")
     data = read()
     assert data.input_shape == (3, 8, 8)
-    assert data.rows["labeled"].store.data[8:].unique().tolist() == [255]
+    assert data.samples["labeled"].store.data[8:].unique().tolist() == [255]
 
 
 @case(FILES, "grey files alone", "read with one channel")
@@ -287,7 +287,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     for number, size in enumerate(((1, 1), (10_000, 1), (1, 10_000))):
         Image.new("RGB", size, (200, 200, 200)).save(root / f"train/dog/z{number}.png")
     data = read(image_size=8)
-    assert data.rows["labeled"].store.data[8:].unique().tolist() == [200]
+    assert data.samples["labeled"].store.data[8:].unique().tolist() == [200]
 
 
 @case(FILES, "nothing but 1×1 images", "read and trained on; they are not shifted")
@@ -318,7 +318,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
         shutil.copy(root / "train/cat/0.png", root / "train/猫 ñ" / name)
     data = read()
     assert data.class_names == ("cat", "dog", "猫 ñ")
-    found = [Path(data.describe_row("labeled", row)).name for row in range(8, 10)]
+    found = [Path(data.describe_sample("labeled", row)).name for row in range(8, 10)]
     assert sorted(found) == sorted(names)
 
 
@@ -378,7 +378,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     (root / "unlabeled/deep/circle").symlink_to("..")
     (root / "train/cat/self").symlink_to(".")
     data = read()
-    assert {part: len(rows) for part, rows in data.rows.items() if len(rows)} == {"labeled": 8, "unlabeled": 1}
+    assert {part: len(rows) for part, rows in data.samples.items() if len(rows)} == {"labeled": 8, "unlabeled": 1}
 
 
 @case(FOLDERS, "a folder without permission to read", "Permission denied: 'images/train/cat'", PermissionError)
@@ -423,7 +423,7 @@ def domains(old: str = "", new: str | bytes = "") -> DomainAdaptationDataModule:
 
 @case(LISTS, "a list as it should be", "read; images in one folder have their classes from the list")
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert domains().rows["labeled"].labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert domains().samples["labeled"].labels.tolist() == [0, 1, 2, 0, 1, 2]
 
 
 @case(LISTS, "a class that one domain lacks", "the classes of one and other differ: 2 only in other", ValueError)

@@ -75,7 +75,7 @@ def test_test_and_predict_from_a_checkpoint() -> None:
     (written,) = Path("lightning_logs").rglob("predictions.csv")
     with written.open() as file:
         rows = list(csv.DictReader(file))
-    data = again.datamodule.rows["test"]
+    data = again.datamodule.samples["test"]
     assert [int(row["index"]) for row in rows] == list(range(450))
     right = torch.tensor([int(row["class"]) for row in rows]) == data.labels
     assert right.float().mean().item() == pytest.approx(float(cli.trainer.callback_metrics["test/acc"]))

@@ -13,8 +13,8 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from benchmarks.kill_and_resume import differences, table
-from supercm_lightning.utils.checkpoints import AtomicCheckpointIO, newest_checkpoint, read_checkpoint
 from supercm_lightning.cli import run
+from supercm_lightning.utils.checkpoints import AtomicCheckpointIO, newest_checkpoint, read_checkpoint
 
 STEPS = 6
 RUN = [

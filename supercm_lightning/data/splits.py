@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from supercm_lightning.utils.options import SuperCMError
 from supercm_lightning.utils.random import generator
 
 
@@ -65,13 +66,13 @@ class Split:
             if not all(type(number) is int for number in (split.num_rows, *rows)):
                 raise TypeError("rows are whole numbers")
         except (ValueError, TypeError) as error:
-            raise ValueError(f"split_file={path}: not a split written by this library ({error}).") from error
+            raise SuperCMError(f"split_file={path}: not a split written by this library ({error}).") from error
         strange = [row for row in rows if not 0 <= row < split.num_rows]
         if strange:
-            raise ValueError(f"split_file={path}: row {strange[0]} is not one of the {split.num_rows} rows.")
+            raise SuperCMError(f"split_file={path}: row {strange[0]} is not one of the {split.num_rows} rows.")
         if len(set(rows)) < len(rows):
             twice = next(row for row in rows if rows.count(row) > 1)
-            raise ValueError(f"split_file={path}: row {twice} stands twice among labeled, val and test.")
+            raise SuperCMError(f"split_file={path}: row {twice} stands twice among labeled, val and test.")
         return split
 
 
@@ -127,13 +128,13 @@ def make_split(labels: Tensor, dataset: str, num_labeled: int | None, num_val: i
     known = labels[labels >= 0]
     num_classes = len(known.unique())
     if num_labeled is not None and num_labeled < num_classes:
-        raise ValueError(
+        raise SuperCMError(
             f"num_labeled={num_labeled}: fewer labels than the {num_classes} classes; every class needs one."
         )
     if num_val < 0 or num_test < 0:
-        raise ValueError(f"num_val={num_val} and num_test={num_test}: must not be negative.")
+        raise SuperCMError(f"num_val={num_val} and num_test={num_test}: must not be negative.")
     if num_val + num_test + (num_labeled or num_classes) > len(known):
-        raise ValueError(
+        raise SuperCMError(
             f"num_labeled={num_labeled}, num_val={num_val} and num_test={num_test} ask for more than the "
             f"{len(known):,} rows that have labels. Lower one of them."
         )
@@ -176,7 +177,7 @@ def count_rows(part: str, amount: int | float, of: int) -> int:
         ValueError: If `amount` is negative; the message names the option `num_<part>`.
     """
     if amount < 0:
-        raise ValueError(f"num_{part}={amount}: must not be negative.")
+        raise SuperCMError(f"num_{part}={amount}: must not be negative.")
     return round(amount * of) if 0 < amount < 1 else int(amount)
 
 
@@ -187,7 +188,7 @@ def check_label_range(labels: Tensor, num_classes: int, what: str) -> None:
         ValueError: If not; the message names `what` they belong to.
     """
     if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
-        raise ValueError(
+        raise SuperCMError(
             f"{what}: labels run from {int(labels.min())} to {int(labels.max())}, but num_classes={num_classes} allows "
             f"0 to {num_classes - 1}."
         )
@@ -209,7 +210,7 @@ def check_labels(labels: Tensor, num_classes: int, class_names: Sequence[str] | 
     missing = (torch.bincount(labels, minlength=num_classes) == 0).nonzero().flatten().tolist()
     if missing:
         names = ", ".join(str(class_names[k]) if class_names else str(k) for k in missing[:10])
-        raise ValueError(
+        raise SuperCMError(
             f"{what}: {len(missing)} of {num_classes} classes have no labelled row ({names}"
             f"{', …' if len(missing) > 10 else ''}). Every class needs at least one: raise num_labeled or add labels."
         )

@@ -1,5 +1,6 @@
 """One LightningModule per method."""
 
+from supercm_lightning.contracts import Step
 from supercm_lightning.methods.asd import ASD
 from supercm_lightning.methods.base import Method
 from supercm_lightning.methods.bnm import BNM
@@ -29,7 +30,6 @@ from supercm_lightning.methods.mcc import MCC
 from supercm_lightning.methods.mean_teacher import MeanTeacher
 from supercm_lightning.methods.pi_model import PiModel
 from supercm_lightning.methods.pseudo_label import PseudoLabel
-from supercm_lightning.contracts import Step
 from supercm_lightning.methods.supercm import SuperCM
 from supercm_lightning.methods.supervised import Supervised
 from supercm_lightning.methods.vat import VAT

@@ -13,16 +13,17 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from supercm_lightning.callbacks.evaluation.kmeans_baseline import KMeansBaseline
-from supercm_lightning.utils.checkpoints import load_backbone
-from supercm_lightning.self_labeling import ClassTransitionTracker, ClusterMap, DrawnRows, majority_clusters
+from supercm_lightning.contracts import Step
 from supercm_lightning.data.modules.clustering import read_clusters
-from supercm_lightning.utils.random import generator
-from supercm_lightning.utils.collectives import mean_over_ranks, world_size
 from supercm_lightning.losses import balanced_consistency_loss
 from supercm_lightning.methods.base import Method
-from supercm_lightning.contracts import Step
 from supercm_lightning.metrics import clustering_scores
 from supercm_lightning.nn import evaluating
+from supercm_lightning.self_labeling import ClassTransitionTracker, ClusterMap, PseudoLabeledSamples, majority_clusters
+from supercm_lightning.utils.checkpoints import load_backbone
+from supercm_lightning.utils.collectives import mean_over_ranks, world_size
+from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.utils.random import generator
 
 
 class ASD(Method):
@@ -135,7 +136,7 @@ class ASD(Method):
         self.instance_head = nn.Linear(in_features, self.asd_samples)
         return super().build_head(in_features)
 
-    def labeled_rows(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def labeled_samples(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The drawn rows, in their views, and the clusters of their labels so far."""
         if self.training and self._begins_set:
             self._draw()
@@ -267,14 +268,16 @@ class ASD(Method):
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not hasattr(data, "views_of"):
-            raise ValueError("ASD chooses rows by itself: it needs a datamodule of this package, ClusteringDataModule.")
+            raise SuperCMError(
+                "ASD chooses rows by itself: it needs a datamodule of this package, ClusteringDataModule."
+            )
         if data.num_unlabeled < len(self.drawn):
-            raise ValueError(
+            raise SuperCMError(
                 f"asd_samples: {len(self.drawn)} rows are labelled at a time, and there are {data.num_unlabeled}. "
                 "Lower asd_samples."
             )
         if len(self.drawn) < self.trainer.world_size:
-            raise ValueError(f"asd_samples={len(self.drawn)}: give at least one for each of the processes.")
+            raise SuperCMError(f"asd_samples={len(self.drawn)}: give at least one for each of the processes.")
         batch = data.unlabeled_batch_size * self.trainer.world_size
         self._start(data.num_unlabeled, self._window(data.num_steps), batch)
         if self.asd_init_labels is not None:
@@ -286,7 +289,7 @@ class ASD(Method):
 
     def _start(self, num_rows: int, window: int, batch_size: int) -> None:
         n_l = len(self.instance_head.weight)
-        self.drawn = DrawnRows(num_rows, n_l, self.num_features).to(self.device)
+        self.drawn = PseudoLabeledSamples(num_rows, n_l, self.num_features).to(self.device)
         self.tracker = ClassTransitionTracker(num_rows, n_l, window, batch_size).to(self.device)
         self.clusters = ClusterMap(n_l, self.num_classes).to(self.device)
 
@@ -298,7 +301,7 @@ class ASD(Method):
         epochs = (trainer.max_epochs or -1) * min(limited, steps_per_epoch)
         ends = [end for end in (trainer.max_steps * trainer.accumulate_grad_batches, epochs) if end > 0]
         if not ends:
-            raise ValueError(
+            raise SuperCMError(
                 f"asd_window={self.asd_window} is a fraction of the training: set trainer.max_epochs or max_steps, or "
                 "give a number of steps."
             )
@@ -308,7 +311,7 @@ class ASD(Method):
         def check(names: str, valid: Callable[[Any], bool], remedy: str) -> None:
             for name in names.split():
                 if not valid(value := getattr(self, name)):
-                    raise ValueError(f"{name}={value!r}: give {remedy}.")
+                    raise SuperCMError(f"{name}={value!r}: give {remedy}.")
 
         types = get_type_hints(ASD.__init__)
         for name in ("asd_sampler", "asd_cost", "asd_solver", "asd_map"):

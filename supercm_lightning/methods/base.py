@@ -13,9 +13,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from supercm_lightning.utils.random import seed_of
 from supercm_lightning.contracts import Step
 from supercm_lightning.nn import build_backbone, frozen_batch_norm_stats
+from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.utils.random import seed_of
 
 
 class Method(LightningModule):
@@ -25,7 +26,7 @@ class Method(LightningModule):
     forward over labelled and unlabelled rows, sums the terms and logs each as `train/<name>`, already weighted, so that
     they add up to `train/loss`. A class with several methods as bases is their combination, with the longest `views`.
     Views that only targets are computed from, such as a teacher's, stand apart in `target_views`. A method that labels
-    rows itself sets `needs_labeled` to false and overrides `labeled_rows`.
+    rows itself sets `needs_labeled` to false and overrides `labeled_samples`.
 
     Args:
         num_classes: Number of classes K; the command line takes it from the data.
@@ -98,20 +99,20 @@ class Method(LightningModule):
         # A module cannot be stored in a checkpoint that loads safely; a name can.
         self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else [])
         if num_classes < 2:
-            raise ValueError(f"num_classes={num_classes}: a classifier needs at least 2 classes.")
+            raise SuperCMError(f"num_classes={num_classes}: a classifier needs at least 2 classes.")
         for name, value, values in (
             ("optimizer", optimizer, ("adam", "adamw", "sgd")),
             ("lr_schedule", lr_schedule, tuple(_SCHEDULES)),
             ("batch_norm", batch_norm, ("joint", "split")),
         ):
             if value not in values:
-                raise ValueError(f"{name}={value!r}: choose one of {', '.join(values)}.")
+                raise SuperCMError(f"{name}={value!r}: choose one of {', '.join(values)}.")
         if not lr > 0:
-            raise ValueError(f"lr={lr}: the learning rate must be positive.")
+            raise SuperCMError(f"lr={lr}: the learning rate must be positive.")
         if bottleneck is not None and bottleneck < 1:
-            raise ValueError(f"bottleneck={bottleneck}: give the width of the layer, or null for none.")
+            raise SuperCMError(f"bottleneck={bottleneck}: give the width of the layer, or null for none.")
         if not 0 <= ramp_up <= 1:
-            raise ValueError(f"ramp_up={ramp_up}: give the fraction of the training, between 0 and 1.")
+            raise SuperCMError(f"ramp_up={ramp_up}: give the fraction of the training, between 0 and 1.")
         self.num_classes = num_classes
         self.input_shape = tuple(input_shape)
         self.optimizer_name = optimizer
@@ -128,7 +129,9 @@ class Method(LightningModule):
         if isinstance(backbone, str):
             backbone = build_backbone(backbone, self.input_shape, **(backbone_options or {}))
         elif not hasattr(backbone, "num_features"):
-            raise ValueError(f"backbone: {type(backbone).__name__} needs an attribute num_features, its output width.")
+            raise SuperCMError(
+                f"backbone: {type(backbone).__name__} needs an attribute num_features, its output width."
+            )
         self.backbone = backbone
         width = int(backbone.num_features)  # type: ignore[arg-type]
         self.bottleneck = nn.Identity() if bottleneck is None else _bottleneck(width, bottleneck)
@@ -160,13 +163,13 @@ class Method(LightningModule):
         """Class logits (n, K) of inputs (n, *input_shape)."""
         return self.head(self.features(x))
 
-    def labeled_rows(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def labeled_samples(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Labelled inputs (B, *input_shape) and labels (B,) of a batch; a method may make its own."""
         return batch["labeled"]
 
     def joint_forward(self, batch: dict[str, Any]) -> Step:
         """Forwards the labelled rows and every unlabelled view together."""
-        x, y = self.labeled_rows(batch)
+        x, y = self.labeled_samples(batch)
         given, index = batch["unlabeled"] if self.all_views else ((), None)
         views, target_views = tuple(given[: len(self.views)]), tuple(given[len(self.views) :])
         groups = [x, *views]
@@ -177,7 +180,7 @@ class Method(LightningModule):
         logits, temperature = self.head(features), getattr(self.head, "temperature", 1.0)
         return Step(x, y, views, target_views, index, features, logits, temperature)
 
-    def forward_again(self, step: Step, unlabeled: Tensor, network: nn.Module | None = None) -> Tensor:
+    def forward_matched(self, step: Step, unlabeled: Tensor, network: nn.Module | None = None) -> Tensor:
         """Logits (U, K) of other unlabelled inputs in the company in which the first view was forwarded.
 
         The other views come along, and with joint batch norm the labelled rows, so that a change of the logits is due
@@ -207,7 +210,7 @@ class Method(LightningModule):
             ValueError: If they differ: what is kept by row number would be that of other rows.
         """
         if known != (count := self.trainer.datamodule.num_unlabeled):  # type: ignore[attr-defined]
-            raise ValueError(
+            raise SuperCMError(
                 f"ckpt_path: the checkpoint follows {known} unlabelled rows, and the data has {count}. Resume with the "
                 "data of the checkpoint."
             )
@@ -315,7 +318,7 @@ class Method(LightningModule):
         """
         steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(steps):
-            raise ValueError(
+            raise SuperCMError(
                 "The schedule needs the length of the training: set trainer.max_epochs or trainer.max_steps."
             )
         return int(steps)
@@ -404,14 +407,14 @@ class Method(LightningModule):
             theirs = getattr(data, name, None)
             theirs = tuple(theirs) if isinstance(theirs, (list, tuple)) else theirs
             if theirs is not None and theirs != getattr(self, name):
-                raise ValueError(f"{name}: the model was built for {getattr(self, name)}, the data has {theirs}.")
+                raise SuperCMError(f"{name}: the model was built for {getattr(self, name)}, the data has {theirs}.")
         if isinstance(self.trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
-            raise ValueError(
+            raise SuperCMError(
                 f"trainer.strategy: {type(self.trainer.strategy).__name__} shards the model, but centroids, thresholds "
                 "and teachers belong to the whole one on every device. Use trainer.strategy=ddp."
             )
         if self.trainer.precision in ("bf16-true", "16-true"):
-            raise ValueError(
+            raise SuperCMError(
                 f"trainer.precision={self.trainer.precision}: weights and running means in half precision stand still, "
                 "as their small changes are rounded away. Use trainer.precision=bf16-mixed."
             )

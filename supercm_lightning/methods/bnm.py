@@ -4,10 +4,10 @@ from typing import Any
 
 from torch import Tensor
 
-from supercm_lightning.utils.collectives import rows_of_all_ranks_with_gradient
+from supercm_lightning.contracts import Step
 from supercm_lightning.losses import batch_nuclear_norm, fast_batch_nuclear_norm
 from supercm_lightning.methods.base import Method
-from supercm_lightning.contracts import Step
+from supercm_lightning.utils.collectives import all_gather_samples_with_grad
 
 
 class BNM(Method):
@@ -29,6 +29,6 @@ class BNM(Method):
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """Adds the term `bnm`."""
-        logits = rows_of_all_ranks_with_gradient(step.unlabeled_logits[0])
+        logits = all_gather_samples_with_grad(step.unlabeled_logits[0])
         loss = fast_batch_nuclear_norm(logits) if self.bnm_fast else batch_nuclear_norm(logits)
         return super().losses(step) | {"bnm": self.bnm_weight * loss}

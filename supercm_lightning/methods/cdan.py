@@ -4,11 +4,12 @@ from typing import Any
 
 from torch import Tensor
 
-from supercm_lightning.utils.collectives import rows_of_all_ranks, rows_of_all_ranks_with_gradient
+from supercm_lightning.contracts import Step
 from supercm_lightning.losses import certainty_weight
 from supercm_lightning.methods.dann import DANN
-from supercm_lightning.contracts import Step
 from supercm_lightning.nn import MultilinearMap
+from supercm_lightning.utils.collectives import all_gather_samples, all_gather_samples_with_grad
+from supercm_lightning.utils.options import SuperCMError
 
 
 class CDAN(DANN):
@@ -31,7 +32,7 @@ class CDAN(DANN):
 
     def __init__(self, cdan_entropy: bool = False, cdan_random_features: int | None = None, **kwargs: Any) -> None:
         if cdan_random_features is not None and cdan_random_features < 1:
-            raise ValueError(f"cdan_random_features={cdan_random_features}: give a positive width, or null.")
+            raise SuperCMError(f"cdan_random_features={cdan_random_features}: give a positive width, or null.")
         self._random_features = cdan_random_features
         super().__init__(**kwargs)
         self.cdan_entropy = cdan_entropy
@@ -50,8 +51,8 @@ class CDAN(DANN):
         source, target = super().domain_logits(step)
         if not self.cdan_entropy:
             return source, target
-        return rows_of_all_ranks_with_gradient(source), rows_of_all_ranks_with_gradient(target)
+        return all_gather_samples_with_grad(source), all_gather_samples_with_grad(target)
 
-    def row_weights(self, logits: Tensor) -> Tensor | None:
+    def sample_weights(self, logits: Tensor) -> Tensor | None:
         """Certain rows weigh more, if asked for; weights of all processes' rows."""
-        return rows_of_all_ranks(certainty_weight(logits)) if self.cdan_entropy else None
+        return all_gather_samples(certainty_weight(logits)) if self.cdan_entropy else None

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from supercm_lightning.contracts import Step
 from supercm_lightning.losses import domain_adversarial_loss
 from supercm_lightning.methods.base import Method
-from supercm_lightning.contracts import Step
 from supercm_lightning.nn import DomainDiscriminator, frozen_batch_norm_stats, reverse_gradient
 
 
@@ -40,7 +40,7 @@ class DANN(Method):
         """What the discriminator sees, (n, width), of features (n, d) and class logits (n, K)."""
         return features
 
-    def row_weights(self, logits: Tensor) -> Tensor | None:
+    def sample_weights(self, logits: Tensor) -> Tensor | None:
         """Weight of each row (n,) within its domain, of class logits (n, K); None: equal weights."""
         return None
 
@@ -58,7 +58,7 @@ class DANN(Method):
     def losses(self, step: Step) -> dict[str, Tensor]:
         """Adds the domain loss, named after the method."""
         source, target = self.domain_logits(step)
-        weights = [self.row_weights(logits) for logits in (step.labeled_logits, step.unlabeled_logits[0])]
+        weights = [self.sample_weights(logits) for logits in (step.labeled_logits, step.unlabeled_logits[0])]
         loss = domain_adversarial_loss(source, target, *weights)
         return super().losses(step) | {self.dann_term: self.dann_weight * loss}
 

@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from supercm_lightning.contracts import Step
 from supercm_lightning.losses import pseudo_label_loss
 from supercm_lightning.methods.base import Method
-from supercm_lightning.contracts import Step
+from supercm_lightning.utils.options import SuperCMError
 
 
 class FixMatch(Method):
@@ -31,7 +32,7 @@ class FixMatch(Method):
 
     def __init__(self, fixmatch_weight: float = 1.0, fixmatch_threshold: float = 0.95, **kwargs: Any) -> None:
         if not 0 <= fixmatch_threshold <= 1:
-            raise ValueError(f"fixmatch_threshold={fixmatch_threshold}: give a confidence between 0 and 1.")
+            raise SuperCMError(f"fixmatch_threshold={fixmatch_threshold}: give a confidence between 0 and 1.")
         super().__init__(**kwargs)
         self.fixmatch_weight = fixmatch_weight
         self.fixmatch_threshold = fixmatch_threshold

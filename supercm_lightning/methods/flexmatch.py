@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from supercm_lightning.utils.collectives import rows_of_all_ranks
-from supercm_lightning.methods.fixmatch import FixMatch
 from supercm_lightning.contracts import Step
+from supercm_lightning.methods.fixmatch import FixMatch
+from supercm_lightning.utils.collectives import all_gather_samples
+from supercm_lightning.utils.options import SuperCMError
 
 
 class FlexMatch(FixMatch):
@@ -42,7 +43,7 @@ class FlexMatch(FixMatch):
         if stage == "fit":
             count = getattr(self.trainer.datamodule, "num_unlabeled", None)  # type: ignore[attr-defined]
             if count is None:
-                raise ValueError(
+                raise SuperCMError(
                     "FlexMatch follows every unlabelled row: it needs a datamodule with an attribute num_unlabeled."
                 )
             self.selected_label = torch.full((count,), -1, device=self.device)
@@ -72,7 +73,7 @@ class FlexMatch(FixMatch):
         confidence, label = step.unlabeled_logits[0].detach().float().softmax(dim=1).max(dim=1)
         # Rows below τ keep what they have: -2 marks them through the gathering.
         label = torch.where(confidence >= self.fixmatch_threshold, label, -2)
-        index, label = rows_of_all_ranks(torch.stack([step.index, label], dim=1)).unbind(dim=1)
+        index, label = all_gather_samples(torch.stack([step.index, label], dim=1)).unbind(dim=1)
         # A row may be there twice, confident once.
         new = torch.full_like(self.selected_label, -2).scatter_reduce_(0, index, label, "amax")
         self.selected_label.copy_(torch.where(new >= 0, new, self.selected_label))

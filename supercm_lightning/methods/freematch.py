@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from supercm_lightning.utils.collectives import mean_over_ranks, rows_of_all_ranks, rows_of_all_ranks_with_gradient
+from supercm_lightning.contracts import Step
 from supercm_lightning.losses import fairness_loss
 from supercm_lightning.methods.fixmatch import FixMatch
-from supercm_lightning.contracts import Step
+from supercm_lightning.utils.collectives import all_gather_samples, all_gather_samples_with_grad, mean_over_ranks
+from supercm_lightning.utils.options import SuperCMError
 
 
 class FreeMatch(FixMatch):
@@ -47,9 +48,9 @@ class FreeMatch(FixMatch):
         **kwargs: Any,
     ) -> None:
         if not 0 <= freematch_decay < 1:
-            raise ValueError(f"freematch_decay={freematch_decay}: must be in [0, 1).")
+            raise SuperCMError(f"freematch_decay={freematch_decay}: must be in [0, 1).")
         if freematch_clip is not None and not 0 <= freematch_clip[0] <= freematch_clip[1] <= 1:
-            raise ValueError(
+            raise SuperCMError(
                 f"freematch_clip={freematch_clip}: give the lowest and the highest threshold, in [0, 1], or null."
             )
         super().__init__(**kwargs)
@@ -79,7 +80,7 @@ class FreeMatch(FixMatch):
             mean.lerp_(value.view_as(mean).to(mean.dtype), 1 - self.freematch_decay)
         terms = super().losses(step)
         # The histograms are those of the whole batch, of all processes together.
-        strong, mask = rows_of_all_ranks_with_gradient(strong), rows_of_all_ranks(confidence >= self.thresholds(step))
+        strong, mask = all_gather_samples_with_grad(strong), all_gather_samples(confidence >= self.thresholds(step))
         fairness = fairness_loss(strong, mask, self.mean_probability, self.label_share)
         return terms | {"fairness": self.freematch_fairness_weight * fairness}
 

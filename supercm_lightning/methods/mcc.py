@@ -4,10 +4,11 @@ from typing import Any
 
 from torch import Tensor
 
-from supercm_lightning.utils.collectives import rows_of_all_ranks_with_gradient
+from supercm_lightning.contracts import Step
 from supercm_lightning.losses import minimum_class_confusion
 from supercm_lightning.methods.base import Method
-from supercm_lightning.contracts import Step
+from supercm_lightning.utils.collectives import all_gather_samples_with_grad
+from supercm_lightning.utils.options import SuperCMError
 
 
 class MCC(Method):
@@ -27,13 +28,13 @@ class MCC(Method):
 
     def __init__(self, mcc_weight: float = 1.0, mcc_temperature: float = 2.5, **kwargs: Any) -> None:
         if not mcc_temperature > 0:
-            raise ValueError(f"mcc_temperature={mcc_temperature}: must be positive.")
+            raise SuperCMError(f"mcc_temperature={mcc_temperature}: must be positive.")
         super().__init__(**kwargs)
         self.mcc_weight = mcc_weight
         self.mcc_temperature = mcc_temperature
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """Adds the term `mcc`."""
-        logits = rows_of_all_ranks_with_gradient(step.unlabeled_logits[0])
+        logits = all_gather_samples_with_grad(step.unlabeled_logits[0])
         loss = minimum_class_confusion(logits, self.mcc_temperature)
         return super().losses(step) | {"mcc": self.mcc_weight * loss}

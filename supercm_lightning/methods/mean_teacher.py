@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from supercm_lightning.contracts import Step
 from supercm_lightning.losses import consistency_loss
 from supercm_lightning.methods.base import Method
-from supercm_lightning.contracts import Step
+from supercm_lightning.utils.options import SuperCMError
 
 
 class MeanTeacher(Method):
@@ -33,7 +34,7 @@ class MeanTeacher(Method):
 
     def __init__(self, mean_teacher_weight: float = 8.0, mean_teacher_decay: float = 0.95, **kwargs: Any) -> None:
         if not 0 <= mean_teacher_decay < 1:
-            raise ValueError(f"mean_teacher_decay={mean_teacher_decay}: must be in [0, 1).")
+            raise SuperCMError(f"mean_teacher_decay={mean_teacher_decay}: must be in [0, 1).")
         super().__init__(**kwargs)
         self.mean_teacher_weight = mean_teacher_weight
         self.mean_teacher_decay = mean_teacher_decay
@@ -47,7 +48,7 @@ class MeanTeacher(Method):
     def losses(self, step: Step) -> dict[str, Tensor]:
         """Adds the term `mean_teacher`."""
         with torch.no_grad():
-            target = self.forward_again(step, step.target_views[0], self.teacher)
+            target = self.forward_matched(step, step.target_views[0], self.teacher)
         loss = consistency_loss(step.unlabeled_logits[0], target)
         return super().losses(step) | {"mean_teacher": self.ramp() * self.mean_teacher_weight * loss}
 

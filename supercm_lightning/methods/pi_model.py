@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from supercm_lightning.contracts import Step
 from supercm_lightning.losses import consistency_loss
 from supercm_lightning.methods.base import Method
-from supercm_lightning.contracts import Step
 
 
 class PiModel(Method):
@@ -30,6 +30,6 @@ class PiModel(Method):
     def losses(self, step: Step) -> dict[str, Tensor]:
         """Adds the term `pi`."""
         with torch.no_grad():
-            target = self.forward_again(step, step.target_views[0])
+            target = self.forward_matched(step, step.target_views[0])
         loss = consistency_loss(step.unlabeled_logits[0], target)
         return super().losses(step) | {"pi": self.ramp() * self.pi_weight * loss}

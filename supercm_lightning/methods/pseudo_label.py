@@ -4,9 +4,10 @@ from typing import Any
 
 from torch import Tensor
 
+from supercm_lightning.contracts import Step
 from supercm_lightning.losses import pseudo_label_loss
 from supercm_lightning.methods.base import Method
-from supercm_lightning.contracts import Step
+from supercm_lightning.utils.options import SuperCMError
 
 
 class PseudoLabel(Method):
@@ -26,7 +27,7 @@ class PseudoLabel(Method):
 
     def __init__(self, pseudo_label_weight: float = 1.0, pseudo_label_threshold: float = 0.95, **kwargs: Any) -> None:
         if not 0 <= pseudo_label_threshold <= 1:
-            raise ValueError(f"pseudo_label_threshold={pseudo_label_threshold}: give a confidence between 0 and 1.")
+            raise SuperCMError(f"pseudo_label_threshold={pseudo_label_threshold}: give a confidence between 0 and 1.")
         super().__init__(**kwargs)
         self.pseudo_label_weight = pseudo_label_weight
         self.pseudo_label_threshold = pseudo_label_threshold

@@ -7,10 +7,11 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from supercm_lightning.callbacks.training.centroid_update import CentroidUpdate
+from supercm_lightning.contracts import Step
 from supercm_lightning.losses import clustering_loss, clustering_loss_terms
 from supercm_lightning.methods.base import Method
-from supercm_lightning.contracts import Step
 from supercm_lightning.nn import ClusteringHead
+from supercm_lightning.utils.options import SuperCMError
 
 
 class SuperCM(Method):
@@ -45,9 +46,9 @@ class SuperCM(Method):
         **kwargs: Any,
     ) -> None:
         if beta < 0:
-            raise ValueError(f"beta={beta}: the weight of the clustering loss must not be negative.")
+            raise SuperCMError(f"beta={beta}: the weight of the clustering loss must not be negative.")
         if pseudo_centroids is not None and not 0 <= pseudo_centroids <= 1:
-            raise ValueError(f"pseudo_centroids={pseudo_centroids}: give a confidence between 0 and 1, or null.")
+            raise SuperCMError(f"pseudo_centroids={pseudo_centroids}: give a confidence between 0 and 1, or null.")
         self._head_options = {"temperature": temperature, "counter": counter}
         super().__init__(**kwargs)
         self.beta = beta
@@ -57,7 +58,7 @@ class SuperCM(Method):
         """A linear classifier that also owns the centroids."""
         return ClusteringHead(in_features, self.num_classes, **self._head_options)  # type: ignore[arg-type]
 
-    def centroid_rows(self, step: Step) -> tuple[Tensor, Tensor]:
+    def centroid_samples(self, step: Step) -> tuple[Tensor, Tensor]:
         """Features (n, d) and labels (n,) that the centroids follow; rows with label -1 are ignored."""
         if self.pseudo_centroids is None:
             return step.labeled_features.detach(), step.y

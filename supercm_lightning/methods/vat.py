@@ -5,9 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
+from supercm_lightning.contracts import Step
 from supercm_lightning.losses import entropy, virtual_adversarial_loss
 from supercm_lightning.methods.base import Method
-from supercm_lightning.contracts import Step
+from supercm_lightning.utils.options import SuperCMError
 
 
 class VAT(Method):
@@ -41,7 +42,7 @@ class VAT(Method):
     ) -> None:
         for name, value in (("vat_eps", vat_eps), ("vat_xi", vat_xi), ("vat_iterations", vat_iterations)):
             if not value > 0:
-                raise ValueError(f"{name}={value}: must be positive.")
+                raise SuperCMError(f"{name}={value}: must be positive.")
         super().__init__(**kwargs)
         self.vat_weight = vat_weight
         self.vat_eps = vat_eps
@@ -52,7 +53,7 @@ class VAT(Method):
     def losses(self, step: Step) -> dict[str, Tensor]:
         """Adds the terms `vat` and, with a weight, `entropy`."""
         logits = step.unlabeled_logits[0]
-        model = partial(self.forward_again, step)
+        model = partial(self.forward_matched, step)
         lds = virtual_adversarial_loss(model, step.views[0], logits, self.vat_eps, self.vat_xi, self.vat_iterations)
         terms = {"vat": self.ramp() * self.vat_weight * lds}
         if self.vat_entropy_weight:

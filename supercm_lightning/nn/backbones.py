@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from supercm_lightning.nn.batch_norm import evaluating
 from supercm_lightning.nn.small import MLP, Identity, ResNet18, SmallCNN
 from supercm_lightning.nn.wide_resnet import WideResNet
+from supercm_lightning.utils.options import SuperCMError
 
 _FEATURE_BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "mlp": lambda shape, **kwargs: MLP(shape[0], **kwargs),
@@ -49,12 +50,14 @@ class TimmBackbone(nn.Module):
             with evaluating(self.model), torch.no_grad():
                 output = self.model(torch.zeros(1, *input_shape))
         except (RuntimeError, AssertionError) as error:
-            raise ValueError(
+            raise SuperCMError(
                 f"timm's {name} does not take images of shape {tuple(input_shape)} ({error}); resize them, or give the "
                 f"backbone their size if it has such an option (transformers: img_size={input_shape[-1]})."
             ) from error
         if output.ndim != 2:
-            raise ValueError(f"timm's {name} gives {tuple(output.shape[1:])} per image, not a vector: pool its output.")
+            raise SuperCMError(
+                f"timm's {name} gives {tuple(output.shape[1:])} per image, not a vector: pool its output."
+            )
         self.num_features = output.shape[1]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,7 +85,7 @@ def build_backbone(name: str, input_shape: tuple[int, ...], **kwargs: Any) -> nn
     build = _FEATURE_BACKBONES.get(name) or _IMAGE_BACKBONES.get(name) or _timm_constructor(name)
     if len(shape) != (1 if of_vectors else 3):
         takes, instead = ("vectors (d,)", _IMAGE_BACKBONES) if of_vectors else ("images (C, H, W)", _FEATURE_BACKBONES)
-        raise ValueError(
+        raise SuperCMError(
             f"backbone {name!r} takes {takes}, but the inputs have shape {shape}; for those there are "
             f"{', '.join(instead)}, or give a module of your own."
         )
@@ -96,7 +99,7 @@ def _timm_constructor(name: str) -> Callable[..., nn.Module]:
     if not timm.is_model(name) and ":" not in name:
         ours = [*_IMAGE_BACKBONES, *_FEATURE_BACKBONES]
         close = difflib.get_close_matches(name, ours, 2) + difflib.get_close_matches(name, timm.list_models(), 3)
-        raise ValueError(
+        raise SuperCMError(
             f"backbone {name!r} is neither ours ({', '.join(ours)}) nor timm's."
             + (f" Did you mean {', '.join(close)}?" if close else "")
         )

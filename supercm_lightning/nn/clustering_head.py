@@ -5,6 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor, distributed, nn
 
+from supercm_lightning.utils.options import SuperCMError
+
 
 class ClusteringHead(nn.Module):
     """A linear layer whose softmax is both the class and the cluster assignment, and one centroid per class.
@@ -43,9 +45,9 @@ class ClusteringHead(nn.Module):
     ) -> None:
         super().__init__()
         if not temperature > 0:
-            raise ValueError(f"temperature={temperature}: the temperature of a softmax must be positive.")
+            raise SuperCMError(f"temperature={temperature}: the temperature of a softmax must be positive.")
         if counter not in ("per_class", "global"):
-            raise ValueError(f"counter={counter!r}: choose per_class or global.")
+            raise SuperCMError(f"counter={counter!r}: choose per_class or global.")
         self.temperature = temperature
         self.counter = counter
         self.linear = nn.Linear(in_features, num_classes)

@@ -2,15 +2,15 @@
 
 from supercm_lightning.self_labeling.alignment import align_labels
 from supercm_lightning.self_labeling.cluster_map import ClusterMap, majority_clusters
-from supercm_lightning.self_labeling.pseudo_labeled import DrawnRows
 from supercm_lightning.self_labeling.grouping import group_classes, kmedoids, match_clusters
+from supercm_lightning.self_labeling.pseudo_labeled import PseudoLabeledSamples
 from supercm_lightning.self_labeling.sampling import class_coverage, prototype_sample, random_sample
 from supercm_lightning.self_labeling.transitions import ClassTransitionTracker
 
 __all__ = [
     "ClassTransitionTracker",
     "ClusterMap",
-    "DrawnRows",
+    "PseudoLabeledSamples",
     "align_labels",
     "class_coverage",
     "group_classes",

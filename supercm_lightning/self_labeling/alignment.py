@@ -6,6 +6,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from supercm_lightning.utils.options import SuperCMError
+
 
 def align_labels(
     cost: Tensor, solver: Literal["exact", "sinkhorn"] = "exact", eps: float = 0.05, iterations: int = 100
@@ -31,12 +33,12 @@ def align_labels(
     Source: Cuturi, "Sinkhorn Distances", NeurIPS 2013; used for labels by Duan et al., IEEE TIP 2025.
     """
     if cost.ndim != 2 or len(cost) != cost.shape[1]:
-        raise ValueError(f"cost of shape {tuple(cost.shape)}: there must be as many labels as samples.")
+        raise SuperCMError(f"cost of shape {tuple(cost.shape)}: there must be as many labels as samples.")
     objective = cost.detach().cpu().double()
     if solver == "sinkhorn":
         objective = -_sinkhorn(objective, eps, iterations)
     elif solver != "exact":
-        raise ValueError(f"solver={solver!r}: choose exact or sinkhorn.")
+        raise SuperCMError(f"solver={solver!r}: choose exact or sinkhorn.")
     _, label = linear_sum_assignment(objective.numpy())
     return torch.from_numpy(label).to(cost.device)
 

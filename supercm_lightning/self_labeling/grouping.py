@@ -7,6 +7,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from supercm_lightning.utils.options import SuperCMError
+
 
 def kmedoids(dissimilarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Partitions n items around k of them so that the sum of the dissimilarities to the own medoid is small.
@@ -31,9 +33,9 @@ def kmedoids(dissimilarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     n = len(dissimilarity)
     if tuple(dissimilarity.shape) != (n, n):
-        raise ValueError(f"dissimilarity of shape {tuple(dissimilarity.shape)}: must be square.")
+        raise SuperCMError(f"dissimilarity of shape {tuple(dissimilarity.shape)}: must be square.")
     if not 1 <= k <= n:
-        raise ValueError(f"k={k}: must be from 1 to the {n} items.")
+        raise SuperCMError(f"k={k}: must be from 1 to the {n} items.")
     d = dissimilarity.detach().cpu().double().numpy()
     medoids = _swap(d, _build(d, k))
     label, place = torch.from_numpy(_members(d, medoids)), torch.from_numpy(medoids)
@@ -111,7 +113,7 @@ def group_classes(transitions: Tensor, k: int, by: Literal["kmedoids", "spectral
         dissimilarity = 1 - similarity / top.clamp_min(1)
         return kmedoids(dissimilarity.fill_diagonal_(0), k)[0]
     if by != "spectral":
-        raise ValueError(f"by={by!r}: choose kmedoids or spectral.")
+        raise SuperCMError(f"by={by!r}: choose kmedoids or spectral.")
     # Classes with few changes would be groups of their own; the regularisation of Amini et al. (2013), a constant of
     # the size of the mean, ties them to all others.
     similarity += similarity.mean()

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from supercm_lightning.nn import resize_buffers
 from supercm_lightning.self_labeling.alignment import align_labels
 from supercm_lightning.self_labeling.sampling import prototype_sample, random_sample
-from supercm_lightning.utils.collectives import dealt_rows_of_all_ranks, dealt_to_this_rank, from_rank_zero
-from supercm_lightning.nn import resize_buffers
+from supercm_lightning.utils.collectives import all_gather_shards, from_rank_zero, rank_slice
 
 
-class DrawnRows(nn.Module):
+class PseudoLabeledSamples(nn.Module):
     """The n_l rows that are labelled at present, and the instance label of each; all in buffers.
 
     In a distributed run drawing and aligning are collective calls, and all processes know the same rows and labels. The
@@ -57,7 +57,7 @@ class DrawnRows(nn.Module):
     @property
     def share(self) -> tuple[Tensor, Tensor]:
         """Rows and labels of this process's share, (m,) int64 each; all n_l in a run of one process."""
-        mine = dealt_to_this_rank()
+        mine = rank_slice()
         return self.rows[mine], self.labels[mine]
 
     def draw_at_random(self, generator: torch.Generator) -> None:
@@ -110,8 +110,8 @@ class DrawnRows(nn.Module):
             cost: `logit`: the negative log-probability; `feature`: the cosine distance to `mean_features`.
             solver: See `align_labels`.
         """
-        features = F.normalize(dealt_rows_of_all_ranks(features.float(), len(self)), dim=1)
-        logits = dealt_rows_of_all_ranks(logits.float(), len(self))
+        features = F.normalize(all_gather_shards(features.float(), len(self)), dim=1)
+        logits = all_gather_shards(logits.float(), len(self))
         costs = -logits.log_softmax(dim=1) if cost == "logit" else 1 - features @ self.mean_features.T
         # A network that became NaN is named with its term of the loss, a moment later.
         self.labels.copy_(align_labels(costs.nan_to_num(), solver))

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from supercm_lightning.utils.options import SuperCMError
+
 
 def class_coverage(n: int, k: int, n_l: int) -> float:
     """Probability that `n_l` rows drawn without repetition from `n` rows in `k` equal classes hold every class.
@@ -29,7 +31,7 @@ def class_coverage(n: int, k: int, n_l: int) -> float:
         IEEE TIP 2025.
     """
     if k < 1 or not 0 <= n_l <= n:
-        raise ValueError(f"class_coverage(n={n}, k={k}, n_l={n_l}): k must be positive and n_l from 0 to n.")
+        raise SuperCMError(f"class_coverage(n={n}, k={k}, n_l={n_l}): k must be positive and n_l from 0 to n.")
     size, larger = divmod(n, k)
     covering = sum(
         (-1) ** (i + j) * comb(larger, i) * comb(k - larger, j) * comb(n - i * (size + 1) - j * size, n_l)
@@ -88,7 +90,7 @@ def prototype_sample(features: Tensor, k: int, n_l: int, unused: Tensor, generat
     from sklearn.cluster import KMeans
 
     if not k <= n_l <= int(unused.sum()):
-        raise ValueError(f"prototype_sample: {int(unused.sum())} candidates for n_l={n_l} rows of k={k} clusters.")
+        raise SuperCMError(f"prototype_sample: {int(unused.sum())} candidates for n_l={n_l} rows of k={k} clusters.")
     rows = F.normalize(features.detach().cpu().float(), dim=1)
     seed = int(torch.randint(2**31 - 1, (1,), generator=generator))
     means = KMeans(k, n_init=1, max_iter=10, random_state=seed).fit(rows.numpy()).cluster_centers_

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from supercm_lightning.utils.collectives import rows_of_all_ranks
 from supercm_lightning.nn import resize_buffers
+from supercm_lightning.utils.collectives import all_gather_samples
+from supercm_lightning.utils.options import SuperCMError
 
 
 class ClassTransitionTracker(nn.Module):
@@ -44,7 +45,7 @@ class ClassTransitionTracker(nn.Module):
     def __init__(self, num_samples: int, num_classes: int, window: int, batch_size: int = 0) -> None:
         super().__init__()
         if min(num_samples, num_classes, window) < 1 or batch_size < 0:
-            raise ValueError(
+            raise SuperCMError(
                 f"num_samples={num_samples}, num_classes={num_classes}, window={window}: must be at least 1."
             )
         self.num_classes = num_classes
@@ -72,7 +73,7 @@ class ClassTransitionTracker(nn.Module):
             index: Row numbers, (m,) integer in [0, n).
             predictions: Their predicted classes, (m,) integer in [0, C).
         """
-        index, predictions = rows_of_all_ranks(torch.stack([index, predictions], dim=1)).unbind(dim=1)
+        index, predictions = all_gather_samples(torch.stack([index, predictions], dim=1)).unbind(dim=1)
         if len(index) > self.events.shape[1]:
             more = self.events.new_full((len(self.events), len(index) - self.events.shape[1]), self.num_classes**2)
             self.events = torch.cat([self.events, more], dim=1)

@@ -14,8 +14,9 @@ from jsonargparse import auto_cli
 from torch import Tensor, nn
 
 from supercm_lightning import methods
-from supercm_lightning.utils.checkpoints import read_checkpoint
 from supercm_lightning.methods import Method
+from supercm_lightning.utils.checkpoints import read_checkpoint
+from supercm_lightning.utils.options import SuperCMError
 
 _SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
 
@@ -88,10 +89,10 @@ def load_method(ckpt_path: Path, model: str | None = None) -> tuple[Method, dict
     saved = options.get("_class_path")
     # A checkpoint shall not decide by itself what is imported.
     if model is None and saved is not None and "." in saved and not saved.startswith("supercm_lightning."):
-        raise ValueError(f"model: the checkpoint is one of {saved}. To let it be imported, give --model {saved}.")
+        raise SuperCMError(f"model: the checkpoint is one of {saved}. To let it be imported, give --model {saved}.")
     name = model or saved
     if name is None:
-        raise ValueError(f"model: {ckpt_path} does not name its class; give it, such as --model SuperCM.")
+        raise SuperCMError(f"model: {ckpt_path} does not name its class; give it, such as --model SuperCM.")
     # All weights are in the file; published ones would be fetched only to be overwritten.
     local: dict[str, Any] = {}
     if (options.get("backbone_options") or {}).get("pretrained"):
@@ -114,9 +115,9 @@ def _class(name: str) -> type[Method]:
     try:
         found = getattr(importlib.import_module(module) if module else methods, short)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"model={name}: {error}. Give a method of this package or the path of a class.") from error
+        raise SuperCMError(f"model={name}: {error}. Give a method of this package or the path of a class.") from error
     if not (isinstance(found, type) and issubclass(found, Method)):
-        raise ValueError(f"model={name}: not a method.")
+        raise SuperCMError(f"model={name}: not a method.")
     return found
 
 

@@ -18,7 +18,6 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from supercm_lightning.utils.checkpoints import backbone_weights
 from supercm_lightning.data.sources.domain_files import find_files, folder_set
 from supercm_lightning.data.sources.domains import DOMAIN_SETS
 from supercm_lightning.data.sources.folder import scan_clusters, scan_folder
@@ -26,6 +25,8 @@ from supercm_lightning.data.sources.images import BadImage, check_bad_image_poli
 from supercm_lightning.data.sources.npz import save_npz
 from supercm_lightning.data.sources.stores import FileStore, default_num_workers
 from supercm_lightning.nn import TimmBackbone, build_backbone
+from supercm_lightning.utils.checkpoints import backbone_weights
+from supercm_lightning.utils.options import SuperCMError
 
 
 def extract_features(
@@ -83,7 +84,7 @@ def extract_features(
     check_bad_image_policy(on_bad_image)
     num_workers = default_num_workers() if num_workers is None else num_workers
     if batch_size < 1 or num_workers < 0:
-        raise ValueError(f"batch_size={batch_size}, num_workers={num_workers}: must be at least 1 and 0.")
+        raise SuperCMError(f"batch_size={batch_size}, num_workers={num_workers}: must be at least 1 and 0.")
     parts, class_names = _find(root.expanduser(), dataset, source, target, folders_are_classes)
     place = torch.device(device) if device else _default_device()
     network, transform = build_extractor(backbone, pretrained, checkpoint, backbone_options or {}, image_size)
@@ -119,16 +120,16 @@ def _find(
 ) -> tuple[dict[str, Files], Sequence[str] | None]:
     """Files and labels of each set, and the names of the classes."""
     if (source is None) != (target is None):
-        raise ValueError("source and target go together: give both for domains, or neither.")
+        raise SuperCMError("source and target go together: give both for domains, or neither.")
     if source is not None and target is not None:
         if dataset != "folder" and dataset not in DOMAIN_SETS:
-            raise ValueError(f"dataset={dataset!r}: choose folder or one of {', '.join(DOMAIN_SETS)}.")
+            raise SuperCMError(f"dataset={dataset!r}: choose folder or one of {', '.join(DOMAIN_SETS)}.")
         spec = DOMAIN_SETS[dataset] if dataset in DOMAIN_SETS else folder_set(root)
         sources = [spec.find(dataset, "source", name) for name in source]
         domains = find_files(dataset, spec, root, sources, spec.find(dataset, "target", target))
         return dict(domains.files), domains.class_names
     if dataset != "folder":
-        raise ValueError(f"dataset={dataset!r}: a set of domains needs source and target.")
+        raise SuperCMError(f"dataset={dataset!r}: a set of domains needs source and target.")
     if not folders_are_classes:
         found, _ = scan_clusters(root, None, None)
         return {part: [(file, -1) for file, _ in files] for part, files in found.items()}, None
@@ -173,12 +174,12 @@ def build_extractor(
         image_size = image_size or (config.input_size[-1] if config is not None else 224)
         options = options | {"pretrained": fetch}
     elif fetch:
-        raise ValueError(
+        raise SuperCMError(
             f"backbone={backbone!r} is not a model of timm and has no published weights. Give checkpoint, the file of "
             "a training with this backbone, or pretrained=false for random features."
         )
     elif image_size is None:
-        raise ValueError(f"image_size: {backbone!r} has no size of its own; give the one that it was trained with.")
+        raise SuperCMError(f"image_size: {backbone!r} has no size of its own; give the one that it was trained with.")
     try:
         network = build_backbone(backbone, (3, image_size, image_size), **options)
     except OSError as error:  # what a failed download is, whoever reports it
@@ -203,7 +204,7 @@ def _load(network: nn.Module, file: Path) -> None:
     try:
         state = load_state_dict(str(file), weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"checkpoint={file}: cannot be read as a file of weights ({error}).") from error
+        raise SuperCMError(f"checkpoint={file}: cannot be read as a file of weights ({error}).") from error
     module: nn.Module = network
     classifier: Any = ()  # the classifier may be in the file, and has no place here
     if of_backbone := backbone_weights(state):
@@ -214,11 +215,11 @@ def _load(network: nn.Module, file: Path) -> None:
     try:
         missing, unexpected = module.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise ValueError(f"checkpoint={file}: holds weights of another backbone ({error}).") from error
+        raise SuperCMError(f"checkpoint={file}: holds weights of another backbone ({error}).") from error
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     wrong = [*missing, *(name for name in unexpected if not name.startswith(tuple(f"{head}." for head in heads)))]
     if wrong:
-        raise ValueError(
+        raise SuperCMError(
             f"checkpoint={file}: holds weights of another backbone; missing or unknown are {', '.join(wrong[:5])}"
             f"{' and more' if len(wrong) > 5 else ''}."
         )

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from supercm_lightning.cli import run
 from supercm_lightning.tools.arguments import parse
+from supercm_lightning.utils.options import SuperCMError
 
 if TYPE_CHECKING:
     import optuna
@@ -45,7 +46,7 @@ class Range:
         """
         match = _FORM.fullmatch(text)
         if match is None:
-            raise ValueError(
+            raise SuperCMError(
                 f"search={text!r}: expected option=log(low,high), uniform(low,high), int(low,high) or choice(a,b,…)."
             )
         option, kind, listed = match.groups()
@@ -58,7 +59,9 @@ class Range:
                 or not numbers[0] < numbers[1]
                 or (kind == "log" and values[0] <= 0)
             ):
-                raise ValueError(f"search={text!r}: {kind} takes two ascending numbers; log positive, int whole ones.")
+                raise SuperCMError(
+                    f"search={text!r}: {kind} takes two ascending numbers; log positive, int whole ones."
+                )
         return cls(option, kind, values)
 
     def suggest(self, trial: "optuna.Trial") -> Any:
@@ -102,7 +105,7 @@ class TrialWatch(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Switches the test off, which no choice may depend on."""
         if trainer.world_size > 1:
-            raise ValueError("A trial runs in one process: add --fixed trainer.devices=1, and start several workers.")
+            raise SuperCMError("A trial runs in one process: add --fixed trainer.devices=1, and start several workers.")
         trainer.limit_test_batches = 0
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -111,9 +114,11 @@ class TrialWatch(Callback):
             return
         if self.metric is None:
             data = trainer.datamodule  # type: ignore[attr-defined]
-            self.metric = "val/score" if getattr(data, "two_domains", False) else "val/acc"
+            self.metric = "val/score" if getattr(data, "is_domain_adaptation", False) else "val/acc"
         if self.metric not in trainer.callback_metrics:
-            raise ValueError(f"metric={self.metric!r} is not logged; there are {', '.join(trainer.callback_metrics)}.")
+            raise SuperCMError(
+                f"metric={self.metric!r} is not logged; there are {', '.join(trainer.callback_metrics)}."
+            )
         self.value = float(trainer.callback_metrics[self.metric])
         self.trial.report(self.value, self.step)
         self.step += 1
@@ -174,11 +179,11 @@ def tune(
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("Optuna not found: pip install 'supercm-lightning[tune]'.") from error
     if metric is not None and metric.startswith(("test/", "oracle/", "target/")):
-        raise ValueError(
+        raise SuperCMError(
             f"metric={metric!r}: options are not chosen by test rows or target labels; take a val/ metric."
         )
     if min(20 if trials is None else trials, repeats) < 1:
-        raise ValueError(f"trials={trials}, repeats={repeats}: must be at least 1.")
+        raise SuperCMError(f"trials={trials}, repeats={repeats}: must be at least 1.")
     ranges = [Range.parse(text) for text in search]
     common = [argument for file in config for argument in ("--config", str(file))]
     common += [f"--{option}" for option in fixed or ()]
@@ -186,7 +191,7 @@ def tune(
     samplers: optuna.samplers.BaseSampler
     if sampler == "grid":
         if any(r.kind != "choice" for r in ranges):
-            raise ValueError("sampler='grid' needs ranges of the kind choice(a,b,…).")
+            raise SuperCMError("sampler='grid' needs ranges of the kind choice(a,b,…).")
         samplers = optuna.samplers.GridSampler({r.option: r.values for r in ranges}, seed=0)
         combinations = math.prod(len(r.values) for r in ranges)
         trials = combinations if trials is None else min(trials, combinations)
@@ -207,7 +212,7 @@ def tune(
             if watch.pruned:
                 raise optuna.TrialPruned
             if watch.value is None:
-                raise ValueError(
+                raise SuperCMError(
                     "The runs have no validation to choose by: give validation rows, such as data.num_val."
                 )
             values.append(watch.value)
@@ -232,7 +237,7 @@ def tune(
         found.optimize(objective, callbacks=[limit], catch=(FloatingPointError,))
     complete = found.get_trials(states=(state.COMPLETE,))
     if not complete:
-        raise ValueError("No trial came to its end; nothing to choose from.")
+        raise SuperCMError("No trial came to its end; nothing to choose from.")
     _write(found, ranges, output)
     return found
 

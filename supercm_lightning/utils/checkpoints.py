@@ -11,6 +11,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
+from supercm_lightning.utils.options import SuperCMError
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the file and renames, so that a checkpoint is always whole: the old one or the new one.
@@ -44,7 +46,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     checkpoint = _read(path, f"ckpt_path={path}")
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise ValueError(f"ckpt_path={path}: holds no state_dict; it is no checkpoint of Lightning.")
+        raise SuperCMError(f"ckpt_path={path}: holds no state_dict; it is no checkpoint of Lightning.")
     return checkpoint
 
 
@@ -55,12 +57,12 @@ def _read(path: Path, name: str) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except UnpicklingError as error:
-        raise ValueError(
+        raise SuperCMError(
             f"{name}: refused, because it holds more than tensors, numbers and strings, or is no checkpoint at all. "
             "Reading it could run code that somebody put there. Save options of plain values only."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ValueError(
+        raise SuperCMError(
             f"{name}: cannot be read as a checkpoint; the file is truncated or damaged. Give an earlier one."
         ) from error
 
@@ -78,12 +80,12 @@ def load_backbone(backbone: nn.Module, path: Path) -> None:
     """
     saved = _read(path, str(path))
     if not isinstance(saved, dict):
-        raise ValueError(f"{path}: holds no weights by name. Give a checkpoint or a state dict.")
+        raise SuperCMError(f"{path}: holds no weights by name. Give a checkpoint or a state dict.")
     saved = saved.get("state_dict", saved)
     try:
         backbone.load_state_dict(backbone_weights(saved) or saved)
     except RuntimeError as error:
-        raise ValueError(f"{path}: the weights do not fit the backbone ({error}).") from error
+        raise SuperCMError(f"{path}: the weights do not fit the backbone ({error}).") from error
 
 
 def backbone_weights(saved: Mapping[str, Any]) -> dict[str, Any]:

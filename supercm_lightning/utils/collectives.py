@@ -21,7 +21,7 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
-def rows_of_all_ranks(rows: Tensor) -> Tensor:
+def all_gather_samples(rows: Tensor) -> Tensor:
     """Rows of every process, (n, …) each, in the order of the ranks, (world · n, …), without gradient."""
     rows = rows.detach()
     if world_size() == 1:
@@ -31,20 +31,20 @@ def rows_of_all_ranks(rows: Tensor) -> Tensor:
     return torch.cat(gathered)
 
 
-def dealt_to_this_rank() -> slice:
+def rank_slice() -> slice:
     """The rows of this process where rows are dealt out one by one: from its rank on, in steps of the world size."""
     if world_size() == 1:
         return slice(None)
     return slice(distributed.get_rank(), None, world_size())
 
 
-def dealt_rows_of_all_ranks(rows: Tensor, total: int) -> Tensor:
+def all_gather_shards(rows: Tensor, total: int) -> Tensor:
     """The rows that were dealt out, (total, …), in their order, without gradient; `rows` are those of this process."""
     rows = rows.detach()
     if world_size() == 1:
         return rows
     whole = rows.new_zeros(total, *rows.shape[1:])
-    whole[dealt_to_this_rank()] = rows
+    whole[rank_slice()] = rows
     distributed.all_reduce(whole)
     return whole
 
@@ -53,7 +53,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         ctx.count = len(rows)
-        return rows_of_all_ranks(rows)
+        return all_gather_samples(rows)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
@@ -63,8 +63,8 @@ class _Gather(torch.autograd.Function):
         return total[distributed.get_rank() * ctx.count :][: ctx.count]
 
 
-def rows_of_all_ranks_with_gradient(rows: Tensor) -> Tensor:
-    """As `rows_of_all_ranks`, with gradient: for losses that are no sum over rows, such as those of a whole batch.
+def all_gather_samples_with_grad(rows: Tensor) -> Tensor:
+    """As `all_gather_samples`, with gradient: for losses that are no sum over rows, such as those of a whole batch.
 
     If every process computes the loss of all rows, DDP's mean of the gradients is the gradient of that loss, as one
     process with the whole batch has it.

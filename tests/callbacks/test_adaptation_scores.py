@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from supercm_lightning import EMA, AdaptationScores, Method, RunSummary, SuperCM, Supervised, metrics
 from supercm_lightning.cli import run as supercm
 from supercm_lightning.data import ViewDataModule
-from supercm_lightning.data.sources.stores import ArrayStore, Rows
+from supercm_lightning.data.sources.stores import ArrayStore, Samples
 
 SCORES = ("score", "im", "neg_entropy", "bnm", "snd", "class_ami", "dev")
 EVERYTHING = {f"val/{name}" for name in SCORES}
@@ -22,23 +22,23 @@ EVERYTHING = {f"val/{name}" for name in SCORES}
 class TwoDomains(ViewDataModule):
     """Four classes in eight dimensions; the target is turned and shifted."""
 
-    two_domains = True
+    is_domain_adaptation = True
 
     def __init__(self, oracle_labels: bool = False, domains: int = 2, eval_batch_size: int = 16) -> None:
         super().__init__(20, 20, eval_batch_size, 5, "test", 0)
         self.num_classes, self.input_shape = 4, (8,)
         self.oracle_labels, self.domains = oracle_labels, domains
 
-    def read(self) -> dict[str, Rows]:
+    def read(self) -> dict[str, Samples]:
         stream = torch.Generator().manual_seed(0)
         labels = torch.arange(121) % 4
         centers = 1.3 * torch.randn(4, 8, generator=stream)
         source, target = (centers[labels] + torch.randn(121, 8, generator=stream) for _ in range(2))
         target = 0.7 * target + 0.5 * target.roll(1, dims=1) + 0.5
         store, other = ArrayStore(source, labels), ArrayStore(target, labels)
-        unlabeled = Rows.all_of(other, hide_labels=not self.oracle_labels)
-        parts = {"labeled": Rows(store, torch.arange(80)), "val": Rows(store, torch.arange(80, 121))}
-        return parts | {"unlabeled": unlabeled, "test": Rows.all_of(other)}
+        unlabeled = Samples.all_of(other, hide_labels=not self.oracle_labels)
+        parts = {"labeled": Samples(store, torch.arange(80)), "val": Samples(store, torch.arange(80, 121))}
+        return parts | {"unlabeled": unlabeled, "test": Samples.all_of(other)}
 
     def configure_augmentations(self):
         return {"weak": lambda rows, stream: rows}
@@ -98,7 +98,7 @@ def test_scores_are_those_of_all_target_rows_of_the_validated_weights():
         names = {*EVERYTHING, "val/acc"}
         assert {name: logged[name] for name in names} == pytest.approx({name: validation[name] for name in names})
         assert logged["oracle/target_acc"] == pytest.approx(validation["target_acc"])
-    rows, model, last = trainer.datamodule.rows, trainer.lightning_module, scores.curve[-1]
+    rows, model, last = trainer.datamodule.samples, trainer.lightning_module, scores.curve[-1]
     (source, source_logits), (target, logits) = (
         features_and_logits(model, rows[part]) for part in ("val", "unlabeled")
     )
@@ -132,7 +132,7 @@ def test_last_selected_and_best_stand_side_by_side_in_the_summary(monitor, mode,
     }
     assert {name: reported[name] for name in expected} == pytest.approx(expected)
     assert len(set(accuracy.values())) > 3
-    rows, model = trainer.datamodule.rows, trainer.lightning_module
+    rows, model = trainer.datamodule.samples, trainer.lightning_module
     pad = metrics.proxy_a_distance(*(features_and_logits(model, rows[part])[0] for part in ("val", "test")))
     assert 0 < pad < 2
     assert reported["test/pad"] == pytest.approx(pad)

@@ -90,7 +90,7 @@ def test_pictures_of_two_domains_say_which_is_which_and_whose_the_accuracy_is(sh
             return super().draw(features, labels, centroids, names, title, is_target)
 
     data = short.make_data(num_val=30, num_test=70)
-    data.two_domains = True
+    data.is_domain_adaptation = True
     data.val_dataloader = lambda: [data._eval_dataloader(part) for part in ("val", "unlabeled")]
     data.test_dataloader = lambda: [data._eval_dataloader(part) for part in ("test", "val")]
     trainer, model, _ = short.run([Seen(method="pca", max_samples=200)], data=data)
@@ -101,7 +101,7 @@ def test_pictures_of_two_domains_say_which_is_which_and_whose_the_accuracy_is(sh
     (title, labels, is_target), (test_title, test_labels, is_test_target) = drawn
     assert title == f"Validation features, source accuracy {accuracy:.1f} %"
     assert test_title == f"Test features, target accuracy {100 * float(tester.callback_metrics['test/acc']):.1f} %"
-    source = sorted(data.rows["val"].labels.tolist())
+    source = sorted(data.samples["val"].labels.tolist())
     assert sorted(labels[~is_target].tolist()) == sorted(test_labels[~is_test_target].tolist()) == source
     assert (int(is_target.sum()), int(is_test_target.sum())) == (100, 70)
 

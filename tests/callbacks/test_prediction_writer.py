@@ -41,7 +41,7 @@ def test_every_row_once_in_order_with_its_class_and_confidence(short, tmp_path, 
 
 def test_rows_are_named_by_their_files(short, tmp_path):
     class Named(type(short.make_data())):
-        def describe_row(self, part, index):
+        def describe_sample(self, part, index):
             assert part == "predict"
             return f"scans/{index:04d}, left.png"
 
@@ -60,7 +60,7 @@ def test_the_test_writes_its_labels_beside(short, tmp_path):
     rows = read(tmp_path / "test_predictions.csv")
     assert list(rows[0]) == ["index", "label", "class", "confidence"]
     assert [int(row["index"]) for row in rows] == list(range(450))
-    assert [row["label"] for row in rows] == [data.class_names[y] for y in data.rows["test"].labels]
+    assert [row["label"] for row in rows] == [data.class_names[y] for y in data.samples["test"].labels]
     right = sum(row["label"] == row["class"] for row in rows)
     assert right / 450 == pytest.approx(metrics["test/acc"])
     trainer.predict(model, datamodule=data)

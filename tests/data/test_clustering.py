@@ -22,7 +22,7 @@ def set_up(*args: Any, **kwargs: Any) -> ClusteringDataModule:
 
 
 def clustered(data: ClusteringDataModule) -> torch.Tensor:
-    return data.rows["unlabeled"].store.data[data.rows["unlabeled"].index]
+    return data.samples["unlabeled"].store.data[data.samples["unlabeled"].index]
 
 
 @pytest.fixture
@@ -40,36 +40,39 @@ def mnist(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_whole_clusters_and_tests_all_images(mnist: None) -> None:
     data = set_up("mnist")
     assert clustered(data)[:, 0, 0, 0].tolist() == [*range(30), *range(100, 120)]
-    assert data.rows["test"].index.tolist() == list(range(50))
-    assert data.rows["test"].labels.tolist() == [*(torch.arange(30) % 10).tolist(), *(torch.arange(20) % 10).tolist()]
+    assert data.samples["test"].index.tolist() == list(range(50))
+    assert data.samples["test"].labels.tolist() == [
+        *(torch.arange(30) % 10).tolist(),
+        *(torch.arange(20) % 10).tolist(),
+    ]
 
 
 def test_split_clusters_the_training_set_and_tests_the_test_set(mnist: None) -> None:
     data = set_up("mnist", protocol="split")
     assert clustered(data)[:, 0, 0, 0].tolist() == list(range(30))
-    tested = data.rows["test"]
+    tested = data.samples["test"]
     assert tested.store.data[tested.index][:, 0, 0, 0].tolist() == list(range(100, 120))
 
 
 def test_the_first_rows_alone(mnist: None) -> None:
     data = set_up("mnist", num_rows=7)
     assert clustered(data)[:, 0, 0, 0].tolist() == list(range(7))
-    assert data.rows["test"].index.tolist() == list(range(7))
+    assert data.samples["test"].index.tolist() == list(range(7))
 
 
 @pytest.mark.parametrize("protocol", ["whole", "split"])
 def test_clustered_rows_show_no_label(mnist: None, protocol: str) -> None:
     data = set_up("mnist", protocol=protocol)
-    assert set(data.rows["unlabeled"].labels.tolist()) == {-1}
-    assert "labeled" not in data.rows
-    assert "val" not in data.rows
+    assert set(data.samples["unlabeled"].labels.tolist()) == {-1}
+    assert "labeled" not in data.samples
+    assert "val" not in data.samples
 
 
 def test_digits_split_holds_out_the_same_rows_for_every_seed() -> None:
     torch.manual_seed(0)
-    first = set_up(protocol="split").rows
+    first = set_up(protocol="split").samples
     torch.manual_seed(1)
-    second = set_up(protocol="split").rows
+    second = set_up(protocol="split").samples
     assert torch.equal(first["test"].index, second["test"].index)
     assert len(first["test"]) == 450
     assert sorted(torch.cat([first["test"].index, first["unlabeled"].index]).tolist()) == list(range(1797))
@@ -80,26 +83,26 @@ def test_class_folders_label_the_test(image_folder: Callable[..., Path]) -> None
     whole = set_up("folder", root)
     assert whole.num_classes == 2
     assert whole.class_names is None  # or predictions would bear the names of classes that they are not
-    assert whole.rows["test"].labels.tolist() == [0, 0, 0, 1, 1, 0, 1, 1, 1, 1]
+    assert whole.samples["test"].labels.tolist() == [0, 0, 0, 1, 1, 0, 1, 1, 1, 1]
     split = set_up("folder", root, protocol="split")
-    assert len(split.rows["unlabeled"]) == 5
-    assert split.rows["test"].labels.tolist() == [0, 1, 1, 1, 1]
+    assert len(split.samples["unlabeled"]) == 5
+    assert split.samples["test"].labels.tolist() == [0, 1, 1, 1, 1]
 
 
 def test_folders_that_are_no_classes_label_nothing(image_folder: Callable[..., Path]) -> None:
     root = image_folder({"monday": 3, "tuesday": 2})
     data = set_up("folder", root, num_classes=4)
     assert data.num_classes == 4
-    assert "test" not in data.rows
-    assert len(data.rows["unlabeled"]) == 5
-    assert data.describe_row("predict", 3).endswith("tuesday/0.png")
+    assert "test" not in data.samples
+    assert len(data.samples["unlabeled"]) == 5
+    assert data.describe_sample("predict", 3).endswith("tuesday/0.png")
 
 
 def test_loose_images_need_the_number_of_clusters(image_folder: Callable[..., Path]) -> None:
     root = image_folder({"": 6})
     with pytest.raises(ValueError, match="num_classes: the data has no labels"):
         ClusteringDataModule("folder", root)
-    assert len(set_up("folder", root, num_classes=2).rows["unlabeled"]) == 6
+    assert len(set_up("folder", root, num_classes=2).samples["unlabeled"]) == 6
 
 
 @pytest.mark.parametrize(("name", "count"), [("imagenet10", 10), ("imagenet_dogs", 15)])
@@ -111,7 +114,7 @@ def test_imagenet_subsets_read_their_classes_and_no_other(
     root = image_folder({**dict.fromkeys(ids, 2), "n99999999": 2}, size=(40, 30), suffix=".JPEG")
     data = set_up(name, root, image_size=16)
     assert (data.num_classes, data.input_shape) == (count, (3, 16, 16))
-    assert data.rows["test"].labels.bincount().tolist() == [2] * count
+    assert data.samples["test"].labels.bincount().tolist() == [2] * count
     for file in (root / ids[-1]).iterdir():
         file.unlink()
     (root / ids[-1]).rmdir()
@@ -125,7 +128,7 @@ def test_features_with_and_without_labels(labels: bool) -> None:
     np.savez("f.npz", features=features, **({"labels": np.arange(20) % 2} if labels else {}))
     data = set_up("features", "f.npz", num_classes=None if labels else 2)
     assert data.input_shape == (4,)
-    assert ("test" in data.rows) == labels
+    assert ("test" in data.samples) == labels
     torch.testing.assert_close(clustered(data).mean(0), torch.zeros(4), atol=1e-5, rtol=0)
     torch.testing.assert_close(clustered(data).std(0), torch.ones(4))
 
@@ -134,9 +137,9 @@ def test_features_of_a_training_and_a_test_file() -> None:
     Path("both").mkdir()
     for part, count in (("train", 12), ("test", 6)):
         np.savez(f"both/{part}.npz", features=np.eye(12, 3)[:count], labels=np.arange(count) % 3)
-    assert len(set_up("features", "both").rows["test"]) == 18
+    assert len(set_up("features", "both").samples["test"]) == 18
     split = set_up("features", "both", protocol="split")
-    assert (len(split.rows["unlabeled"]), len(split.rows["test"])) == (12, 6)
+    assert (len(split.samples["unlabeled"]), len(split.samples["test"])) == (12, 6)
 
 
 def test_clustered_features_are_called_by_their_files() -> None:
@@ -144,7 +147,7 @@ def test_clustered_features_are_called_by_their_files() -> None:
     for part, count in (("train", 12), ("test", 6)):
         np.savez(f"both/{part}.npz", features=np.eye(12, 3)[:count], files=[f"{part}/{n}.jpg" for n in range(count)])
     data = set_up("features", "both", num_classes=3)
-    assert [data.describe_row("unlabeled", row) for row in (0, 11, 12, 17)] == [
+    assert [data.describe_sample("unlabeled", row) for row in (0, 11, 12, 17)] == [
         "train/0.jpg", "train/11.jpg", "test/0.jpg", "test/5.jpg",
     ]  # fmt: skip
 
@@ -153,12 +156,12 @@ def test_torch_data_sets() -> None:
     train = [(torch.full((1, 8, 8), float(row) / 10), row % 2) for row in range(6)]
     test = [(torch.zeros(1, 8, 8), 1)] * 3
     whole = set_up(train, test=test)
-    assert whole.rows["test"].labels.tolist() == [0, 1, 0, 1, 0, 1, 1, 1, 1]
-    assert set(whole.rows["unlabeled"].labels.tolist()) == {-1}
+    assert whole.samples["test"].labels.tolist() == [0, 1, 0, 1, 0, 1, 1, 1, 1]
+    assert set(whole.samples["unlabeled"].labels.tolist()) == {-1}
     split = set_up(train, test=test, protocol="split")
-    assert split.rows["test"].labels.tolist() == [1, 1, 1]
+    assert split.samples["test"].labels.tolist() == [1, 1, 1]
     images = [item for item, _ in train]
-    assert "test" not in set_up(images, num_classes=2).rows
+    assert "test" not in set_up(images, num_classes=2).samples
 
 
 @pytest.mark.parametrize(
@@ -206,7 +209,7 @@ def test_a_test_set_without_labels_is_predicted_and_not_tested(
     x, y, _ = gather(data, "test")
     assert x.shape == (4, *data.input_shape)
     assert y.tolist() == [-1] * 4
-    assert len(data.rows["unlabeled"]) == 9
+    assert len(data.samples["unlabeled"]) == 9
     assert not data.has_test
     with pytest.raises(ValueError, match="no labels, so that there is nothing to test"):
         data.test_dataloader()

@@ -50,9 +50,9 @@ def test_digits_are_complete_and_on_the_scale_of_bytes(gather):
     expected, labels = load_digits(return_X_y=True)
     # -1 … 1 back to the 0 … 16 of scikit-learn, bytes in between cost less than half a step.
     found = (torch.cat(parts).flatten(1) + 1) * 8
-    order = torch.cat([data.rows[part].index for part in ("labeled", "unlabeled", "val", "test")])
+    order = torch.cat([data.samples[part].index for part in ("labeled", "unlabeled", "val", "test")])
     np.testing.assert_allclose(found.numpy(), expected[order.numpy()], atol=0.04)
-    assert torch.equal(data.rows["test"].labels, torch.from_numpy(labels)[data.rows["test"].index])
+    assert torch.equal(data.samples["test"].labels, torch.from_numpy(labels)[data.samples["test"].index])
 
 
 @pytest.mark.parametrize(
@@ -63,12 +63,12 @@ def test_real_sets_equal_those_of_torchvision(data_root: Path, name, folder, siz
     data.setup("fit")
     for part, size in zip(("unlabeled", "test"), sizes, strict=True):
         theirs = getattr(torchvision.datasets, name.upper())(data_root / folder, train=part != "test")
-        store = data.rows[part].store
+        store = data.samples[part].store
         assert len(store) == size
         assert np.array_equal(store.data[:, 0].numpy(), np.asarray(theirs.data))
         assert store.labels.tolist() == np.asarray(theirs.targets).tolist()
-    assert torch.bincount(data.rows["labeled"].labels).tolist() == [10] * 10
-    assert len(data.rows["val"]) == DATASETS[name].num_val
+    assert torch.bincount(data.samples["labeled"].labels).tolist() == [10] * 10
+    assert len(data.samples["val"]) == DATASETS[name].num_val
 
 
 @pytest.mark.parametrize("labels", ["targets", "labels"])
@@ -123,11 +123,11 @@ def test_further_unlabelled_part_joins_the_unlabelled_rows(monkeypatch, tmp_path
     monkeypatch.setitem(DATASETS, "stl10", type(spec)(**(vars(spec) | {"load": small})))
     data = SemiSupervisedDataModule("stl10", root=tmp_path, num_labeled=20)
     data.setup("fit")
-    assert {part: len(rows) for part, rows in data.rows.items()} == {
+    assert {part: len(rows) for part, rows in data.samples.items()} == {
         "labeled": 20, "val": 500, "test": 20, "unlabeled": 130,
     }  # fmt: skip
-    assert data.rows["labeled"].labels.min() >= 0
-    assert (data.rows["unlabeled"].labels < 0).sum() == 50
+    assert data.samples["labeled"].labels.min() >= 0
+    assert (data.samples["unlabeled"].labels < 0).sum() == 50
 
 
 def test_unknown_name_lists_the_known_ones():

@@ -80,7 +80,7 @@ def read(data: DomainAdaptationDataModule) -> DomainAdaptationDataModule:
 
 
 def sizes(data: DomainAdaptationDataModule) -> dict[str, int]:
-    return {part: len(rows) for part, rows in data.rows.items()}
+    return {part: len(rows) for part, rows in data.samples.items()}
 
 
 class Outputs(Callback):
@@ -112,14 +112,14 @@ class TestRows:
         data = read(folder(photos))
         assert sizes(data) == {"labeled": 54, "unlabeled": 36, "val": 6, "test": 36}
         assert (data.num_classes, data.input_shape, data.class_names) == (3, (3, 28, 28), CLASSES)
-        assert data.rows["val"].labels.bincount().tolist() == [2, 2, 2]
-        both = torch.cat([data.rows["labeled"].index, data.rows["val"].index])
+        assert data.samples["val"].labels.bincount().tolist() == [2, 2, 2]
+        both = torch.cat([data.samples["labeled"].index, data.samples["val"].index])
         assert both.sort().values.tolist() == list(range(60))
-        assert data.rows["test"].labels.bincount().tolist() == [12, 12, 12]
+        assert data.samples["test"].labels.bincount().tolist() == [12, 12, 12]
 
     @pytest.mark.parametrize("oracle", [False, True])
     def test_labels_of_the_target_training_rows_are_hidden_unless_asked_for(self, photos, oracle):
-        labels = read(folder(photos, oracle_labels=oracle)).rows["unlabeled"].labels
+        labels = read(folder(photos, oracle_labels=oracle)).samples["unlabeled"].labels
         assert labels.tolist() == ([k for k in range(3) for _ in range(12)] if oracle else [-1] * 36)
 
     def test_split_seed_alone_draws_the_validation_rows(self, photos):
@@ -127,7 +127,7 @@ class TestRows:
         for seed in (0, 1):
             for run in (0, 1):
                 seed_everything(run)
-                rows[seed, run] = read(folder(photos, split_seed=seed)).rows["val"].index.tolist()
+                rows[seed, run] = read(folder(photos, split_seed=seed)).samples["val"].index.tolist()
         assert rows[0, 0] == rows[0, 1]
         assert rows[0, 0] != rows[1, 0]
 
@@ -138,18 +138,18 @@ class TestRows:
     def test_several_sources_give_their_shares(self, photos):
         data = read(folder(photos, ["amazon", "real_world"], "phone", num_val=0.25))
         assert sizes(data) == {"labeled": 72, "unlabeled": 10, "val": 24, "test": 0}
-        names = [data.describe_row("val", number) for number in range(24)]
+        names = [data.describe_sample("val", number) for number in range(24)]
         assert sum("amazon" in name for name in names) == 15
-        assert data.rows["val"].labels.bincount().tolist() == [8, 8, 8]
+        assert data.samples["val"].labels.bincount().tolist() == [8, 8, 8]
 
     def test_digits_are_tested_on_the_target_s_own_test_set(self, digits):
         data = read(digits("mnist", "U"))
         assert sizes(data) == {"labeled": 54, "unlabeled": 60, "val": 6, "test": 20}
-        assert data.rows["unlabeled"].labels.unique().tolist() == [-1]
+        assert data.samples["unlabeled"].labels.unique().tolist() == [-1]
 
     def test_the_target_is_stored_once(self, photos):
         data = read(folder(photos))
-        assert data.rows["test"].store is data.rows["unlabeled"].store
+        assert data.samples["test"].store is data.samples["unlabeled"].store
 
 
 class TestDigits:
@@ -175,22 +175,22 @@ class TestDigits:
     def test_only_what_must_change_changes(self, digits):
         data = read(digits("mnist", "svhn"))
         svhn = DATASETS["svhn"].load(Path(), "train", False)[0]
-        assert torch.equal(data.rows["unlabeled"].store.data, svhn)
-        grey = data.rows["labeled"].store.data
+        assert torch.equal(data.samples["unlabeled"].store.data, svhn)
+        grey = data.samples["labeled"].store.data
         assert (grey == grey[:, :1]).all()
 
     def test_enlarged_digits_keep_their_brightness(self, digits):
         given = DATASETS["usps"].load(Path(), "train", False)[0].float()
-        found = read(digits("mnist", "usps")).rows["unlabeled"].store.data.float()
+        found = read(digits("mnist", "usps")).samples["unlabeled"].store.data.float()
         torch.testing.assert_close(found.mean((1, 2, 3)), given.mean((1, 2, 3)), rtol=0.03, atol=0)
 
     def test_real_pair(self, data_root, gather):
         data = DomainAdaptationDataModule("usps", "mnist", "digits", data_root)
         data.setup("fit")
         assert sizes(data) == {"labeled": 6562, "unlabeled": 60000, "val": 729, "test": 10000}
-        assert data.rows["test"].labels[:5].tolist() == [7, 2, 1, 0, 4]
+        assert data.samples["test"].labels[:5].tolist() == [7, 2, 1, 0, 4]
         # Strokes are bright on dark ground in both domains.
-        means = [data.rows[part].store.data.float().mean() for part in ("labeled", "unlabeled")]
+        means = [data.samples[part].store.data.float().mean() for part in ("labeled", "unlabeled")]
         assert max(means) < 80
 
     def test_downloads_both_domains(self, digits, monkeypatch):
@@ -215,7 +215,7 @@ class TestPhotographs:
 
     def test_stored_at_eight_sevenths_with_both_sides_resized(self, photos):
         data = read(folder(photos))
-        store = data.rows["labeled"].store
+        store = data.samples["labeled"].store
         assert isinstance(store, ArrayStore)
         assert store.data.shape[1:] == (3, 32, 32)
         expected = Image.open(store.names[0]).resize((32, 32), Image.Resampling.BILINEAR, reducing_gap=2.0)
@@ -224,19 +224,19 @@ class TestPhotographs:
     def test_default_size(self, photos):
         data = folder(photos, image_size=None)
         assert data.input_shape == (3, 224, 224)
-        assert data.row_shape == (3, 256, 256)
+        assert data.sample_shape == (3, 256, 256)
 
     @pytest.mark.parametrize("in_memory", [True, False])
     def test_evaluation_sees_the_normalised_centre(self, photos, gather, in_memory):
         data = folder(photos, in_memory=in_memory, num_workers=0)
         x, y, index = gather(data, "test")
         data.in_memory = True
-        store = read(folder(photos)).rows["test"].store
+        store = read(folder(photos)).samples["test"].store
         expected = Normalization(IMAGENET_MEAN, IMAGENET_STD)(store.data[:, :, 2:30, 2:30])
         assert torch.equal(x, expected)
         assert y.tolist() == store.labels.tolist()
         assert index.tolist() == list(range(36))
-        assert isinstance(data.rows["test"].store, ArrayStore if in_memory else FileStore)
+        assert isinstance(data.samples["test"].store, ArrayStore if in_memory else FileStore)
 
     def test_workers_give_the_batches_of_memory(self, photos, fit):
         first, second = (fit(folder(photos, in_memory=m, num_workers=w)).batches for m, w in ((True, 0), (False, 2)))
@@ -303,9 +303,9 @@ class TestTrainingBatch:
         data = folder(photos, num_workers=0, target_augment={"crop": "center", "flip": False})
         batch = fit(data).batches[0]
         (view,), index = batch["unlabeled"]
-        target = data.rows["unlabeled"].store.data
+        target = data.samples["unlabeled"].store.data
         assert torch.equal(view, data.normalization(target[index][:, :, 2:30, 2:30]))
-        source = data.normalization(data.rows["labeled"].store.data[:, :, 2:30, 2:30])
+        source = data.normalization(data.samples["labeled"].store.data[:, :, 2:30, 2:30])
         x, _ = batch["labeled"]
         assert not (x.flatten(1)[:, None] == source.flatten(1)[None]).all(2).any()
 
@@ -313,8 +313,8 @@ class TestTrainingBatch:
         data = folder(photos, crop="center", flip=False, noise=0.2, target_augment={"noise": 0.0})
         batch = fit(data).batches[0]
         (view,), index = batch["unlabeled"]
-        assert torch.equal(view, data.normalize(data.rows["unlabeled"].store.data[index]))
-        table = data.normalize(data.rows["labeled"].store.data).flatten(1)
+        assert torch.equal(view, data.normalize(data.samples["unlabeled"].store.data[index]))
+        table = data.normalize(data.samples["labeled"].store.data).flatten(1)
         x = batch["labeled"][0].flatten(1)
         nearest = torch.cdist(x, table).min(1).values / x.shape[1] ** 0.5
         assert ((nearest > 0.18) & (nearest < 0.22)).all()
@@ -341,14 +341,14 @@ class TestEvaluation:
         run = trainer(callbacks=[outputs])
         run.fit(model(data), datamodule=data)
         assert sorted(outputs.val) == [0, 1]
-        assert torch.equal(column(outputs.val[0], 1), data.rows["val"].labels)
+        assert torch.equal(column(outputs.val[0], 1), data.samples["val"].labels)
         expected = [k for k in range(3) for _ in range(12)] if oracle else [-1] * 36
         assert column(outputs.val[1], 1).tolist() == expected
         assert column(outputs.val[1], 2).tolist() == list(range(36))
         for kept in outputs.val.values():
             assert all(len(out["logits"]) == len(out["features"]) == len(batch[1]) for batch, out in kept)
         logits = torch.cat([out["logits"] for _, out in outputs.val[0]])
-        accuracy = (logits.argmax(1) == data.rows["val"].labels).float().mean()
+        accuracy = (logits.argmax(1) == data.samples["val"].labels).float().mean()
         assert run.callback_metrics["val/acc"] == accuracy
 
     def test_test_reads_the_target_and_then_the_source(self, photos, trainer, model):
@@ -356,7 +356,7 @@ class TestEvaluation:
         run = trainer(callbacks=[outputs])
         run.test(model(data), datamodule=data, verbose=False)
         assert column(outputs.test[0], 1).tolist() == [k for k in range(3) for _ in range(12)]
-        assert torch.equal(column(outputs.test[1], 1), data.rows["val"].labels)
+        assert torch.equal(column(outputs.test[1], 1), data.samples["val"].labels)
         logits = torch.cat([out["logits"] for _, out in outputs.test[0]])
         assert run.callback_metrics["test/acc"] == (logits.argmax(1) == column(outputs.test[0], 1)).float().mean()
 
@@ -428,7 +428,7 @@ class TestEvaluation:
         data = folder(photos)
         trainer(callbacks=[FeatureProjection("pca")]).fit(model(data), datamodule=data)
         ((_, labels, *_),) = drawn
-        assert torch.equal(labels[:6], data.rows["val"].labels)
+        assert torch.equal(labels[:6], data.samples["val"].labels)
         assert labels[6:].tolist() == [-1] * 36
 
 
@@ -478,7 +478,7 @@ class TestDatasets:
             )
         )
         assert sizes(data) == {"labeled": 45, "unlabeled": 12, "val": 9, "test": 0}
-        assert torch.equal(data.rows["labeled"].store.data[30:], self.images(15).tensors[0])
+        assert torch.equal(data.samples["labeled"].store.data[30:], self.images(15).tensors[0])
 
     @pytest.mark.parametrize(
         ("change", "message"),

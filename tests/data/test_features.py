@@ -50,14 +50,14 @@ def test_three_files(gather, suffix):
 
 def test_one_file_of_which_few_rows_keep_their_label(gather):
     data = module(save("all.npz", features=X, labels=Y), num_labeled=6, num_val=9, num_test=12)
-    assert {part: len(rows) for part, rows in data.rows.items()} == {
+    assert {part: len(rows) for part, rows in data.samples.items()} == {
         "labeled": 6, "val": 9, "test": 12, "unlabeled": 33,
     }  # fmt: skip
-    rows = torch.cat([data.rows[part].index for part in data.rows])
+    rows = torch.cat([data.samples[part].index for part in data.samples])
     assert rows.sort().values.tolist() == list(range(60))
     x, y, _ = gather(data, "labeled")
     assert sorted(y.tolist()) == [0, 0, 1, 1, 2, 2]
-    assert np.array_equal(x.numpy(), X[data.rows["labeled"].index])
+    assert np.array_equal(x.numpy(), X[data.samples["labeled"].index])
 
 
 def test_class_names_count_the_classes():
@@ -71,7 +71,7 @@ def test_labels_of_the_unlabelled_file_are_never_read():
     # Objects: numpy refuses to read them.
     np.savez("unlabeled.npz", features=X, labels=np.array([object()] * 60))
     data = module(save("labeled.npz", features=X, labels=Y), unlabeled="unlabeled.npz")
-    assert data.rows["unlabeled"].labels.unique().tolist() == [-1]
+    assert data.samples["unlabeled"].labels.unique().tolist() == [-1]
 
 
 def test_labels_of_an_unlabelled_data_set_are_never_read():
@@ -91,7 +91,7 @@ def test_labels_of_an_unlabelled_data_set_are_never_read():
             return X[row], Unreadable()
 
     data = module(TensorDataset(torch.from_numpy(X), torch.from_numpy(Y)), unlabeled=Labelled())
-    assert np.array_equal(data.rows["unlabeled"].store.data.numpy(), X[:20])
+    assert np.array_equal(data.samples["unlabeled"].store.data.numpy(), X[:20])
 
 
 def test_data_sets_in_place_of_files(gather):
@@ -124,11 +124,11 @@ def test_arrays_of_several_sources_and_a_target(gather):
 def test_standardising_uses_the_training_rows_alone(gather):
     x = X * np.array([1, 10, 100, 0, 3]) + 7
     data = module(save("all.npz", features=x, labels=Y), num_labeled=6, num_val=9, num_test=12, standardize="joint")
-    training = np.concatenate([data.rows[part].index for part in ("labeled", "unlabeled")])
+    training = np.concatenate([data.samples[part].index for part in ("labeled", "unlabeled")])
     mean, std = x[training].mean(0), x[training].std(0)
     expected = (x - mean) / np.where(std > 0, std, 1)  # a constant feature becomes zero
     for part in ("labeled", "unlabeled", "val", "test"):
-        np.testing.assert_allclose(gather(data, part)[0].numpy(), expected[data.rows[part].index], atol=1e-4)
+        np.testing.assert_allclose(gather(data, part)[0].numpy(), expected[data.samples[part].index], atol=1e-4)
 
 
 def test_standardising_counts_the_unlabelled_file(gather):
@@ -145,9 +145,9 @@ def test_standardising_counts_the_unlabelled_file(gather):
 def test_noise_is_for_training_alone(fit, gather):
     data = module(save("a.npz", features=X, labels=Y), num_labeled=6, num_test=10, noise=0.1)
     batch = fit(data).batches[0]
-    clean = torch.from_numpy(X)[data.rows["unlabeled"].index][batch["unlabeled"][1]]
+    clean = torch.from_numpy(X)[data.samples["unlabeled"].index][batch["unlabeled"][1]]
     assert 0.07 < (batch["unlabeled"][0][0] - clean).std() < 0.13
-    assert np.array_equal(gather(data, "test")[0].numpy(), X[data.rows["test"].index])
+    assert np.array_equal(gather(data, "test")[0].numpy(), X[data.samples["test"].index])
 
 
 @pytest.mark.parametrize("suffix", ["npz", "pt"])
@@ -162,8 +162,8 @@ def test_rows_are_called_by_their_files(suffix, tmp_path, trainer, model):
     sources = [write("one", slice(30), "day"), write("two", slice(30, 40), "dusk")]
     data = FeatureDataModule(source=sources, target=write("target", slice(40, 60), "night"), standardize="domain")
     data.setup("fit")
-    for row, number in enumerate(data.rows["labeled"].index.tolist()):
-        assert data.describe_row("labeled", row) == f"{'day' if number < 30 else 'dusk'}/{number}.jpg"
+    for row, number in enumerate(data.samples["labeled"].index.tolist()):
+        assert data.describe_sample("labeled", row) == f"{'day' if number < 30 else 'dusk'}/{number}.jpg"
     trainer(callbacks=[PredictionWriter()], default_root_dir=tmp_path).predict(model(data), datamodule=data)
     with (tmp_path / "predictions.csv").open() as table:
         assert [row["file"] for row in csv.DictReader(table)] == [f"night/{number}.jpg" for number in range(40, 60)]
@@ -174,7 +174,7 @@ def test_two_sources_of_which_one_has_no_files_are_numbered():
     save("two.npz", features=X[30:], labels=Y[30:])
     data = FeatureDataModule(source=["one.npz", "two.npz"], target=save("target.npz", features=X), num_val=0)
     data.setup("fit")
-    assert data.describe_row("labeled", 3) == "3"
+    assert data.describe_sample("labeled", 3) == "3"
 
 
 def test_a_target_without_labels_is_predicted_as_the_unlabelled_rows(gather):
@@ -292,10 +292,10 @@ class TestTwoDomains:
     def test_parts(self, pair, gather):
         data = FeatureDataModule(**pair)
         data.setup("fit")
-        assert {part: len(rows) for part, rows in data.rows.items()} == {
+        assert {part: len(rows) for part, rows in data.samples.items()} == {
             "labeled": 54, "unlabeled": 30, "val": 6, "test": 30,
         }  # fmt: skip
-        assert data.rows["val"].labels.bincount().tolist() == [2, 2, 2]
+        assert data.samples["val"].labels.bincount().tolist() == [2, 2, 2]
         assert data.class_names == ("ape", "bee", "cow")
         assert gather(data, "unlabeled")[1].tolist() == [-1] * 30
         x, y, _ = gather(data, "test")
@@ -307,7 +307,7 @@ class TestTwoDomains:
         save("three.npz", features=X[:40] - 8, labels=Y[:40])
         save("one.npz", features=X * 3, labels=Y)
         data = module(None, source=["one", "three"], target="two", num_val=20, standardize="domain")
-        training, held_out = (data.rows[part].index.numpy() for part in ("labeled", "val"))
+        training, held_out = (data.samples[part].index.numpy() for part in ("labeled", "val"))
         expected = np.empty_like(x)
         for mine in (np.arange(100) < 60, np.arange(100) >= 60):
             seen = x[training[mine[training]]]
@@ -334,14 +334,14 @@ class TestTwoDomains:
         save("two.npz", features=X[:30])
         data = FeatureDataModule(source="one", target="two.npz", num_val=9)
         assert len(fit(data).batches) == 1
-        assert not len(data.rows["test"])
-        assert len(data.rows["val"]) == 9
+        assert not len(data.samples["test"])
+        assert len(data.samples["val"]) == 9
 
     def test_own_test_and_validation_files(self, pair, gather):
         save("val.npz", features=X[:12] * 3, labels=Y[:12])
         save("test.npz", features=X[30:40], labels=Y[30:40])
         data = module(None, **pair, val="val", test="test", standardize="domain")
-        assert {part: len(rows) for part, rows in data.rows.items()} == {
+        assert {part: len(rows) for part, rows in data.samples.items()} == {
             "labeled": 60, "unlabeled": 30, "val": 12, "test": 10,
         }  # fmt: skip
         np.testing.assert_allclose(gather(data, "val")[0], (X[:12] * 3 - X.mean(0)) / X.std(0), atol=1e-5)
@@ -352,10 +352,10 @@ class TestTwoDomains:
         Path("deep").mkdir()
         save("deep/a.npz", features=X, labels=Y)
         save("deep/b.v2.npz", features=X, labels=Y)
-        assert len(module("a.npz", root="deep").rows["labeled"]) == 60
+        assert len(module("a.npz", root="deep").samples["labeled"]) == 60
         data = module(None, root="deep", source="a", target="b.v2")
-        assert len(data.rows["test"]) == 60
-        assert len(module(Path("deep/a.npz").absolute(), root="elsewhere").rows["labeled"]) == 60
+        assert len(data.samples["test"]) == 60
+        assert len(module(Path("deep/a.npz").absolute(), root="elsewhere").samples["labeled"]) == 60
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -391,7 +391,7 @@ class TestTwoDomains:
         data = module(
             None, root=data_root / "office_caltech10_features", source="amazon", target="webcam", standardize="domain"
         )
-        assert {part: len(rows) for part, rows in data.rows.items()} == {
+        assert {part: len(rows) for part, rows in data.samples.items()} == {
             "labeled": 862, "unlabeled": 295, "val": 96, "test": 295,
         }  # fmt: skip
         x, _, _ = gather(data, "unlabeled")

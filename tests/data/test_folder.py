@@ -20,7 +20,7 @@ def folder(root: Path, read: bool = True, **kwargs) -> SemiSupervisedDataModule:
 
 def files(data: SemiSupervisedDataModule, part: str) -> list[str]:
     """Files of a part, relative to the root."""
-    named = [data.describe_row(part, index) for index in range(len(data.rows[part]))]
+    named = [data.describe_sample(part, index) for index in range(len(data.samples[part]))]
     return [str(Path(name).relative_to(data.root)) for name in named]
 
 
@@ -36,35 +36,35 @@ class TestLayouts:
             "labeled/cat/0.png",
             "labeled/cat/1.png",
         ]
-        assert data.rows["labeled"].labels.tolist() == [0, 0, 0, 1, 1]
+        assert data.samples["labeled"].labels.tolist() == [0, 0, 0, 1, 1]
         assert sorted(files(data, "unlabeled")) == [
             "unlabeled/0.png", "unlabeled/1.png", "unlabeled/a/b/0.png", "unlabeled/a/b/1.png",
         ]  # fmt: skip
-        assert data.rows["unlabeled"].labels.tolist() == [-1] * 4
+        assert data.samples["unlabeled"].labels.tolist() == [-1] * 4
         assert files(data, "test") == ["test/cat/0.png"]
-        assert data.rows["test"].labels.tolist() == [1]
-        assert not len(data.rows["val"])
+        assert data.samples["test"].labels.tolist() == [1]
+        assert not len(data.samples["val"])
 
     def test_few_images_labelled_by_hand_are_not_held_out_unasked_but_on_request(self, image_folder):
         root = image_folder({"labeled/a": 10, "labeled/b": 10, "unlabeled": 5})
         data = folder(root, num_val=4)
-        assert (len(data.rows["labeled"]), len(data.rows["val"])) == (16, 4)
+        assert (len(data.samples["labeled"]), len(data.samples["val"])) == (16, 4)
 
     def test_training_folder_of_which_few_keep_their_label(self, image_folder):
         root = image_folder({"train/a": 20, "train/b": 20, "val/a": 1, "val/b": 2, "test/b": 3})
         data = folder(root, num_labeled=6)
-        assert data.rows["labeled"].labels.tolist() == [0] * 3 + [1] * 3
+        assert data.samples["labeled"].labels.tolist() == [0] * 3 + [1] * 3
         assert files(data, "val") == ["val/a/0.png", "val/b/0.png", "val/b/1.png"]
-        assert len(data.rows["unlabeled"]) == 34
+        assert len(data.samples["unlabeled"]) == 34
         assert all(name.startswith("train/") for part in ("labeled", "unlabeled") for name in files(data, part))
 
     def test_class_folders_at_the_root(self, image_folder):
         root = image_folder({"a": 30, "b": 10, "unlabeled/c": 3, "test/a": 2})
         data = folder(root, num_labeled=4)
         assert data.class_names == ("a", "b")
-        assert data.rows["val"].labels.tolist() == [0, 0, 0, 1]  # a tenth of each class
-        assert len(data.rows["unlabeled"]) == 40 - 4 - 4 + 3
-        assert len(data.rows["test"]) == 2
+        assert data.samples["val"].labels.tolist() == [0, 0, 0, 1]  # a tenth of each class
+        assert len(data.samples["unlabeled"]) == 40 - 4 - 4 + 3
+        assert len(data.samples["test"]) == 2
 
     def test_test_rows_from_the_training_tree_are_the_same_for_every_seed(self, image_folder):
         root = image_folder({"a": 20, "b": 20})
@@ -80,8 +80,8 @@ class TestLayouts:
         (root / "test/.ipynb_checkpoints").mkdir()
         data = folder(root, num_val=0)
         assert data.class_names == ("a", "b")
-        assert len(data.rows["labeled"]) == 6
-        assert not len(data.rows["unlabeled"])
+        assert len(data.samples["labeled"]) == 6
+        assert not len(data.samples["unlabeled"])
 
     def test_linked_folders_are_followed(self, image_folder, tmp_path: Path):
         root = image_folder({"labeled/a": 1, "labeled/b": 1})
@@ -94,7 +94,7 @@ class TestLayouts:
 
     def test_empty_validation_and_test_folders_count_as_absent(self, image_folder):
         data = folder(image_folder({"train/a": 10, "train/b": 10, "val": 0, "test/a": 0}))
-        assert len(data.rows["val"]) == 2
+        assert len(data.samples["val"]) == 2
         with pytest.raises(ValueError, match=r"no test rows. Give a test set, or set num_test"):
             data.test_dataloader()
 
@@ -178,7 +178,7 @@ class TestPixels:
     """What becomes of the files' pixels."""
 
     def pixels(self, data: SemiSupervisedDataModule) -> torch.Tensor:
-        store = data.rows["labeled"].store
+        store = data.samples["labeled"].store
         assert isinstance(store, ArrayStore)
         return store.data
 
@@ -233,7 +233,7 @@ class TestPixels:
         for suffix in suffixes:
             Image.new("RGB", (8, 8), (200, 200, 200)).save(root / "train/a" / f"grey{suffix}")
         data = folder(root, num_val=0)
-        assert len(data.rows["labeled"]) == 2 + len(suffixes)
+        assert len(data.samples["labeled"]) == 2 + len(suffixes)
         assert (self.pixels(data)[1:-1].float() - 200).abs().max() <= 3
 
     @pytest.mark.parametrize("suffix", [".png", ".jpg"])
@@ -269,8 +269,8 @@ class TestMemoryAndWorkers:
         options = {"labeled_batch_size": 4, "unlabeled_batch_size": 5, "steps_per_epoch": 3, "noise": 0.1}
         memory = folder(root, image_size=8, in_memory=True, **options)
         reading = folder(root, image_size=8, in_memory=False, num_workers=workers, **options)
-        assert isinstance(memory.rows["test"].store, ArrayStore)
-        assert not isinstance(reading.rows["test"].store, ArrayStore)
+        assert isinstance(memory.samples["test"].store, ArrayStore)
+        assert not isinstance(reading.samples["test"].store, ArrayStore)
         for ours, theirs in zip(fit(memory, max_epochs=2).batches, fit(reading, max_epochs=2).batches, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
         for part in ("labeled", "unlabeled", "val", "test"):
@@ -278,20 +278,20 @@ class TestMemoryAndWorkers:
 
     def test_size_decides_when_nothing_is_said(self, image_folder, monkeypatch):
         root = image_folder({"a": 4, "b": 4})
-        assert isinstance(folder(root).rows["labeled"].store, ArrayStore)
+        assert isinstance(folder(root).samples["labeled"].store, ArrayStore)
         monkeypatch.setattr("supercm_lightning.data.sources.stores._MEMORY", 8 * 3 * 8 * 8 - 1)
-        assert not isinstance(folder(root).rows["labeled"].store, ArrayStore)
+        assert not isinstance(folder(root).samples["labeled"].store, ArrayStore)
 
     @pytest.mark.slow
     def test_real_tree_is_read_whole(self, data_root: Path, gather):
         data = folder(data_root / "cifar10", num_labeled=600)
-        assert {part: len(rows) for part, rows in data.rows.items()} == {
+        assert {part: len(rows) for part, rows in data.samples.items()} == {
             "labeled": 600, "val": 5000, "test": len(list((data_root / "cifar10/test").rglob("*.jpg"))),
             "unlabeled": 44_400,
         }  # fmt: skip
         x, y, index = gather(data, "test")
         for row in (0, len(index) // 2, len(index) - 1):
-            file = Path(data.describe_row("test", int(index[row])))
+            file = Path(data.describe_sample("test", int(index[row])))
             assert data.class_names[y[row]] == file.parent.name
             pixels = np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1)
             np.testing.assert_allclose(x[row].numpy(), pixels / 127.5 - 1, atol=1e-5)

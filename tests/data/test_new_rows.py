@@ -81,9 +81,9 @@ def test_pixels_are_those_of_the_test_set(
     x, y, index = gather(data, str(new))
     assert y.tolist() == [-1] * 8
     assert torch.equal(x, gather(data, "test")[0])
-    assert data.describe_row("test", 5) == str(root / "test/b/1.png")
+    assert data.describe_sample("test", 5) == str(root / "test/b/1.png")
     data.predict_on = str(new)
-    assert data.describe_row("predict", int(index[5])) == str(new / "z/deep/1.png")
+    assert data.describe_sample("predict", int(index[5])) == str(new / "z/deep/1.png")
 
 
 def test_the_images_of_the_training_are_not_read(image_folder: Callable[..., Path], gather: Gather) -> None:
@@ -112,7 +112,7 @@ def test_bad_images_are_named_or_left_out(image_folder: Callable[..., Path], gat
         x, *_ = gather(data, str(new))
     assert len(x) == 2
     data.predict_on = str(new)
-    assert data.describe_row("predict", 1) == str(new / "2.png")
+    assert data.describe_sample("predict", 1) == str(new / "2.png")
 
 
 def test_wrong_paths_are_named(image_folder: Callable[..., Path], gather: Gather) -> None:

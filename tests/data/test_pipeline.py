@@ -23,7 +23,7 @@ def digits(**kwargs: Any) -> SemiSupervisedDataModule:
 
 def plain(data: SemiSupervisedDataModule, part: str, index: Tensor) -> Tensor:
     """Normalised images of a part's rows, from the data module's table."""
-    rows = data.rows[part]
+    rows = data.samples[part]
     return Normalization()(rows.store.data[rows.index[index]])
 
 
@@ -55,7 +55,7 @@ class TestTrainingBatch:
             x, y = batch["labeled"]
             matches = (plain(data, "labeled", torch.arange(20)).flatten(1)[None] == x.flatten(1)[:, None]).all(2)
             assert matches.any(1).all()
-            assert torch.equal(data.rows["labeled"].labels[matches.float().argmax(1)], y)
+            assert torch.equal(data.samples["labeled"].labels[matches.float().argmax(1)], y)
             views, index = batch["unlabeled"]
             assert isinstance(views, tuple)
             assert len(views) == 1
@@ -107,9 +107,9 @@ class TestTrainingBatch:
     def test_labelled_images_are_unlabelled_ones_only_when_asked(self, fit, repeated):
         data = digits(labeled_in_unlabeled=repeated, unlabeled_batch_size=400, shift=0)
         batches = fit(data).batches
-        seen = {row for batch in batches for row in data.rows["unlabeled"].index[batch["unlabeled"][1]].tolist()}
+        seen = {row for batch in batches for row in data.samples["unlabeled"].index[batch["unlabeled"][1]].tolist()}
         assert len(seen) == 1177 + 20 * repeated
-        assert len(seen & set(data.rows["labeled"].index.tolist())) == 20 * repeated
+        assert len(seen & set(data.samples["labeled"].index.tolist())) == 20 * repeated
 
     def test_double_precision_reaches_the_views(self, fit):
         batch = fit(digits(), precision="64-true").batches[0]
@@ -158,7 +158,7 @@ class TestRandomness:
         for batch in fit(data, max_epochs=2).batches:
             x, y = batch["labeled"]
             table = plain(data, "labeled", torch.arange(10))
-            plain_of_labels = table[data.rows["labeled"].labels.argsort()]
+            plain_of_labels = table[data.samples["labeled"].labels.argsort()]
             noise.append((x - plain_of_labels[y]).flatten().numpy())
         assert np.abs(np.corrcoef(noise)[np.triu_indices(8, 1)]).max() < 0.15
 
@@ -216,9 +216,9 @@ class TestEvaluation:
     def test_every_part_can_be_predicted_in_order(self, gather, part):
         data = digits(noise=0.5, eval_batch_size=100)
         x, y, index = gather(data, part)
-        assert index.tolist() == list(range(len(data.rows[part])))
+        assert index.tolist() == list(range(len(data.samples[part])))
         assert torch.equal(x, plain(data, part, index))
-        assert torch.equal(y, data.rows[part].labels)
+        assert torch.equal(y, data.samples[part].labels)
 
     def test_validation_rows_are_seen_once_and_plain(self, fit):
         data = digits(noise=0.5, eval_batch_size=64)
@@ -242,14 +242,14 @@ class TestEvaluation:
     def test_rows_are_described_by_their_file(self, gather, image_folder):
         data = SemiSupervisedDataModule("folder", root=image_folder({"labeled/a": 3, "labeled/b": 2, "unlabeled/x": 4}))
         _, _, index = gather(data, "unlabeled")
-        names = [data.describe_row("predict", int(row)) for row in index]
+        names = [data.describe_sample("predict", int(row)) for row in index]
         assert names == [str(data.root / f"unlabeled/x/{row}.png") for row in range(4)]
-        assert data.describe_row("labeled", 4) == str(data.root / "labeled/b/1.png")
+        assert data.describe_sample("labeled", 4) == str(data.root / "labeled/b/1.png")
 
     def test_rows_without_file_are_described_by_their_index(self):
         data = digits()
         data.setup("fit")
-        assert data.describe_row("test", 7) == "7"
+        assert data.describe_sample("test", 7) == "7"
 
 
 class TestOutsideTheLoops:
@@ -271,7 +271,7 @@ class TestOutsideTheLoops:
         for name in ("val", "test"):
             x, y, index = found[name]
             assert torch.equal(x, plain(data, name, index))
-            assert torch.equal(y, data.rows[name].labels[index])
+            assert torch.equal(y, data.samples[name].labels[index])
         views, index = found["train"]["unlabeled"]
         assert torch.equal(views[0], plain(data, "unlabeled", index))
 
@@ -348,7 +348,7 @@ class TestBadInput:
     def test_share_of_the_training_set(self):
         data = digits(num_val=0.1)
         data.setup("fit")
-        assert len(data.rows["val"]) == 180
+        assert len(data.samples["val"]) == 180
 
     @pytest.mark.timeout(60)
     @pytest.mark.parametrize("limit", [{"max_epochs": 1}, {"max_steps": 5, "max_epochs": -1}])

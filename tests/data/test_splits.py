@@ -161,8 +161,8 @@ class TestFileOfADataModule:
         content["val"] = content["val"][:7]
         Path("splits/digits.json").write_text(json.dumps(content))
         read = self.data()
-        assert read.rows["val"].index.tolist() == content["val"]
-        assert len(read.rows["unlabeled"]) == 1797 - 20 - 7 - 450
+        assert read.samples["val"].index.tolist() == content["val"]
+        assert len(read.samples["unlabeled"]) == 1797 - 20 - 7 - 450
 
     def test_refused_for_other_data(self, image_folder):
         self.data()

@@ -11,10 +11,10 @@ from torchvision.transforms.v2 import functional as single
 
 from supercm_lightning import Method
 from supercm_lightning.data import Normalization, SemiSupervisedDataModule, StrongAugmentation
-from supercm_lightning.data.transforms.weak import flip_and_shift
 from supercm_lightning.data.transforms.operations import FILL
-from supercm_lightning.utils.random import generator
 from supercm_lightning.data.transforms.strong import POOL, apply_operations, cutout
+from supercm_lightning.data.transforms.weak import flip_and_shift
+from supercm_lightning.utils.random import generator
 
 SIZES = [(8, 8), (28, 28), (32, 32), (33, 47)]
 NAMES = tuple(POOL)

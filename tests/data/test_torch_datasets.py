@@ -59,7 +59,7 @@ def test_bytes_as_tensors_and_as_pil_are_normalised(gather, make, in_memory):
     data = module(Items(make), num_labeled=8, in_memory=in_memory)
     assert (data.num_classes, data.input_shape) == (4, (3, 6, 5))
     x, y, _ = gather(data, "unlabeled")
-    rows = data.rows["unlabeled"].index
+    rows = data.samples["unlabeled"].index
     torch.testing.assert_close(x, IMAGES[rows] / 127.5 - 1)
     assert torch.equal(y, LABELS[rows])
 
@@ -76,9 +76,9 @@ def test_floats_arrive_unchanged(gather, fit):
     floats = torch.randn(40, 3, 6, 5)
     data = module(TensorDataset(floats, LABELS), num_labeled=8)
     x, _, _ = gather(data, "unlabeled")
-    assert torch.equal(x, floats[data.rows["unlabeled"].index])
+    assert torch.equal(x, floats[data.samples["unlabeled"].index])
     views, index = fit(data).batches[0]["unlabeled"]
-    assert torch.equal(views[0], floats[data.rows["unlabeled"].index][index])
+    assert torch.equal(views[0], floats[data.samples["unlabeled"].index][index])
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGBA", 3), ("P", 3), ("LA", 1)])
@@ -95,7 +95,7 @@ def test_listed_labels_are_used_without_reading_the_items(name):
         return IMAGES[row], LABELS[row]
 
     data = module(Items(costly, **{name: LABELS.tolist()}), num_labeled=8)
-    assert torch.equal(data.rows["labeled"].labels, LABELS[data.rows["labeled"].index])
+    assert torch.equal(data.samples["labeled"].labels, LABELS[data.samples["labeled"].index])
 
 
 def test_labels_changed_by_a_transform_are_read_from_the_items():
@@ -110,8 +110,8 @@ def test_names_instead_of_numbers_in_labels_are_not_mistaken_for_them():
 
 def test_subset_of_a_data_set():
     data = module(Subset(TensorDataset(IMAGES, LABELS), list(range(20, 40))), num_labeled=8)
-    rows = data.rows["labeled"].index
-    assert torch.equal(data.rows["labeled"].labels, LABELS[20:][rows])
+    rows = data.samples["labeled"].index
+    assert torch.equal(data.samples["labeled"].labels, LABELS[20:][rows])
     assert torch.equal(next(iter(data.train_dataloader()["labeled"])).pixels[0], IMAGES[20:][rows][_first(data)])
 
 
@@ -127,7 +127,7 @@ def test_class_names_come_with_the_data_set():
 @pytest.mark.parametrize("make", [lambda row: IMAGES[row], lambda row: (IMAGES[row], Unreadable()), pil])
 def test_further_unlabelled_images_with_or_without_labels(gather, make):
     data = module(TensorDataset(IMAGES, LABELS), num_labeled=8, unlabeled=Items(make, 10))
-    assert len(data.rows["unlabeled"]) == 32 + 10
+    assert len(data.samples["unlabeled"]) == 32 + 10
     x, y, _ = gather(data, "unlabeled")
     torch.testing.assert_close(x[-10:], IMAGES[:10] / 127.5 - 1)
     assert y[-10:].tolist() == [-1] * 10
@@ -142,15 +142,15 @@ def test_own_validation_and_test_sets_are_not_cut_from_the_training_set(gather):
         val=TensorDataset(IMAGES[:6], LABELS[:6]),
         test=TensorDataset(IMAGES[6:8], LABELS[6:8]),
     )
-    assert (len(data.rows["unlabeled"]), len(data.rows["val"]), len(data.rows["test"])) == (32, 6, 2)
+    assert (len(data.samples["unlabeled"]), len(data.samples["val"]), len(data.samples["test"])) == (32, 6, 2)
     assert gather(data, "test")[1].tolist() == [2, 3]
-    assert data.describe_row("test", 1) == "1"
+    assert data.describe_sample("test", 1) == "1"
 
 
 def test_negative_labels_of_a_training_set_mean_unlabelled():
     labels = torch.where(torch.arange(40) < 20, LABELS, -1)
     data = module(TensorDataset(IMAGES, labels))
-    assert (len(data.rows["labeled"]), len(data.rows["unlabeled"])) == (20, 20)
+    assert (len(data.samples["labeled"]), len(data.samples["unlabeled"])) == (20, 20)
 
 
 class TestBadInput:
@@ -214,7 +214,7 @@ def test_data_set_is_read_by_one_thread_at_a_time():
         return IMAGES[position[0]], position[0] % 4
 
     data = module(Items(make), in_memory=True)
-    store = data.rows["labeled"].store
+    store = data.samples["labeled"].store
     assert torch.equal(store.data, IMAGES)
 
 

@@ -61,7 +61,7 @@ def test_module_whitens_all_parts_by_the_training_images(gather):
     data.setup("fit")
     plain.setup("fit")
     # The built-in digits have one table; its rows are all training images but for the labels.
-    raw = global_contrast_normalize(plain.rows["test"].store.data)
-    expected = ZCA.fit(raw)(raw)[plain.rows["test"].index]
+    raw = global_contrast_normalize(plain.samples["test"].store.data)
+    expected = ZCA.fit(raw)(raw)[plain.samples["test"].index]
     x, _, _ = gather(data, "test")
     torch.testing.assert_close(x, expected)

@@ -28,7 +28,7 @@ from supercm_lightning import (
     SuperCM,
     SuperCMVAT,
 )
-from supercm_lightning.data.sources.stores import Rows
+from supercm_lightning.data.sources.stores import Samples
 from supercm_lightning.losses import balanced_consistency_loss
 from supercm_lightning.metrics import ClusteringAccuracy
 
@@ -141,7 +141,7 @@ def test_views_of_the_drawn_rows_are_those_rows() -> None:
     data = digits(shift=0)
     trainer(2, watch).fit(model_of(), datamodule=data)
     step = watch.steps[0]
-    clean = data.normalize(data.rows["unlabeled"].store.data[step["rows"]])
+    clean = data.normalize(data.samples["unlabeled"].store.data[step["rows"]])
     torch.testing.assert_close(step["x"][:40], clean)
     assert not torch.equal(step["x"][40:], clean)
     assert not torch.equal(step["x"][40:], watch.steps[1]["x"][40:])  # a held set gets new views
@@ -246,10 +246,10 @@ class Forbidden(Tensor):
 def test_a_run_never_touches_a_label(monkeypatch: pytest.MonkeyPatch) -> None:
     data = digits()
     data.setup("predict")
-    store = data.rows["unlabeled"].store
+    store = data.samples["unlabeled"].store
     store.labels = torch.zeros(len(store)).as_subclass(Forbidden)
     with pytest.raises(AssertionError, match="a label was read"):
-        _ = Rows.all_of(store).labels
+        _ = Samples.all_of(store).labels
     model, run = model_of(ASDSuperCMFreeMatch), trainer(20, EMA(decay=0.9, refresh_batches=2))
     run.fit(model, datamodule=data)
     predictions = run.predict(model, datamodule=data)

@@ -186,7 +186,7 @@ def test_predictions_are_probabilities_with_their_index() -> None:
     index = torch.cat([out["index"] for out in outputs])
     probabilities = torch.cat([out["probabilities"] for out in outputs])
     assert torch.equal(index, torch.arange(450))
-    rows = data.rows["test"]
+    rows = data.samples["test"]
     expected = model.eval()(data.normalize(rows.store.data[rows.index])).softmax(1)
     torch.testing.assert_close(probabilities, expected.detach())
 
@@ -404,7 +404,9 @@ def test_rows_that_are_forwarded_again_have_the_company_of_the_first_time() -> N
         model = digits_model(Two, batch_norm=mode)
         views = (torch.rand(6, 1, 8, 8), torch.rand(6, 1, 8, 8))
         step = model.joint_forward({"labeled": (torch.rand(4, 1, 8, 8), torch.arange(4)), "unlabeled": (views, None)})
-        torch.testing.assert_close(model.forward_again(step, views[0]), step.unlabeled_logits[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            model.forward_matched(step, views[0]), step.unlabeled_logits[0], rtol=1e-4, atol=1e-5
+        )
 
 
 def test_a_checkpoint_of_a_run_that_became_infinite_is_not_written(tmp_path: Path) -> None:

@@ -132,8 +132,8 @@ def test_cdan_sees_the_product_and_weighs_certain_rows() -> None:
     expected = torch.stack([torch.outer(f, p).flatten() for f, p in zip(features, logits.softmax(1), strict=True)])
     torch.testing.assert_close(seen, expected)
     assert not seen.requires_grad, "the class probabilities are no way around the reversal"
-    torch.testing.assert_close(model.row_weights(logits), certainty_weight(logits))
-    assert model_of(CDAN).row_weights(logits) is None
+    torch.testing.assert_close(model.sample_weights(logits), certainty_weight(logits))
+    assert model_of(CDAN).sample_weights(logits) is None
 
 
 @pytest.mark.parametrize("kind", ADAPTING, ids=lambda kind: kind.__name__)

@@ -30,7 +30,7 @@ def terms_and_gradients(
     x, y, u = SOURCE[rank::world], LABELS[rank::world], TARGET[rank::world]
     step = model.joint_forward({"labeled": (x, y), "unlabeled": ((u,), torch.arange(len(u)))})
     if hasattr(model.head, "update"):
-        model.head.update(*model.centroid_rows(step))
+        model.head.update(*model.centroid_samples(step))
     terms = model.losses(step)
     torch.stack(list(terms.values())).sum().backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

@@ -303,7 +303,7 @@ def test_pseudo_labelled_rows_join_the_centroids_above_the_confidence() -> None:
         model.head.linear.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
     x, u = torch.tensor([[2.0, 0.0]]), torch.tensor([[5.0, 0.0], [0.0, 7.0], [1.0, 1.1]])
     step = model.joint_forward({"labeled": (x, torch.tensor([0])), "unlabeled": ((u,), torch.arange(3))})
-    model.head.update(*model.centroid_rows(step))
+    model.head.update(*model.centroid_samples(step))
     torch.testing.assert_close(model.head.centroids, torch.tensor([[3.5, 0.0], [0.0, 7.0]]))
 
 
@@ -326,7 +326,7 @@ def test_pi_model_target_shares_the_batch_statistics_of_the_student() -> None:
     batch = {"labeled": (x, torch.arange(6)), "unlabeled": ((u, u.clone()), torch.arange(8))}
     model.train()
     step = model.joint_forward(batch)
-    again = model.forward_again(step, step.target_views[0])
+    again = model.forward_matched(step, step.target_views[0])
     torch.testing.assert_close(again, step.unlabeled_logits[0])
 
 

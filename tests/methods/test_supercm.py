@@ -70,7 +70,7 @@ def test_centroids_are_the_class_means_of_fixed_features() -> None:
             module.momentum = 0.0
     run.fit(model, datamodule=data)
     assert torch.equal(model.backbone.layers[1].running_mean, before)
-    rows = data.rows["labeled"]
+    rows = data.samples["labeled"]
     with torch.no_grad():
         features = model.eval().features(data.normalize(rows.store.data[rows.index]))
     means = torch.stack([features[rows.labels == k].mean(0) for k in range(10)])

@@ -13,7 +13,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, distributed
 
-from supercm_lightning.utils.collectives import world_size
 from supercm_lightning.metrics import (
     batch_nuclear_norm_score,
     class_ami,
@@ -23,6 +22,8 @@ from supercm_lightning.metrics import (
     proxy_a_distance,
     soft_neighborhood_density,
 )
+from supercm_lightning.utils.collectives import world_size
+from supercm_lightning.utils.options import SuperCMError
 
 _FEWEST_ROWS = 5  # of a domain, for a classifier that tells domains apart
 
@@ -64,7 +65,7 @@ class AdaptationScores(Callback):
 
     def __init__(self, max_samples: int = 5000, seed: int = 0) -> None:
         if max_samples < 2:
-            raise ValueError(f"max_samples={max_samples}: must be at least 2.")
+            raise SuperCMError(f"max_samples={max_samples}: must be at least 2.")
         self.max_samples = max_samples
         self.seed = seed
         self.curve: list[dict[str, float]] = []
@@ -88,7 +89,7 @@ class AdaptationScores(Callback):
         """Checks that there are two domains."""
         loaders = len(trainer.num_val_batches)
         if loaders != 2:
-            raise ValueError(
+            raise SuperCMError(
                 f"AdaptationScores needs two validation loaders, source rows and target rows; there are {loaders}. Use "
                 "a data module of two domains, or remove the callback."
             )
@@ -195,7 +196,7 @@ class AdaptationScores(Callback):
 
     def _keep(self, outputs: Any, batch: Any, dataloader_idx: int) -> None:
         if not isinstance(outputs, dict) or not {"features", "logits"} <= outputs.keys():
-            raise ValueError(
+            raise SuperCMError(
                 "AdaptationScores needs features and logits from the evaluation steps of the module, as in "
                 'return {"features": features, "logits": logits}.'
             )

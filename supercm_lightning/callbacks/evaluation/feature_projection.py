@@ -20,6 +20,7 @@ from supercm_lightning.callbacks.evaluation.feature_figure import feature_figure
 from supercm_lightning.callbacks.training.weight_averaging import averaged_weights
 from supercm_lightning.data import move_batch
 from supercm_lightning.nn import ClusteringHead, evaluating
+from supercm_lightning.utils.options import SuperCMError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,11 +56,11 @@ class FeatureProjection(Callback):
         seed: int = 0,
     ) -> None:
         if method not in ("tsne", "umap", "pca"):
-            raise ValueError(f"method={method!r}: choose tsne, umap or pca.")
+            raise SuperCMError(f"method={method!r}: choose tsne, umap or pca.")
         if max_samples < 2:
-            raise ValueError(f"max_samples={max_samples}: must be at least 2.")
+            raise SuperCMError(f"max_samples={max_samples}: must be at least 2.")
         if every_n_epochs is not None and every_n_epochs < 1:
-            raise ValueError(f"every_n_epochs={every_n_epochs}: must be at least 1, or None.")
+            raise SuperCMError(f"every_n_epochs={every_n_epochs}: must be at least 1, or None.")
         self.method = method
         self.max_samples = max_samples
         self.every_n_epochs = every_n_epochs
@@ -107,14 +108,14 @@ class FeatureProjection(Callback):
             rank_zero_warn("FeatureProjection drew nothing: there are fewer than two rows, or features are not finite.")
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
-        two_domains = getattr(data, "two_domains", False) and len(loaders) == 2
+        is_domain_adaptation = getattr(data, "is_domain_adaptation", False) and len(loaders) == 2
         title = {"val": "Validation features", "test": "Test features"}[split]
         accuracy = trainer.callback_metrics.get(f"{split}/acc")
         if accuracy is not None:
-            domain = {"val": "source ", "test": "target "}[split] if two_domains else ""
+            domain = {"val": "source ", "test": "target "}[split] if is_domain_adaptation else ""
             title += f", {domain}accuracy {100 * float(accuracy):.1f} %"
         # Accuracy is that of the first loader: of the source in validation, of the target in the test.
-        is_target = loader_of == {"val": 1, "test": 0}[split] if two_domains else None
+        is_target = loader_of == {"val": 1, "test": 0}[split] if is_domain_adaptation else None
         figure = self.draw(features, labels, centroids, getattr(data, "class_names", None), title, is_target)
         assert self._folder is not None
         self._folder.mkdir(parents=True, exist_ok=True)

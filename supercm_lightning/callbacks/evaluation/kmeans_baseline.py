@@ -8,8 +8,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from supercm_lightning.utils.collectives import rows_of_all_ranks
 from supercm_lightning.metrics import ClusteringAccuracy
+from supercm_lightning.utils.collectives import all_gather_samples
 
 
 class KMeansBaseline(Callback):
@@ -51,13 +51,13 @@ class KMeansBaseline(Callback):
 
         features, inputs, labels = (torch.cat(parts) for parts in zip(*self._rows, strict=True))
         self._rows = []
-        labels = rows_of_all_ranks(labels.to(pl_module.device)).cpu()
+        labels = all_gather_samples(labels.to(pl_module.device)).cpu()
         k: int = pl_module.num_classes  # type: ignore[assignment]
         if (count := min(len(labels), self.max_rows)) < k:
             rank_zero_warn(f"KMeansBaseline: {count} rows are fewer than the {k} clusters; k-means is left out.")
             return
         for name, rows in (("kmeans_acc", features), ("kmeans_input_acc", inputs)):
-            every = rows_of_all_ranks(rows.to(pl_module.device)).cpu().numpy()
+            every = all_gather_samples(rows.to(pl_module.device)).cpu().numpy()
             accuracy = ClusteringAccuracy(k)
             chosen = torch.randperm(len(every), generator=torch.Generator().manual_seed(0))[: self.max_rows].numpy()
             means = KMeans(k, n_init=10, random_state=0).fit(every[chosen])

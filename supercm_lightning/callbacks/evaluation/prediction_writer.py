@@ -8,6 +8,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, distributed
 
+from supercm_lightning.utils.options import SuperCMError
+
 
 class PredictionWriter(Callback):
     """On `predict`, writes one line per row: `file` (or `index`, where rows have no files), `class` and `confidence`.
@@ -51,7 +53,7 @@ class PredictionWriter(Callback):
         probabilities, index = outputs["probabilities"], outputs["index"]
         assert probabilities is not None
         if index is None and trainer.world_size > 1:
-            raise ValueError(
+            raise SuperCMError(
                 "PredictionWriter cannot put the rows of several processes in order without their index. Let the "
                 "loader give (x, y, index), or predict with one device."
             )
@@ -102,7 +104,7 @@ class PredictionWriter(Callback):
             return 0
         data = trainer.datamodule  # type: ignore[attr-defined]
         names = getattr(data, "class_names", None)
-        describe = getattr(data, "describe_row", None)
+        describe = getattr(data, "describe_sample", None)
         files = {key: describe(part, key[1]) if describe is not None else None for key in rows}
         has_files = any(file not in (None, str(key[1])) for key, file in files.items())
 

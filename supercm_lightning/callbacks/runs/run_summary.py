@@ -122,7 +122,7 @@ class RunSummary(Callback):
             "model_options": {name: value for name, value in pl_module.hparams.items() if not name.startswith("_")},
             "data": type(data).__name__ if data is not None else None,
             "data_options": constructor_options(data) if data is not None else {},
-            "rows": {part: len(rows) for part, rows in getattr(data, "rows", {}).items()},
+            "rows": {part: len(rows) for part, rows in getattr(data, "samples", {}).items()},
             "versions": _versions(),
             "device": _device(trainer.strategy.root_device),
             "world_size": trainer.world_size,

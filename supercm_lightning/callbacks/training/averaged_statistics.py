@@ -81,7 +81,7 @@ def estimate_centroids(model: Any, batches: TrainingBatches) -> None:
     centroids: Tensor = model.head.centroids
     totals = torch.zeros(len(centroids), centroids.shape[1] + 1, device=centroids.device)
     for batch in batches:
-        x, y = model.labeled_rows(batch)
+        x, y = model.labeled_samples(batch)
         with trainer.precision_plugin.forward_context():
             features = model.features(x)
         totals += class_totals(features, y, len(centroids))

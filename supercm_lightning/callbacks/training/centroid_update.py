@@ -6,14 +6,15 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from supercm_lightning.nn import ClusteringHead, evaluating
+from supercm_lightning.utils.options import SuperCMError
 
 
 class CentroidUpdate(Callback):
     """Updates the centroids of the module's `ClusteringHead` from the labelled rows of every training batch.
 
     Args:
-        mode: Which features the centroids follow. `reuse`: those of the training forward that `SuperCM.centroid_rows`
-            names, between that forward and the loss, at no cost. `eval_forward`: the published rule, one extra
+        mode: Which features the centroids follow. `reuse`: those of the training forward that
+            `SuperCM.centroid_samples` names, between that forward and the loss, at no cost. `eval_forward`: the published rule, one extra
             eval-mode forward without gradient of the labelled rows without augmentation, before the training forward.
 
     Attributes:
@@ -27,17 +28,17 @@ class CentroidUpdate(Callback):
 
     def __init__(self, mode: Literal["reuse", "eval_forward"] = "reuse") -> None:
         if mode not in ("reuse", "eval_forward"):
-            raise ValueError(f"mode={mode!r}: choose reuse or eval_forward.")
+            raise SuperCMError(f"mode={mode!r}: choose reuse or eval_forward.")
         self.mode = mode
         self.needs_clean_labeled = mode == "eval_forward"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks that there are centroids to update."""
         if self.mode == "eval_forward" and getattr(pl_module, "pseudo_centroids", None) is not None:
-            raise ValueError("pseudo_centroids takes rows of the training forward: use CentroidUpdate(mode='reuse').")
+            raise SuperCMError("pseudo_centroids takes rows of the training forward: use CentroidUpdate(mode='reuse').")
         head = getattr(pl_module, "head", None)
         if not isinstance(head, ClusteringHead):
-            raise ValueError(
+            raise SuperCMError(
                 f"CentroidUpdate needs a module whose head is a ClusteringHead; the head of {type(pl_module).__name__} "
                 f"is {type(head).__name__}. Remove the callback, or use SuperCM or one of its combinations."
             )
@@ -45,14 +46,14 @@ class CentroidUpdate(Callback):
     def on_train_forward(self, trainer: Trainer, pl_module: LightningModule, step: Any) -> None:
         """`reuse`: follows the labelled features of the training forward. `Method.training_step` makes this call."""
         if self.mode == "reuse":
-            pl_module.head.update(*pl_module.centroid_rows(step))  # type: ignore[operator,union-attr]
+            pl_module.head.update(*pl_module.centroid_samples(step))  # type: ignore[operator,union-attr]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """`eval_forward`: follows the features of the labelled rows without augmentation."""
         if self.mode != "eval_forward":
             return
         if "clean" not in batch:
-            raise ValueError(
+            raise SuperCMError(
                 'CentroidUpdate(mode="eval_forward") reads batch["clean"], the labelled rows without augmentation, and '
                 'the loader gives none. Use a datamodule of this package, or mode="reuse".'
             )

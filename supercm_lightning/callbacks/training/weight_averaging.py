@@ -16,8 +16,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
-from supercm_lightning.callbacks.training.averaged_statistics import TrainingBatches, estimate_batch_norm, estimate_centroids
+from supercm_lightning.callbacks.training.averaged_statistics import (
+    TrainingBatches,
+    estimate_batch_norm,
+    estimate_centroids,
+)
 from supercm_lightning.nn import evaluating
+from supercm_lightning.utils.options import SuperCMError
 
 
 class _StepAveraging(WeightAveraging, ABC):
@@ -49,9 +54,9 @@ class _StepAveraging(WeightAveraging, ABC):
     def __init__(self, every_n_steps: int, refresh_batches: int) -> None:
         super().__init__(use_buffers=False)
         if every_n_steps < 1:
-            raise ValueError(f"every_n_steps={every_n_steps}: must be at least 1.")
+            raise SuperCMError(f"every_n_steps={every_n_steps}: must be at least 1.")
         if refresh_batches < 1:
-            raise ValueError(f"refresh_batches={refresh_batches}: must be at least 1.")
+            raise SuperCMError(f"refresh_batches={refresh_batches}: must be at least 1.")
         self.every_n_steps = every_n_steps
         self.refresh_batches = refresh_batches
         self._start_step = 0
@@ -80,14 +85,14 @@ class _StepAveraging(WeightAveraging, ABC):
             return
         name = type(self).__name__
         if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
-            raise ValueError(
+            raise SuperCMError(
                 f"{name} keeps a whole copy of the model on every device, and {type(trainer.strategy).__name__} shards "
                 "it. Use strategy ddp (or one device), or remove the callback."
             )
         if sum(isinstance(callback, WeightAveraging) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
-            raise ValueError(f"{name}: the trainer has more than one weight averaging callback; keep one.")
+            raise SuperCMError(f"{name}: the trainer has more than one weight averaging callback; keep one.")
         if any(isinstance(c, ModelCheckpoint) and c.save_weights_only for c in trainer.checkpoint_callbacks):
-            raise ValueError(
+            raise SuperCMError(
                 f"{name}: ModelCheckpoint(save_weights_only=True) would save the raw weights beside the score of the "
                 "averaged ones, because Lightning asks no callback about such checkpoints. Use save_weights_only=False."
             )
@@ -255,9 +260,9 @@ class EMA(_StepAveraging):
     ) -> None:
         super().__init__(every_n_steps, refresh_batches)
         if not 0 <= decay < 1:
-            raise ValueError(f"decay={decay}: must be in [0, 1).")
+            raise SuperCMError(f"decay={decay}: must be in [0, 1).")
         if start_step < 0:
-            raise ValueError(f"start_step={start_step}: must not be negative.")
+            raise SuperCMError(f"start_step={start_step}: must not be negative.")
         self.decay = decay
         self.start_step = start_step
 
@@ -293,9 +298,9 @@ class SWA(_StepAveraging):
     ) -> None:
         super().__init__(every_n_steps, refresh_batches)
         if start < 0 or (isinstance(start, float) and start >= 1):
-            raise ValueError(f"start={start}: give a fraction in [0, 1), or a number of optimiser steps as an integer.")
+            raise SuperCMError(f"start={start}: give a fraction in [0, 1), or an integer number of optimiser steps.")
         if lr is not None and not lr > 0:
-            raise ValueError(f"lr={lr}: the learning rate must be positive.")
+            raise SuperCMError(f"lr={lr}: the learning rate must be positive.")
         self.start = start
         self.lr = lr
 
@@ -304,7 +309,7 @@ class SWA(_StepAveraging):
             return self.start
         total = trainer.estimated_stepping_batches
         if total == float("inf"):
-            raise ValueError(
+            raise SuperCMError(
                 f"SWA(start={self.start}) is a fraction of the training: set trainer.max_epochs or max_steps."
             )
         return int(self.start * total)

@@ -10,13 +10,14 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from supercm_lightning.data.transforms.weak import Normalization, WeakAugmentation
-from supercm_lightning.utils.random import generator
 from supercm_lightning.data.samplers import CyclingSampler
+from supercm_lightning.data.sources.stores import ArrayStore, Samples, Store, default_num_workers
 from supercm_lightning.data.splits import check_label_range, check_labels
-from supercm_lightning.data.sources.stores import ArrayStore, Rows, Store, default_num_workers
+from supercm_lightning.data.transforms.weak import Normalization, WeakAugmentation
+from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.utils.random import generator
 
-PARTS = ("test", "val", "unlabeled", "labeled")
+SPLITS = ("test", "val", "unlabeled", "labeled")
 """Sets of rows that a data module may have."""
 
 
@@ -34,23 +35,23 @@ class RawBatch(NamedTuple):
     pixels: Tensor | None
 
 
-class _RowDataset(Dataset[Any]):
+class _SampleDataset(Dataset[Any]):
     """Row numbers only, for sets in memory; rows read one by one, for the others."""
 
-    def __init__(self, part: str, rows: Rows, shape: tuple[int, ...]) -> None:
+    def __init__(self, part: str, rows: Samples, shape: tuple[int, ...]) -> None:
         self.part = part
-        self.rows = rows
+        self.samples = rows
         self.shape = shape
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.samples)
 
     def __getitems__(self, positions: list[int]) -> RawBatch:
         position = torch.tensor(positions)
-        store = self.rows.store
+        store = self.samples.store
         if isinstance(store, ArrayStore):
             return RawBatch(self.part, position, None)
-        read = [store.of_shape(row, self.shape) for row in self.rows.index[position].tolist()]
+        read = [store.of_shape(row, self.shape) for row in self.samples.index[position].tolist()]
         return RawBatch(self.part, position, torch.stack(read))
 
 
@@ -75,21 +76,21 @@ class ViewDataModule(LightningDataModule, ABC):
     """Base of the data modules: labelled, unlabelled, validation, test and prediction rows as batches of views.
 
     A training batch is `{"labeled": (x, y), "unlabeled": (views, index)}` with the views that the method declares; an
-    evaluation batch is `(x, y, index)`. Rows in memory stay on the device where they fit, a loader step moves row
+    evaluation batch is `(x, y, index)`. Samples in memory stay on the device where they fit, a loader step moves row
     numbers, and gathering, augmentation and normalisation run batched on the device. All randomness is a function of
     the run's seed, the step and the rank. Batch sizes are per device.
 
     Subclasses set `num_classes` and `input_shape` in their constructor and fill `rows` in `read`. Where labelled rows
-    are a source domain and unlabelled rows a target domain (`two_domains`), validation reads the source validation rows
-    and, in a second loader, the target training rows; testing reads the test rows and the source validation rows.
+    are a source domain and unlabelled rows a target domain (`is_domain_adaptation`), validation reads the source validation
+    rows and, in a second loader, the target training rows; testing reads the test rows and the source validation rows.
 
     Args:
         labeled_batch_size: Labelled rows per step.
         unlabeled_batch_size: Unlabelled rows per step.
-        eval_batch_size: Rows per step of validation, test and prediction.
+        eval_batch_size: Samples per step of validation, test and prediction.
         steps_per_epoch: Steps per epoch; None: one pass over the unlabelled set (the labelled set, for methods that
             need no unlabelled rows).
-        predict_on: Rows that `predict` reads: `test`, `val`, `unlabeled`, `labeled`, or a path for `read_new`.
+        predict_on: Samples that `predict` reads: `test`, `val`, `unlabeled`, `labeled`, or a path for `read_new`.
         num_workers: Worker processes per loader, for data that is not held in memory; None: one for each core that
             this process may use, at most four.
 
@@ -101,9 +102,9 @@ class ViewDataModule(LightningDataModule, ABC):
     num_classes: int
     input_shape: tuple[int, ...]
     class_names: tuple[str, ...] | None = None
-    two_domains = False
+    is_domain_adaptation = False
     labeled_view = "weak"
-    no_rows: ClassVar[dict[str, str]] = {
+    missing_messages: ClassVar[dict[str, str]] = {
         "labeled": "The labelled set is empty. To learn without labels use ASD or one of its combinations.",
         "unlabeled": "The unlabelled set is empty, and it is needed. Give unlabelled data, or set num_labeled below "
         "the number of labelled rows: the rest is unlabelled.",
@@ -130,12 +131,12 @@ class ViewDataModule(LightningDataModule, ABC):
         }
         for name, value in sizes.items():
             if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: must be at least 1.")
+                raise SuperCMError(f"{name}={value}: must be at least 1.")
         if num_workers is not None and num_workers < 0:
-            raise ValueError(f"num_workers={num_workers}: must not be negative.")
-        if predict_on not in PARTS and not Path(predict_on).expanduser().exists():
-            raise ValueError(
-                f"predict_on={predict_on!r}: choose one of {', '.join(PARTS)}, or give the path of new rows; there is "
+            raise SuperCMError(f"num_workers={num_workers}: must not be negative.")
+        if predict_on not in SPLITS and not Path(predict_on).expanduser().exists():
+            raise SuperCMError(
+                f"predict_on={predict_on!r}: choose one of {', '.join(SPLITS)}, or give the path of new rows; there is "
                 "no such path."
             )
         self.labeled_batch_size = labeled_batch_size
@@ -144,14 +145,14 @@ class ViewDataModule(LightningDataModule, ABC):
         self.steps_per_epoch = steps_per_epoch
         self.predict_on = str(predict_on)
         self.num_workers = default_num_workers() if num_workers is None else num_workers
-        self.rows: dict[str, Rows] = {}
+        self.samples: dict[str, Samples] = {}
         self.seed: int | None = None
         self.augmentations: dict[str, Any] = {}
         self.preprocessing: dict[str, Any] = {}
 
     # ------------------------------------------------------------------------------------- what subclasses give
     @abstractmethod
-    def read(self) -> dict[str, Rows]:
+    def read(self) -> dict[str, Samples]:
         """Reads the data: `labeled`, `unlabeled`, `val`, `test`, those of which there are rows."""
 
     def read_new(self, path: Path) -> Store:
@@ -160,7 +161,7 @@ class ViewDataModule(LightningDataModule, ABC):
         Raises:
             ValueError: If the path holds no such rows.
         """
-        raise ValueError(
+        raise SuperCMError(
             f"predict_on={path}: {type(self).__name__} cannot prepare files as the items of a torch data set are. Give "
             "trainer.predict a loader of new rows."
         )
@@ -170,11 +171,11 @@ class ViewDataModule(LightningDataModule, ABC):
         return {"weak": WeakAugmentation(Normalization())}
 
     def normalize(self, rows: Tensor) -> Tensor:
-        """Rows without augmentation, for evaluation and clean views."""
+        """Samples without augmentation, for evaluation and clean views."""
         return Normalization()(rows)
 
     @property
-    def row_shape(self) -> tuple[int, ...]:
+    def sample_shape(self) -> tuple[int, ...]:
         """Shape of a row as it is stored, before the augmentation crops it."""
         return self.input_shape
 
@@ -184,13 +185,13 @@ class ViewDataModule(LightningDataModule, ABC):
         if self.trainer is not None and stage == "fit":
             # Ranks must agree on the walk through the data even when the user seeded none of them.
             self.seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
-        if stage == "predict" and self.predict_on not in PARTS:
-            self.rows[self.predict_on] = Rows.all_of(self.read_new(Path(self.predict_on).expanduser()))
+        if stage == "predict" and self.predict_on not in SPLITS:
+            self.samples[self.predict_on] = Samples.all_of(self.read_new(Path(self.predict_on).expanduser()))
         else:
             self._read_sets()
 
     def _read_sets(self) -> None:
-        if any(part in self.rows for part in PARTS):
+        if any(part in self.samples for part in SPLITS):
             return
         rows = self.read()
         if "labeled" in rows:
@@ -198,7 +199,7 @@ class ViewDataModule(LightningDataModule, ABC):
         for part in ("val", "test"):
             if part in rows and not rows[part].hide_labels:
                 check_label_range(rows[part].labels, self.num_classes, f"{part} set")
-        self.rows |= rows
+        self.samples |= rows
         self.augmentations = self.configure_augmentations()
 
     def state_dict(self) -> dict[str, Any]:
@@ -215,7 +216,7 @@ class ViewDataModule(LightningDataModule, ABC):
         known = state_dict.get("class_names")
         if known and self.class_names and tuple(known) != self.class_names:
             differ = sorted(set(known) ^ set(self.class_names)) or ["the same in another order"]
-            raise ValueError(
+            raise SuperCMError(
                 f"ckpt_path: the checkpoint has other classes than the data ({', '.join(differ[:10])}), whose numbers "
                 "would mean something else. Give the data its classes back, or train anew."
             )
@@ -223,16 +224,16 @@ class ViewDataModule(LightningDataModule, ABC):
     @property
     def num_unlabeled(self) -> int:
         """Number of unlabelled rows, once the data is read."""
-        return len(self.rows.get("unlabeled", ()))
+        return len(self.samples.get("unlabeled", ()))
 
     @property
     def has_test(self) -> bool:
         """Whether there are test rows with labels, once the data is read."""
-        return "test" in self.rows and len(self.rows["test"]) > 0 and not self.rows["test"].hide_labels
+        return "test" in self.samples and len(self.samples["test"]) > 0 and not self.samples["test"].hide_labels
 
-    def describe_row(self, part: str, index: int) -> str:
+    def describe_sample(self, part: str, index: int) -> str:
         """File of a row of a part (`test`, `val`, `unlabeled`, `labeled`, `predict`); its index where it has none."""
-        rows = self.rows[self.predict_on if part == "predict" else part]
+        rows = self.samples[self.predict_on if part == "predict" else part]
         return rows.store.names[int(rows.index[index])] if rows.store.names is not None else str(index)
 
     # --------------------------------------------------------------------------------------------------- loaders
@@ -242,7 +243,7 @@ class ViewDataModule(LightningDataModule, ABC):
         views = tuple(getattr(module, "all_views", ("weak",)))
         for view in views:
             if view not in self.augmentations:
-                raise ValueError(
+                raise SuperCMError(
                     f"{type(module).__name__} asks for the view {view!r}; {type(self).__name__} has "
                     f"{', '.join(self.augmentations)}. Add it in configure_augmentations."
                 )
@@ -250,7 +251,7 @@ class ViewDataModule(LightningDataModule, ABC):
 
     @property
     def _batch_sizes(self) -> dict[str, int]:
-        """Rows per step of each training loader that the method needs."""
+        """Samples per step of each training loader that the method needs."""
         self._check_read()
         module = self.trainer.lightning_module if self.trainer is not None else None
         sizes = {"labeled": self.labeled_batch_size} if getattr(module, "needs_labeled", True) else {}
@@ -287,7 +288,7 @@ class ViewDataModule(LightningDataModule, ABC):
         With two domains a list: the source validation rows and the target training rows.
         """
         validating = self.trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING
-        return self._eval_dataloaders("val", "unlabeled") if validating or len(self.rows.get("val", ())) else []
+        return self._eval_dataloaders("val", "unlabeled") if validating or len(self.samples.get("val", ())) else []
 
     def test_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         """The test rows. With two domains a list: these and the source validation rows, where there are such.
@@ -297,7 +298,7 @@ class ViewDataModule(LightningDataModule, ABC):
         """
         self._check_read()
         if not self.has_test:
-            raise ValueError(self.no_rows["test"])
+            raise SuperCMError(self.missing_messages["test"])
         return self._eval_dataloaders("test", "val")
 
     def predict_dataloader(self) -> DataLoader[Any]:
@@ -306,28 +307,28 @@ class ViewDataModule(LightningDataModule, ABC):
 
     def _eval_dataloaders(self, part: str, other: str) -> DataLoader[Any] | list[DataLoader[Any]]:
         loader = self._eval_dataloader(part)
-        if not self.two_domains:
+        if not self.is_domain_adaptation:
             return loader
-        return [loader, self._eval_dataloader(other)] if len(self.rows.get(other, ())) else [loader]
+        return [loader, self._eval_dataloader(other)] if len(self.samples.get(other, ())) else [loader]
 
     def _eval_dataloader(self, part: str) -> DataLoader[Any]:
         return DataLoader(batch_size=self.eval_batch_size, **self._reading(part))
 
-    def _part(self, part: str) -> Rows:
+    def _part(self, part: str) -> Samples:
         self._check_read()
-        if not len(self.rows.get(part, ())):
-            raise ValueError(self.no_rows[part])
-        return self.rows[part]
+        if not len(self.samples.get(part, ())):
+            raise SuperCMError(self.missing_messages[part])
+        return self.samples[part]
 
     def _check_read(self) -> None:
-        if not self.rows:
+        if not self.samples:
             raise RuntimeError('The data has not been read: call setup("fit") first.')
 
     def _reading(self, part: str) -> dict[str, Any]:
         rows = self._part(part)
         workers = 0 if isinstance(rows.store, ArrayStore) else self.num_workers
         return {
-            "dataset": _RowDataset(part, rows, self.row_shape),
+            "dataset": _SampleDataset(part, rows, self.sample_shape),
             "num_workers": workers,
             "persistent_workers": workers > 0,
             "pin_memory": workers > 0 and torch.cuda.is_available(),
@@ -340,9 +341,9 @@ class ViewDataModule(LightningDataModule, ABC):
         if isinstance(batch, dict):
             return {name: self.on_before_batch_transfer(raw, dataloader_idx) for name, raw in batch.items()}
         assert self.trainer is not None
-        store = self.rows[batch.part].store
+        store = self.samples[batch.part].store
         if isinstance(store, ArrayStore) and not store.place(self.trainer.strategy.root_device):
-            return batch._replace(pixels=store.data[self.rows[batch.part].index[batch.position]])
+            return batch._replace(pixels=store.data[self.samples[batch.part].index[batch.position]])
         return batch
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -387,7 +388,7 @@ class ViewDataModule(LightningDataModule, ABC):
             place = device if rows.store.place(device) else rows.store.data.device
             pixels = rows.store.data[rows.index.to(place)[position.to(place)]].to(device)
         else:
-            pixels = rows.store.read(rows.index[position.cpu()].tolist(), self.row_shape).to(device)
+            pixels = rows.store.read(rows.index[position.cpu()].tolist(), self.sample_shape).to(device)
         made = (
             self.normalize(pixels) if view == "clean" else self._view(view, pixels, f"{name} {number}")
             for number, view in enumerate(views)
@@ -395,7 +396,7 @@ class ViewDataModule(LightningDataModule, ABC):
         return tuple(self.trainer.precision_plugin.convert_input(made_view) for made_view in made)
 
     def _gather(self, raw: RawBatch) -> tuple[Tensor, Tensor]:
-        rows = self.rows[raw.part]
+        rows = self.samples[raw.part]
         index, labels = rows.on(raw.position.device)
         if raw.pixels is not None:
             return raw.pixels, labels[raw.position]

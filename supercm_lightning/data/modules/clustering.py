@@ -11,17 +11,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
-from supercm_lightning.data.transforms.affine import AffineAugmentation
-from supercm_lightning.data.transforms.weak import Normalization, WeakAugmentation, check_weak_options
 from supercm_lightning.data.modules.base import ViewDataModule
-from supercm_lightning.data.sources.registered import DATASETS, IMAGENET_SUBSETS
 from supercm_lightning.data.modules.features import joined, new_features, read_features
 from supercm_lightning.data.sources.folder import new_images, scan_clusters
 from supercm_lightning.data.sources.images import check_bad_image_policy, sampled_shapes
-from supercm_lightning.utils.random import generator
+from supercm_lightning.data.sources.registered import DATASETS, IMAGENET_SUBSETS
+from supercm_lightning.data.sources.stores import ArrayStore, DatasetStore, Samples, Store, file_stores
 from supercm_lightning.data.splits import check_label_range
-from supercm_lightning.data.sources.stores import ArrayStore, DatasetStore, Rows, Store, file_stores
+from supercm_lightning.data.transforms.affine import AffineAugmentation
 from supercm_lightning.data.transforms.strong import StrongAugmentation
+from supercm_lightning.data.transforms.weak import Normalization, WeakAugmentation, check_weak_options
+from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.utils.random import generator
 
 
 class ClusteringDataModule(ViewDataModule):
@@ -44,8 +45,8 @@ class ClusteringDataModule(ViewDataModule):
         protocol: `whole` or `split`.
         num_rows: Use only so many of the rows, the first ones; None: all.
         num_classes: Number of clusters, where the data does not tell.
-        unlabeled_batch_size: Rows per step and device.
-        eval_batch_size: Rows per step of test and prediction.
+        unlabeled_batch_size: Samples per step and device.
+        eval_batch_size: Samples per step of test and prediction.
         steps_per_epoch: Steps per epoch; None: one pass over the rows.
         flip: Mirror left-right with probability 1/2; None: where the data set allows it (folders do).
         shift: Largest shift in pixels; None: the data set's custom (2; 1 for digits and USPS; an eighth for folders).
@@ -63,7 +64,7 @@ class ClusteringDataModule(ViewDataModule):
             leaves it out, counts and lists it.
         num_workers: Worker processes per loader, for images that are not held in memory; None: one for each core that
             this process may use, at most four.
-        predict_on: Rows that `predict` reads: `unlabeled`, the clustered ones, `test`, or the path of new ones: a
+        predict_on: Samples that `predict` reads: `unlabeled`, the clustered ones, `test`, or the path of new ones: a
             folder of images, at any depth, or a file of features.
         download: Fetch a registered data set that is missing.
         test: A torch data set of test images beside `dataset` (from Python).
@@ -73,7 +74,7 @@ class ClusteringDataModule(ViewDataModule):
         ValueError: If an option contradicts the data; the message names it.
     """
 
-    no_rows: ClassVar[dict[str, str]] = ViewDataModule.no_rows | {
+    missing_messages: ClassVar[dict[str, str]] = ViewDataModule.missing_messages | {
         "test": "The data has no labels, so that there is nothing to test. Use predict.",
     }
 
@@ -104,13 +105,13 @@ class ClusteringDataModule(ViewDataModule):
     ) -> None:
         super().__init__(1, unlabeled_batch_size, eval_batch_size, steps_per_epoch, predict_on, num_workers)
         if protocol not in ("whole", "split"):
-            raise ValueError(f"protocol={protocol!r}: choose whole or split.")
+            raise SuperCMError(f"protocol={protocol!r}: choose whole or split.")
         if strong not in (None, "randaugment", "affine"):
-            raise ValueError(f"strong={strong!r}: choose randaugment or affine.")
+            raise SuperCMError(f"strong={strong!r}: choose randaugment or affine.")
         if num_rows is not None and num_rows < 1:
-            raise ValueError(f"num_rows={num_rows}: must be at least 1.")
+            raise SuperCMError(f"num_rows={num_rows}: must be at least 1.")
         if test is not None and isinstance(dataset, str):
-            raise ValueError(f"test goes with a torch data set; dataset={dataset!r} brings its own.")
+            raise SuperCMError(f"test goes with a torch data set; dataset={dataset!r} brings its own.")
         check_bad_image_policy(on_bad_image)
         self.dataset = dataset
         self.root = Path(root).expanduser()
@@ -125,11 +126,11 @@ class ClusteringDataModule(ViewDataModule):
         found, customs = self._look(num_classes)
         asked = found or num_classes
         if asked is None:
-            raise ValueError("num_classes: the data has no labels, so give the number of clusters.")
+            raise SuperCMError("num_classes: the data has no labels, so give the number of clusters.")
         if num_classes not in (None, asked):
-            raise ValueError(f"num_classes={num_classes}: the data has {found} classes; leave it out.")
+            raise SuperCMError(f"num_classes={num_classes}: the data has {found} classes; leave it out.")
         if asked < 2:
-            raise ValueError(f"num_classes={asked}: there must be at least two clusters.")
+            raise SuperCMError(f"num_classes={asked}: there must be at least two clusters.")
         self.num_classes = asked
         self.flip = customs[0] if flip is None else flip
         self.shift = customs[1] if shift is None else shift
@@ -138,7 +139,7 @@ class ClusteringDataModule(ViewDataModule):
         if self.of_images:
             check_weak_options(self.input_shape, self.shift, self.noise, mean, std)
         if min(self.noise, strong_noise) < 0:
-            raise ValueError(f"noise={noise}, strong_noise={strong_noise}: must not be negative.")
+            raise SuperCMError(f"noise={noise}, strong_noise={strong_noise}: must not be negative.")
         self.normalization = Normalization(tuple(mean), tuple(std))
         if self.of_images:
             self.preprocessing = asdict(self.normalization)
@@ -174,7 +175,7 @@ class ClusteringDataModule(ViewDataModule):
             self.input_shape = spec.input_shape
             return spec.num_classes, (spec.flip, spec.shift, spec.noise)
         if name != "folder" and name not in IMAGENET_SUBSETS:
-            raise ValueError(
+            raise SuperCMError(
                 f"dataset={name!r}: choose one of {', '.join((*DATASETS, *IMAGENET_SUBSETS))}, folder, features."
             )
         self._files, classes = scan_clusters(self.root, IMAGENET_SUBSETS.get(name), num_classes)
@@ -193,31 +194,31 @@ class ClusteringDataModule(ViewDataModule):
             for part in ("train", *(() if spec.num_test else ("test",))):
                 spec.store(self.dataset, self.root, part, download=True)
 
-    def read(self) -> dict[str, Rows]:
+    def read(self) -> dict[str, Samples]:
         """Reads the rows; the clustered ones show no label."""
         stores = self._read_stores()
         train = stores["train"]
         index = torch.arange(len(train))[: self.num_rows]
         if self.protocol == "whole":
-            rows = {"unlabeled": Rows(train, index, hide_labels=True)}
+            rows = {"unlabeled": Samples(train, index, hide_labels=True)}
             tested, candidates = train, index
         elif "test" in stores:
-            rows = {"unlabeled": Rows(train, index, hide_labels=True)}
+            rows = {"unlabeled": Samples(train, index, hide_labels=True)}
             tested, candidates = stores["test"], torch.arange(len(stores["test"]))
         elif isinstance(self.dataset, str) and self.dataset in DATASETS:
             # The same test images for every seed, drawn without a look at labels.
             order = index[torch.randperm(len(index), generator=generator(0, "test split"))]
             held_out = DATASETS[self.dataset].num_test
-            rows = {"unlabeled": Rows(train, order[held_out:].sort().values, hide_labels=True)}
+            rows = {"unlabeled": Samples(train, order[held_out:].sort().values, hide_labels=True)}
             tested, candidates = train, order[:held_out].sort().values
         else:
-            raise ValueError("protocol='split': the data has no test set. Give one, or choose whole.")
+            raise SuperCMError("protocol='split': the data has no test set. Give one, or choose whole.")
         candidates = candidates[tested.labels[candidates] >= 0]
         check_label_range(tested.labels[candidates], self.num_classes, "test set")
         if len(candidates):
-            rows["test"] = Rows(tested, candidates)
+            rows["test"] = Samples(tested, candidates)
         elif self.protocol == "split":
-            rows["test"] = Rows(tested, torch.arange(len(tested)), hide_labels=True)
+            rows["test"] = Samples(tested, torch.arange(len(tested)), hide_labels=True)
         return rows
 
     def _read_stores(self) -> dict[str, Store]:
@@ -304,17 +305,17 @@ def read_clusters(path: Path, num_rows: int, num_clusters: int) -> Tensor:
         else:
             numbers = np.load(path, allow_pickle=False)
             if numbers.dtype.kind not in "iu":
-                raise ValueError(f"numbers of type {numbers.dtype}")
+                raise SuperCMError(f"numbers of type {numbers.dtype}")
             known = torch.from_numpy(numbers).long()
     except (ValueError, KeyError, TypeError, EOFError) as error:
-        raise ValueError(
+        raise SuperCMError(
             f"{path}: not a clustering ({error}). Expected .npy of whole numbers, or a table written by predict, with "
             "a column `class`."
         ) from error
     if tuple(known.shape) != (num_rows,):
-        raise ValueError(f"{path}: clusters of shape {tuple(known.shape)}; expected one for each of {num_rows} rows.")
+        raise SuperCMError(f"{path}: clusters of shape {tuple(known.shape)}; expected one for each of {num_rows} rows.")
     if int(known.min()) < -1 or int(known.max()) >= num_clusters:
-        raise ValueError(
+        raise SuperCMError(
             f"{path}: clusters from {int(known.min())} to {int(known.max())}; expected 0 to {num_clusters - 1}, or -1."
         )
     return known

@@ -9,17 +9,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from supercm_lightning.data.transforms.weak import Normalization, WeakAugmentation, check_weak_options
 from supercm_lightning.data.modules.base import ViewDataModule
-from supercm_lightning.data.transforms.crops import CenterCrop, Crop, RandomCrop, RandomResizedCrop
 from supercm_lightning.data.sources.domain_files import folder_set
 from supercm_lightning.data.sources.domain_readers import DatasetReader, DigitReader, DomainReader, FileReader
 from supercm_lightning.data.sources.domains import DIGITS, DOMAIN_SETS
 from supercm_lightning.data.sources.folder import new_images
 from supercm_lightning.data.sources.images import BadImage, check_bad_image_policy
+from supercm_lightning.data.sources.stores import Samples, Store
 from supercm_lightning.data.splits import check_label_range, count_rows, domain_strata, make_split
-from supercm_lightning.data.sources.stores import Rows, Store
+from supercm_lightning.data.transforms.crops import CenterCrop, Crop, RandomCrop, RandomResizedCrop
 from supercm_lightning.data.transforms.strong import StrongAugmentation
+from supercm_lightning.data.transforms.weak import Normalization, WeakAugmentation, check_weak_options
+from supercm_lightning.utils.options import SuperCMError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -93,9 +94,9 @@ class DomainAdaptationDataModule(ViewDataModule):
         ValueError: If source and target are the same or have different classes, or an option is out of its range.
     """
 
-    two_domains = True
+    is_domain_adaptation = True
     labeled_view = "source"
-    no_rows: ClassVar[dict[str, str]] = {
+    missing_messages: ClassVar[dict[str, str]] = {
         "labeled": "The source is empty.",
         "unlabeled": "The target is empty.",
         "val": "There are no source validation rows: set num_val.",
@@ -135,12 +136,12 @@ class DomainAdaptationDataModule(ViewDataModule):
     ) -> None:
         for name, size in (("source_batch_size", source_batch_size), ("target_batch_size", target_batch_size)):
             if size < 1:
-                raise ValueError(f"{name}={size}: must be at least 1.")
+                raise SuperCMError(f"{name}={size}: must be at least 1.")
         super().__init__(
             source_batch_size, target_batch_size, eval_batch_size, steps_per_epoch, predict_on, num_workers
         )
         if image_size is not None and image_size < 1:
-            raise ValueError(f"image_size={image_size}: must be at least 1.")
+            raise SuperCMError(f"image_size={image_size}: must be at least 1.")
         self.num_val = num_val
         self.split_seed = split_seed
         self.oracle_labels = oracle_labels
@@ -151,21 +152,21 @@ class DomainAdaptationDataModule(ViewDataModule):
         if dataset is None:
             sources = source if isinstance(source, list | tuple) else [source]
             if any(isinstance(data, str) for data in (*sources, target)):
-                raise ValueError(f"dataset: name the data set of the domains, one of {', '.join(_known())}.")
+                raise SuperCMError(f"dataset: name the data set of the domains, one of {', '.join(_known())}.")
             if any(data is target for data in sources):
-                raise ValueError("source and target are the same data set.")
+                raise SuperCMError("source and target are the same data set.")
             self.reader = DatasetReader(sources, target, val, test, num_classes, image_size, in_memory)  # type: ignore[arg-type]
         else:
             if val is not None or test is not None:
-                raise ValueError(f"val and test go with torch data sets; dataset={dataset!r} brings its own.")
+                raise SuperCMError(f"val and test go with torch data sets; dataset={dataset!r} brings its own.")
             check_bad_image_policy(on_bad_image)
             self.reader = _reader(dataset, Path(root).expanduser(), source, target, image_size, in_memory, on_bad_image)
         if download and not isinstance(self.reader, DigitReader):
-            raise ValueError("download: only digits can be fetched. docs/data.md says where to get the other sets.")
+            raise SuperCMError("download: only digits can be fetched. docs/data.md says where to get the other sets.")
         self.num_classes, self.class_names = self.reader.num_classes, self.reader.class_names
         self.input_shape = self.reader.input_shape
         if self.num_classes < 2:
-            raise ValueError(f"dataset: {self.num_classes} class, where at least two are needed.")
+            raise SuperCMError(f"dataset: {self.num_classes} class, where at least two are needed.")
 
         photographs = self.reader.photographs
         mean = mean or (IMAGENET_MEAN if photographs else (0.5,))
@@ -186,16 +187,16 @@ class DomainAdaptationDataModule(ViewDataModule):
 
     # ------------------------------------------------------------------------------------------------- reading
     @property
-    def row_shape(self) -> tuple[int, ...]:
+    def sample_shape(self) -> tuple[int, ...]:
         """Shape of a stored image."""
-        return self.reader.row_shape
+        return self.reader.sample_shape
 
     def prepare_data(self) -> None:
         """Downloads digits, in one process, if asked to."""
         if self.download and isinstance(self.reader, DigitReader):
             self.reader.download()
 
-    def read(self) -> dict[str, Rows]:
+    def read(self) -> dict[str, Samples]:
         """Reads the images and holds out validation rows of the source."""
         stores = self.reader.read()
         source, target = stores.source, stores.target
@@ -206,10 +207,10 @@ class DomainAdaptationDataModule(ViewDataModule):
         split = make_split(strata, "source", None, num_val, 0, self.split_seed).rows(labeled_in_unlabeled=False)
         labelled = (target.labels >= 0).nonzero().flatten()
         return {
-            "labeled": Rows(source, split["labeled"]),
-            "unlabeled": Rows.all_of(target, hide_labels=not self.oracle_labels),
-            "val": Rows(source, split["val"]) if stores.val is None else Rows.all_of(stores.val),
-            "test": Rows(target, labelled) if stores.test is None else Rows.all_of(stores.test),
+            "labeled": Samples(source, split["labeled"]),
+            "unlabeled": Samples.all_of(target, hide_labels=not self.oracle_labels),
+            "val": Samples(source, split["val"]) if stores.val is None else Samples.all_of(stores.val),
+            "test": Samples(target, labelled) if stores.test is None else Samples.all_of(stores.test),
         }
 
     def read_new(self, path: Path) -> Store:
@@ -217,24 +218,24 @@ class DomainAdaptationDataModule(ViewDataModule):
         if isinstance(self.reader, DatasetReader):
             return super().read_new(path)
         keep_aspect = not self.reader.photographs  # as the readers do
-        return new_images(path, self.row_shape, self.in_memory, self.on_bad_image, keep_aspect)
+        return new_images(path, self.sample_shape, self.in_memory, self.on_bad_image, keep_aspect)
 
     # -------------------------------------------------------------------------------------------- augmentation
     def _check_crop(self, options: AugmentOptions) -> None:
         if strange := set(options) - set(AugmentOptions.__annotations__):
-            raise ValueError(
+            raise SuperCMError(
                 f"target_augment: {min(strange)!r} is none of its options {', '.join(AugmentOptions.__annotations__)}."
             )
         if options["crop"] not in _CROPS:
-            raise ValueError(f"crop={options['crop']!r}: choose one of {', '.join(_CROPS)}.")
+            raise SuperCMError(f"crop={options['crop']!r}: choose one of {', '.join(_CROPS)}.")
         low, high = options["crop_scale"]
         if not 0 < low <= high <= 1:
-            raise ValueError(f"crop_scale={options['crop_scale']}: give two ascending numbers above 0 and up to 1.")
-        if any(size > stored for size, stored in zip(self.input_shape, self.row_shape, strict=True)):
-            raise ValueError(f"image_size={self.input_shape[1]}: larger than the images, {self.row_shape[1:]}.")
+            raise SuperCMError(f"crop_scale={options['crop_scale']}: give two ascending numbers above 0 and up to 1.")
+        if any(size > stored for size, stored in zip(self.input_shape, self.sample_shape, strict=True)):
+            raise SuperCMError(f"image_size={self.input_shape[1]}: larger than the images, {self.sample_shape[1:]}.")
 
     def _crop(self, options: AugmentOptions) -> Crop | None:
-        if self.row_shape == self.input_shape and options["crop"] != "resized":
+        if self.sample_shape == self.input_shape and options["crop"] != "resized":
             return None
         return _CROPS[options["crop"]](self._size, options["crop_scale"])
 
@@ -279,16 +280,16 @@ def _reader(
     on_bad_image: BadImage,
 ) -> DomainReader:
     if dataset not in _known():
-        raise ValueError(f"dataset={dataset!r}: choose one of {', '.join(_known())}.")
+        raise SuperCMError(f"dataset={dataset!r}: choose one of {', '.join(_known())}.")
     names = [source] if isinstance(source, str) else source
     if not names or not all(isinstance(name, str) for name in (*names, target)):
-        raise ValueError(f"dataset={dataset!r}: give source and target by name; torch data sets go without dataset.")
+        raise SuperCMError(f"dataset={dataset!r}: give source and target by name; torch data sets go without dataset.")
     spec = folder_set(root) if dataset == "folder" else {"digits": DIGITS, **DOMAIN_SETS}[dataset]
     sources, to = [spec.find(dataset, "source", name) for name in names], spec.find(dataset, "target", target)
     if to in sources:
-        raise ValueError(f"source and target are the same domain, {to.name}.")
+        raise SuperCMError(f"source and target are the same domain, {to.name}.")
     if len(set(sources)) < len(sources):
-        raise ValueError(f"source={names}: a domain stands there twice.")
+        raise SuperCMError(f"source={names}: a domain stands there twice.")
     if dataset == "digits":
         return DigitReader(root, sources, to, image_size)
     return FileReader(dataset, spec, root, sources, to, image_size or 224, in_memory, on_bad_image)

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from supercm_lightning.data.transforms.weak import Normalization, WeakAugmentation
-from supercm_lightning.data.modules.base import PARTS, ViewDataModule
+from supercm_lightning.data.modules.base import SPLITS, ViewDataModule
 from supercm_lightning.data.sources.npz import load_npz
+from supercm_lightning.data.sources.stores import ArrayStore, DatasetStore, Samples
 from supercm_lightning.data.splits import check_labels, count_rows, domain_strata, make_split
-from supercm_lightning.data.sources.stores import ArrayStore, DatasetStore, Rows
+from supercm_lightning.data.transforms.weak import Normalization, WeakAugmentation
+from supercm_lightning.utils.options import SuperCMError
 
 FeatureSet = str | Path | Dataset[Any]
 """A file, or a torch data set of (features, label); from Python also arrays, (features, labels) or features alone."""
@@ -48,13 +49,13 @@ class FeatureDataModule(ViewDataModule):
         num_test: Number of test rows taken from `labeled` when `test` is not given, the same for every `split_seed`.
         labeled_batch_size: Labelled (source) rows per step and device.
         unlabeled_batch_size: Unlabelled (target) rows per step and device.
-        eval_batch_size: Rows per step of validation, test and prediction.
+        eval_batch_size: Samples per step of validation, test and prediction.
         steps_per_epoch: Steps per epoch; None: one pass over the unlabelled rows.
         split_seed: Seed of the split, apart from the run's own seed.
         standardize: Subtract the mean and divide by the standard deviation, per feature: those of all training rows,
             labelled and not (`joint`), or of the training rows of each domain by itself (`domain`).
         noise: Standard deviation of the noise in the weak view.
-        predict_on: Rows that `predict` reads: `test`, `val`, `unlabeled`, `labeled`, or a file of new features.
+        predict_on: Samples that `predict` reads: `test`, `val`, `unlabeled`, `labeled`, or a file of new features.
         oracle_labels: Give validation the labels of the target training rows, for scores that stand under `oracle/`;
             training never sees them.
 
@@ -86,29 +87,29 @@ class FeatureDataModule(ViewDataModule):
         oracle_labels: bool = False,
     ) -> None:
         new = _located(predict_on, Path(root))
-        predict_on = str(new) if isinstance(new, Path) and new.exists() and predict_on not in PARTS else predict_on
+        predict_on = str(new) if isinstance(new, Path) and new.exists() and predict_on not in SPLITS else predict_on
         super().__init__(labeled_batch_size, unlabeled_batch_size, eval_batch_size, steps_per_epoch, predict_on, 0)
         if noise < 0:
-            raise ValueError(f"noise={noise}: must not be negative.")
+            raise SuperCMError(f"noise={noise}: must not be negative.")
         if (labeled is None) == (source is None) or (source is None) != (target is None):
-            raise ValueError("Give either labeled, with or without unlabeled, or both source and target.")
+            raise SuperCMError("Give either labeled, with or without unlabeled, or both source and target.")
         if unlabeled is not None and target is not None:
-            raise ValueError("unlabeled: the rows of target are the unlabelled ones; leave it out.")
-        self.two_domains = target is not None
+            raise SuperCMError("unlabeled: the rows of target are the unlabelled ones; leave it out.")
+        self.is_domain_adaptation = target is not None
         if standardize not in (None, "joint", "domain"):
-            raise ValueError(f"standardize={standardize!r}: choose joint, domain or None.")
-        if standardize == "domain" and not self.two_domains:
-            raise ValueError("standardize='domain' needs two domains: give source and target, or use 'joint'.")
-        if oracle_labels and not self.two_domains:
-            raise ValueError("oracle_labels: only a target has labels that are kept from the run.")
+            raise SuperCMError(f"standardize={standardize!r}: choose joint, domain or None.")
+        if standardize == "domain" and not self.is_domain_adaptation:
+            raise SuperCMError("standardize='domain' needs two domains: give source and target, or use 'joint'.")
+        if oracle_labels and not self.is_domain_adaptation:
+            raise SuperCMError("oracle_labels: only a target has labels that are kept from the run.")
         self.num_labeled = num_labeled
-        self.num_val = (0.1 if self.two_domains else 0) if num_val is None else num_val
+        self.num_val = (0.1 if self.is_domain_adaptation else 0) if num_val is None else num_val
         self.num_test = num_test
         self.split_seed = split_seed
         self.standardize = standardize
         self.noise = noise
         self.oracle_labels = oracle_labels
-        part = "source" if self.two_domains else "labeled"
+        part = "source" if self.is_domain_adaptation else "labeled"
         with_labels: Any = labeled if source is None else source
         several = isinstance(with_labels, list | tuple) and not _are_arrays(with_labels)
         with_labels = with_labels if several else [with_labels]
@@ -116,7 +117,7 @@ class FeatureDataModule(ViewDataModule):
         others = {"unlabeled": unlabeled, "target": target, "val": val, "test": test}
         self._given = {name: _located(given, Path(root)) for name, given in others.items() if given is not None}
         if self._given.get("target") in (first, *more):
-            raise ValueError(f"source and target are the same, {target}.")
+            raise SuperCMError(f"source and target are the same, {target}.")
         store, self.class_names = read_features(part, first, labels="required")
         self.input_shape = tuple(store.data.shape[1:])
         stores = [store, *(self._read_like_first(part, other, labels="required") for other in more)]
@@ -126,9 +127,9 @@ class FeatureDataModule(ViewDataModule):
         self._train = store
         self.num_classes = len(self.class_names) if self.class_names else int(store.labels.max()) + 1
         if self.num_classes < 2:
-            raise ValueError(f"{part}: there must be at least two classes.")
+            raise SuperCMError(f"{part}: there must be at least two classes.")
 
-    def read(self) -> dict[str, Rows]:
+    def read(self) -> dict[str, Samples]:
         """Reads the other files and draws the split."""
         labels: dict[str, _Labels] = {"unlabeled": "never", "target": "if known"}
         given = {
@@ -137,17 +138,17 @@ class FeatureDataModule(ViewDataModule):
         }
         train = self._train
         known = train.labels[train.labels >= 0]
-        check_labels(known, self.num_classes, self.class_names, "source" if self.two_domains else "labeled")
+        check_labels(known, self.num_classes, self.class_names, "source" if self.is_domain_adaptation else "labeled")
         num_val = 0 if "val" in given else count_rows("val", self.num_val, len(known))
         num_test = 0 if {"test", "target"} & set(given) else self.num_test
         strata = domain_strata(train.labels, self._domain, self.num_classes)
         split = make_split(strata, "features", self.num_labeled, num_val, num_test, self.split_seed)
-        rows = {part: Rows(train, index) for part, index in split.rows(labeled_in_unlabeled=False).items()}
-        rows |= {part: Rows.all_of(store) for part, store in given.items() if part != "target"}
+        rows = {part: Samples(train, index) for part, index in split.rows(labeled_in_unlabeled=False).items()}
+        rows |= {part: Samples.all_of(store) for part, store in given.items() if part != "target"}
         if (target := given.get("target")) is not None:
-            rows["unlabeled"] = Rows.all_of(target, hide_labels=not self.oracle_labels)
+            rows["unlabeled"] = Samples.all_of(target, hide_labels=not self.oracle_labels)
             if "test" not in given:
-                rows["test"] = Rows(target, (target.labels >= 0).nonzero().flatten())
+                rows["test"] = Samples(target, (target.labels >= 0).nonzero().flatten())
         if self.standardize == "joint":
             statistics = _statistics(torch.cat([_features(rows[part]) for part in ("labeled", "unlabeled")]))
             self.preprocessing = {"mean": statistics[1].tolist(), "std": statistics[0].tolist()}
@@ -157,7 +158,7 @@ class FeatureDataModule(ViewDataModule):
             self._standardize_domains(rows, given)
         return rows
 
-    def _standardize_domains(self, rows: dict[str, Rows], given: dict[str, ArrayStore]) -> None:
+    def _standardize_domains(self, rows: dict[str, Samples], given: dict[str, ArrayStore]) -> None:
         source, target = (_statistics(_features(rows[part])) for part in ("labeled", "unlabeled"))
         self.preprocessing = {"mean": target[1].tolist(), "std": target[0].tolist()}  # new rows are of the target
         for part, store in given.items():
@@ -173,12 +174,12 @@ class FeatureDataModule(ViewDataModule):
         """Reads a set and compares it with the first labelled one."""
         store, names = read_features(part, source, labels)
         if tuple(store.data.shape[1:]) != self.input_shape:
-            raise ValueError(
+            raise SuperCMError(
                 f"{part}: features of shape {tuple(store.data.shape[1:])}, but labeled has {self.input_shape}."
             )
         if names and self.class_names and names != self.class_names and labels != "never":
             differ = sorted(set(names) ^ set(self.class_names)) or ["in another order"]
-            raise ValueError(f"{part}: other classes than those of the labelled features ({', '.join(differ[:10])}).")
+            raise SuperCMError(f"{part}: other classes than those of the labelled features ({', '.join(differ[:10])}).")
         return store
 
     def read_new(self, path: Path) -> ArrayStore:
@@ -205,7 +206,7 @@ def new_features(path: Path, shape: tuple[int, ...], preprocessing: dict[str, An
     """
     store, _ = read_features("predict_on", path, labels="never")
     if tuple(store.data.shape[1:]) != shape:
-        raise ValueError(
+        raise SuperCMError(
             f"predict_on={path}: features of shape {tuple(store.data.shape[1:])}, but the model was trained on {shape}."
         )
     if preprocessing:
@@ -214,7 +215,7 @@ def new_features(path: Path, shape: tuple[int, ...], preprocessing: dict[str, An
     return store
 
 
-def _features(rows: Rows) -> Tensor:
+def _features(rows: Samples) -> Tensor:
     assert isinstance(rows.store, ArrayStore)
     return rows.store.data[rows.index]
 
@@ -240,11 +241,11 @@ def _located(given: Any, root: Path) -> Path | Dataset[Any]:
     if _are_arrays(given):
         features, *labels = map(torch.as_tensor, given if isinstance(given, tuple) else (given,))
         if any(len(one) != len(features) for one in labels):
-            raise ValueError(f"features of shape {tuple(features.shape)} with {len(labels[0])} labels.")
+            raise SuperCMError(f"features of shape {tuple(features.shape)} with {len(labels[0])} labels.")
         return TensorDataset(features, *labels)
     if not isinstance(given, str | Path):
         if not (hasattr(given, "__getitem__") and hasattr(given, "__len__")) or isinstance(given, tuple | dict):
-            raise ValueError(
+            raise SuperCMError(
                 f"{type(given).__name__} is no set of features. Give the name of a file, a torch data set of "
                 "(features, label), a tuple of arrays (n, d) and (n,), or an array (n, d) where no labels are needed."
             )
@@ -266,7 +267,7 @@ def read_features(part: str, source: Path | Dataset[Any], labels: _Labels) -> tu
         data, *more = source.tensors
         known = more[0] if more and labels != "never" else None
         if known is None and labels == "required":
-            raise ValueError(f"{part}: features without labels; give (features, labels).")
+            raise SuperCMError(f"{part}: features without labels; give (features, labels).")
     else:
         count = len(cast(Sized, source))
         dataset = DatasetStore(source, None if labels == "required" else torch.full((count,), -1))
@@ -274,15 +275,15 @@ def read_features(part: str, source: Path | Dataset[Any], labels: _Labels) -> tu
     data = data.float()
     numbers = _whole_numbers(part, known) if known is not None else torch.full((len(data),), -1)
     if data.ndim != 2 or len(data) != len(numbers) or not len(data):
-        raise ValueError(
+        raise SuperCMError(
             f"{part}: features of shape {tuple(data.shape)} with {len(numbers)} labels; expected (n, d) and n, with n "
             "at least 1."
         )
     if not data.isfinite().all():
         row = int((~data.isfinite()).any(1).nonzero()[0])
-        raise ValueError(f"{part}: row {row} has a feature that is NaN or infinite.")
+        raise SuperCMError(f"{part}: row {row} has a feature that is NaN or infinite.")
     if files is not None and len(files) != len(data):
-        raise ValueError(f"{part}: {len(files)} files for {len(data)} rows; each needs one, or leave files out.")
+        raise SuperCMError(f"{part}: {len(files)} files for {len(data)} rows; each needs one, or leave files out.")
     return ArrayStore(data, numbers, files), names
 
 
@@ -296,7 +297,7 @@ def joined(stores: Sequence[ArrayStore]) -> ArrayStore:
 def _whole_numbers(part: str, labels: Tensor) -> Tensor:
     whole = labels.long().flatten()
     if not torch.equal(whole.to(labels.dtype), labels.flatten()) or (len(whole) and int(whole.min()) < -1):
-        raise ValueError(f"{part}: labels must be whole numbers from 0, or -1 where unknown.")
+        raise SuperCMError(f"{part}: labels must be whole numbers from 0, or -1 where unknown.")
     return whole
 
 
@@ -309,7 +310,7 @@ def _load(
             f"{part}={path}: no such file. Expected .npz or .pt with features (n, d) and labels (n,)."
         )
     if path.suffix not in (".npz", ".pt", ".pth"):
-        raise ValueError(f"{part}={path}: features are read from .npz or .pt files.")
+        raise SuperCMError(f"{part}={path}: features are read from .npz or .pt files.")
     wanted = {"features", "classes", "files", *(["labels"] if labels != "never" else [])}
     optional = {"classes", "files", *(["labels"] if labels != "required" else [])}
     try:
@@ -320,11 +321,11 @@ def _load(
             content = saved if isinstance(saved, dict) else {}
             found = set(content)
     except (UnpicklingError, ValueError) as error:
-        raise ValueError(f"{part}={path}: holds more than tensors, numbers, strings; save only these.") from error
+        raise SuperCMError(f"{part}={path}: holds more than tensors, numbers, strings; save only these.") from error
     except (OSError, RuntimeError, EOFError, BadZipFile, zlib.error) as error:
-        raise ValueError(f"{part}={path}: cannot be read; the file is truncated or damaged ({error}).") from error
+        raise SuperCMError(f"{part}={path}: cannot be read; the file is truncated or damaged ({error}).") from error
     if missing := wanted - found - optional:
-        raise ValueError(
+        raise SuperCMError(
             f"{part}={path}: has {', '.join(sorted(map(str, found))) or 'nothing by name'}, lacks "
             f"{' and '.join(sorted(missing))}."
         )
@@ -334,4 +335,4 @@ def _load(
         known = torch.as_tensor(content["labels"]) if "labels" in content and labels != "never" else None
         return torch.as_tensor(content["features"]), known, names, files
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{part}={path}: features and labels must be arrays of numbers ({error}).") from error
+        raise SuperCMError(f"{part}={path}: features and labels must be arrays of numbers ({error}).") from error

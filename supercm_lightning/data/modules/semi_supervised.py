@@ -9,15 +9,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
-from supercm_lightning.data.transforms.weak import Normalization, WeakAugmentation, check_weak_options
 from supercm_lightning.data.modules.base import ViewDataModule
-from supercm_lightning.data.sources.registered import DATASETS
 from supercm_lightning.data.sources.folder import new_images, scan_folder
 from supercm_lightning.data.sources.images import check_bad_image_policy, sampled_shapes
+from supercm_lightning.data.sources.registered import DATASETS
+from supercm_lightning.data.sources.stores import ArrayStore, DatasetStore, Samples, Store, file_stores
 from supercm_lightning.data.splits import Split, check_labels, count_rows, make_split
-from supercm_lightning.data.sources.stores import ArrayStore, DatasetStore, Rows, Store, file_stores
 from supercm_lightning.data.transforms.strong import StrongAugmentation
+from supercm_lightning.data.transforms.weak import Normalization, WeakAugmentation, check_weak_options
 from supercm_lightning.data.transforms.zca import ZCA, global_contrast_normalize
+from supercm_lightning.utils.options import SuperCMError
 
 
 class SemiSupervisedDataModule(ViewDataModule):
@@ -124,9 +125,9 @@ class SemiSupervisedDataModule(ViewDataModule):
         self._given = {"unlabeled": unlabeled, "val": val, "test": test}
         self.split: Split | None = None
         self._zca: ZCA | None = None
-        self._customs: tuple[int | float, int | float]
+        self._defaults: tuple[int | float, int | float]
         if isinstance(dataset, str) and (strange := [name for name, data in self._given.items() if data is not None]):
-            raise ValueError(f"{strange[0]}: goes with a torch data set; dataset={dataset!r} brings its own.")
+            raise SuperCMError(f"{strange[0]}: goes with a torch data set; dataset={dataset!r} brings its own.")
 
         flip_by_default, default_shift, default_noise = False, 0, 0.0
         if not isinstance(dataset, str):
@@ -136,9 +137,9 @@ class SemiSupervisedDataModule(ViewDataModule):
             known = len(self.class_names or ()) or int(self._labeled.labels.max()) + 1
             self.num_classes = num_classes or known
             self.input_shape = tuple(self._labeled[0].shape)
-            self._customs = (0, 0)
+            self._defaults = (0, 0)
             if len(self.input_shape) != 3:
-                raise ValueError(
+                raise SuperCMError(
                     f"dataset: items of shape {self.input_shape}, where images (C, H, W) were expected. "
                     "Vectors go into FeatureDataModule."
                 )
@@ -150,19 +151,19 @@ class SemiSupervisedDataModule(ViewDataModule):
             shapes = sampled_shapes([file for file, _ in self._folder.labeled], image_size, on_bad_image)
             self.input_shape = (max(channels for channels, _, _ in shapes), *shapes[0][1:])
             # Where a few images were labelled by hand, none is taken away from training unasked.
-            self._customs = (0.1 if self._folder.fully_labeled else 0, 0)
+            self._defaults = (0.1 if self._folder.fully_labeled else 0, 0)
             flip_by_default, default_shift = True, min(self.input_shape[1:]) // 8
         elif dataset in DATASETS:
             spec = DATASETS[dataset]
             self.class_names, self.num_classes, self.input_shape = spec.class_names, spec.num_classes, spec.input_shape
-            self._customs = (spec.num_val, spec.num_test)
+            self._defaults = (spec.num_val, spec.num_test)
             flip_by_default, default_shift, default_noise = spec.flip, spec.shift, spec.noise
         else:
-            raise ValueError(f"dataset={dataset!r}: choose one of {', '.join(DATASETS)}, folder.")
+            raise SuperCMError(f"dataset={dataset!r}: choose one of {', '.join(DATASETS)}, folder.")
         if self.num_classes < 2:
-            raise ValueError(f"dataset: {self.num_classes} class, where at least two are needed.")
+            raise SuperCMError(f"dataset: {self.num_classes} class, where at least two are needed.")
         if num_labeled is not None and num_labeled < self.num_classes:
-            raise ValueError(
+            raise SuperCMError(
                 f"num_labeled={num_labeled}: fewer labels than the {self.num_classes} classes; every class needs one."
             )
         self.flip = flip_by_default if flip is None else flip
@@ -171,7 +172,7 @@ class SemiSupervisedDataModule(ViewDataModule):
         check_weak_options(self.input_shape, self.shift, self.noise, mean, std)
         check_bad_image_policy(on_bad_image)
         if whitening and in_memory is False:
-            raise ValueError("whitening=true needs all images in memory: leave in_memory unset.")
+            raise SuperCMError("whitening=true needs all images in memory: leave in_memory unset.")
         self.normalization = Normalization(tuple(mean), tuple(std))
         self.preprocessing = {"whitening": True} if whitening else asdict(self.normalization)
 
@@ -184,14 +185,14 @@ class SemiSupervisedDataModule(ViewDataModule):
             for part in (part for part, exists in parts.items() if exists):
                 spec.store(self.dataset, self.root, part, download=True)
 
-    def read(self) -> dict[str, Rows]:
+    def read(self) -> dict[str, Samples]:
         """Reads the images and draws the split."""
         stores = self._read_images()
         train = stores["train"]
         check_labels(train.labels[train.labels >= 0], self.num_classes, self.class_names, "training set")
         self.split = self._read_split(train.labels, held_out={part for part in ("val", "test") if part in stores})
-        rows = {part: Rows(train, index) for part, index in self.split.rows(self.labeled_in_unlabeled).items()}
-        return rows | {part: Rows.all_of(store) for part, store in stores.items() if part != "train"}
+        rows = {part: Samples(train, index) for part, index in self.split.rows(self.labeled_in_unlabeled).items()}
+        return rows | {part: Samples.all_of(store) for part, store in stores.items() if part != "train"}
 
     def _read_images(self) -> dict[str, Store]:
         """Stores of `train` (labelled images first, further unlabelled ones after), `val` and `test`."""
@@ -204,7 +205,7 @@ class SemiSupervisedDataModule(ViewDataModule):
         if self.whitening:
             arrays = {part: store for part, store in stores.items() if isinstance(store, ArrayStore)}
             if len(arrays) < len(stores):
-                raise ValueError("whitening=true needs all images in memory: set in_memory=true.")
+                raise SuperCMError("whitening=true needs all images in memory: set in_memory=true.")
             for store in arrays.values():
                 store.data = global_contrast_normalize(store.data)
             # Fitted on every training image, as published; labels play no part in it.
@@ -248,7 +249,7 @@ class SemiSupervisedDataModule(ViewDataModule):
         for part, data in self._given.items():
             # uint8 images are normalised and floats are not: together they would be two different inputs.
             if data is not None and (found := DatasetStore(data, torch.zeros(len(data)))[0].dtype) != kind:  # type: ignore[arg-type]
-                raise ValueError(f"{part}: images of type {found}, but those of the labelled data set are {kind}.")
+                raise SuperCMError(f"{part}: images of type {found}, but those of the labelled data set are {kind}.")
         if (more := self._given["unlabeled"]) is not None:
             labels = torch.cat([train.labels, torch.full((len(more),), -1)])  # type: ignore[arg-type]
             train = DatasetStore(ConcatDataset([labeled, more]), labels)
@@ -264,7 +265,7 @@ class SemiSupervisedDataModule(ViewDataModule):
         known = int((labels >= 0).sum())
         counts = {
             part: 0 if part in held_out else count_rows(part, custom if asked is None else asked, known)
-            for part, asked, custom in zip(("val", "test"), (self.num_val, self.num_test), self._customs, strict=True)
+            for part, asked, custom in zip(("val", "test"), (self.num_val, self.num_test), self._defaults, strict=True)
         }
         if self.split_file is not None and self.split_file.exists():
             return self._checked_split(Split.load(self.split_file), name, len(labels), counts)
@@ -276,7 +277,7 @@ class SemiSupervisedDataModule(ViewDataModule):
     def _checked_split(self, split: Split, name: str, num_rows: int, counts: dict[str, int]) -> Split:
         other = "Leave the option out, or name another file to draw a new split."
         if (split.dataset, split.num_rows) != (name, num_rows):
-            raise ValueError(
+            raise SuperCMError(
                 f"split_file={self.split_file}: made for {split.num_rows:,} rows of {split.dataset}, but the data is "
                 f"{name} with {num_rows:,} rows. Name another file to draw a new split."
             )
@@ -288,11 +289,11 @@ class SemiSupervisedDataModule(ViewDataModule):
         for option, (what, rows, asked, count) in sizes.items():
             if asked is not None and len(rows) != count:
                 of = f" ({count:,} rows)" if count != asked else ""
-                raise ValueError(
+                raise SuperCMError(
                     f"split_file={self.split_file}: has {len(rows):,} {what} rows, but {option}={asked}{of}. {other}"
                 )
         if self.split_seed not in (0, split.seed):
-            raise ValueError(
+            raise SuperCMError(
                 f"split_file={self.split_file}: drawn with split_seed={split.seed}, but split_seed={self.split_seed}. "
                 f"{other}"
             )
@@ -318,5 +319,5 @@ class SemiSupervisedDataModule(ViewDataModule):
             return super()._views
         except ValueError as error:
             if self.whitening and "'strong'" in str(error):
-                raise ValueError(f"{error} Or set whitening=false: whitened images have no strong view.") from None
+                raise SuperCMError(f"{error} Or set whitening=false: whitened images have no strong view.") from None
             raise

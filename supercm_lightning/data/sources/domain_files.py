@@ -8,6 +8,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from supercm_lightning.data.sources.domains import DOMAIN_LAYOUT, Domain, DomainSet, plain_name
 from supercm_lightning.data.sources.folder import images_under, subfolders
+from supercm_lightning.utils.options import SuperCMError
 
 LIST_FOLDERS = ("image_list", "list", "lists")
 
@@ -72,12 +73,12 @@ def find_files(dataset: str, spec: DomainSet, root: Path, source: Sequence[Domai
         found = _from_folders(dataset, spec, base, source, target)
     if spec.num_classes is not None and found.num_classes != spec.num_classes:
         names = f": {', '.join(found.class_names)}" if found.class_names else ""
-        raise ValueError(
+        raise SuperCMError(
             f"{dataset}: {found.num_classes} classes in {base}, where {spec.num_classes} were expected{names}."
         )
     for domain in source:
         if any(label < 0 for _, label in found.files[domain.name]):
-            raise ValueError(f"{dataset}: images of the source domain {domain.name} have no label. Leave them out.")
+            raise SuperCMError(f"{dataset}: images of the source domain {domain.name} have no label. Leave them out.")
     for domain in (*source, target):
         count = len(found.files[domain.name])
         if domain.count is not None and count != domain.count:
@@ -111,7 +112,7 @@ def _base(dataset: str, spec: DomainSet, root: Path, domains: Sequence[Domain]) 
 def _domain_folder(base: Path, domain: Domain) -> Path | None:
     found = sorted(name for name in subfolders(base) if domain.is_called(name)) if base.is_dir() else []
     if len(found) > 1:
-        raise ValueError(f"{base}: {' and '.join(found)} both stand for the domain {domain.name}. Remove one of them.")
+        raise SuperCMError(f"{base}: {' and '.join(found)} both stand for the domain {domain.name}. Remove one.")
     return base / found[0] if found else None
 
 
@@ -204,18 +205,18 @@ def read_list(file: Path, base: Path, folder: Path | None = None) -> list[tuple[
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not a list of images in UTF-8 ({error}).") from error
+        raise SuperCMError(f"{file}: not a list of images in UTF-8 ({error}).") from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         path, label = [*line.strip().rsplit(maxsplit=1), ""][:2]
         if not label.removeprefix("-").isdecimal() or int(label) < -1:
-            raise ValueError(f"{file}, line {number}: {line.strip()!r} is not a path, a space and a label from 0 on.")
+            raise SuperCMError(f"{file}, line {number}: {line.strip()!r} is not a path, a space and a label from 0 on.")
         if line_of.setdefault(path, number) != number:
-            raise ValueError(f"{file}, line {number}: {path} stands in line {line_of[path]} already. Remove one.")
+            raise SuperCMError(f"{file}, line {number}: {path} stands in line {line_of[path]} already. Remove one.")
         entries.append((Path(path), int(label)))
     if not entries:
-        raise ValueError(f"{file}: the list is empty.")
+        raise SuperCMError(f"{file}: the list is empty.")
     first = entries[0][0]
     for start in range(len(first.parts)):
         for place in (base, folder):

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
-from supercm_lightning.data.sources.registered import DATASETS
 from supercm_lightning.data.sources.domain_files import find_files
 from supercm_lightning.data.sources.domains import DIGITS, Domain, DomainSet
 from supercm_lightning.data.sources.images import BadImage
+from supercm_lightning.data.sources.registered import DATASETS
 from supercm_lightning.data.sources.stores import ArrayStore, DatasetStore, Store, file_stores
+from supercm_lightning.utils.options import SuperCMError
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class DomainStores:
     Attributes:
         source: Labelled rows, those of several source domains one after the other.
         sizes: Number of rows of each source domain.
-        target: Rows of the target.
+        target: Samples of the target.
         val: Further source rows for validation, or None.
         test: Further target rows for the test, or None.
     """
@@ -43,7 +44,7 @@ class DomainReader(ABC):
     Attributes:
         num_classes: Number of classes.
         class_names: Their names, or None.
-        row_shape: (C, H, W) of a stored image.
+        sample_shape: (C, H, W) of a stored image.
         input_shape: (C, H, W) of what the model receives, at most as large.
         photographs: Whether the customs of photographs (crop, flip, ImageNet's mean) apply.
         shift: Default shift of the augmentation, in pixels.
@@ -51,7 +52,7 @@ class DomainReader(ABC):
 
     num_classes: int
     class_names: tuple[str, ...] | None = None
-    row_shape: tuple[int, ...]
+    sample_shape: tuple[int, ...]
     input_shape: tuple[int, ...]
     photographs = False
     shift = 0
@@ -78,7 +79,7 @@ class DigitReader(DomainReader):
         self.parts = [*((domain.name, "train") for domain in source), (target.name, "train"), (target.name, "test")]
         shapes = [DATASETS[name].input_shape for name, _ in self.parts]
         size = image_size or max(28, *(height for _, height, _ in shapes))
-        self.row_shape = self.input_shape = (max(channels for channels, _, _ in shapes), size, size)
+        self.sample_shape = self.input_shape = (max(channels for channels, _, _ in shapes), size, size)
         self.num_classes = DIGITS.num_classes or 0
 
     def download(self) -> None:
@@ -89,7 +90,7 @@ class DigitReader(DomainReader):
     def read(self) -> DomainStores:
         """Reads the digits and brings them to one shape."""
         stores = [DATASETS[name].store(name, self.root, part, download=False) for name, part in self.parts]
-        stores = [ArrayStore(_as_shape(store.data, self.row_shape), store.labels) for store in stores]
+        stores = [ArrayStore(_as_shape(store.data, self.sample_shape), store.labels) for store in stores]
         *sources, target, test = stores
         source = ArrayStore(torch.cat([s.data for s in sources]), torch.cat([s.labels for s in sources]))
         return DomainStores(source, [len(store) for store in sources], target, test=test)
@@ -126,7 +127,7 @@ class FileReader(DomainReader):
         self.num_classes, self.class_names = found.num_classes, found.class_names
         self.files = [found.files[domain.name] for domain in source], found.files[target.name]
         self.input_shape = (3, image_size, image_size)
-        self.row_shape = (3, image_size * 8 // 7, image_size * 8 // 7)
+        self.sample_shape = (3, image_size * 8 // 7, image_size * 8 // 7)
         self.in_memory = in_memory
         self.on_bad_image = on_bad_image
 
@@ -136,7 +137,12 @@ class FileReader(DomainReader):
         parts = {"source": [row for files in sources for row in files], "target": target}
         # Both sides are resized, whatever the aspect: so it is done wherever results on these sets were published.
         stores = file_stores(
-            parts, self.row_shape, self.row_shape[1], self.in_memory, keep_aspect=False, on_bad_image=self.on_bad_image
+            parts,
+            self.sample_shape,
+            self.sample_shape[1],
+            self.in_memory,
+            keep_aspect=False,
+            on_bad_image=self.on_bad_image,
         )
         kept = set(stores["source"].names or ())
         sizes = [sum(str(file) in kept for file, _ in files) for files in sources]
@@ -179,10 +185,10 @@ class DatasetReader(DomainReader):
         largest = max(int(store.labels.max()) for store in self.sources)
         self.num_classes = num_classes or (len(self.class_names) if self.class_names else largest + 1)
         first = self.sources[0][0]
-        self.row_shape = self.input_shape = tuple(first.shape)
+        self.sample_shape = self.input_shape = tuple(first.shape)
         if first.ndim != 3:
-            raise ValueError(
-                f"source: items of shape {self.row_shape}, where images (C, H, W) were expected. Vectors go into "
+            raise SuperCMError(
+                f"source: items of shape {self.sample_shape}, where images (C, H, W) were expected. Vectors go into "
                 "FeatureDataModule."
             )
         if image_size is not None:
@@ -190,7 +196,7 @@ class DatasetReader(DomainReader):
         for part, store in self.others.items():
             # uint8 images are normalised and floats are not: together they would be two different inputs.
             if (found := store[0].dtype) != first.dtype:
-                raise ValueError(f"{part}: images of type {found}, but those of the source are {first.dtype}.")
+                raise SuperCMError(f"{part}: images of type {found}, but those of the source are {first.dtype}.")
         self.in_memory = in_memory
 
     def read(self) -> DomainStores:
@@ -199,7 +205,7 @@ class DatasetReader(DomainReader):
         source = DatasetStore(ConcatDataset([store.dataset for store in self.sources]), labels)
         stores: dict[str, Any] = {"source": source, **self.others}
         if self.in_memory:
-            stores = {part: store.in_memory(self.row_shape) for part, store in stores.items()}
+            stores = {part: store.in_memory(self.sample_shape) for part, store in stores.items()}
         return DomainStores(sizes=[len(store) for store in self.sources], **stores)
 
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from supercm_lightning.utils.options import SuperCMError
+
 DOMAIN_LAYOUT = (
     "<domain>/<class>/*.jpg or <domain>/images/<class>/*.jpg, or list files image_list/<domain>.txt with lines of a "
     "path and a label"
@@ -63,7 +65,7 @@ class DomainSet:
             if domain.is_called(name):
                 return domain
         known = ", ".join(d.name if d.name == d.code else f"{d.name} ({d.code})" for d in self.domains)
-        raise ValueError(f"{option}={name!r}: {dataset} has the domains {known}.")
+        raise SuperCMError(f"{option}={name!r}: {dataset} has the domains {known}.")
 
 
 def _office(*counts: int) -> tuple[Domain, Domain, Domain]:

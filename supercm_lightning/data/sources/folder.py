@@ -6,6 +6,7 @@ from pathlib import Path
 
 from supercm_lightning.data.sources.images import IMAGE_SUFFIXES, BadImage, sampled_shapes
 from supercm_lightning.data.sources.stores import Store, file_stores
+from supercm_lightning.utils.options import SuperCMError
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def scan_folder(root: Path) -> FolderLayout:
 
     def held_out(folder: Path) -> list[tuple[Path, int]] | None:
         if folder.is_dir() and (strange := subfolders(folder) - class_names):
-            raise ValueError(f"{folder}: class {min(strange)!r} does not occur in {tree}.")
+            raise SuperCMError(f"{folder}: class {min(strange)!r} does not occur in {tree}.")
         return labelled(folder) or None
 
     labeled = labelled(tree)
@@ -122,7 +123,7 @@ def new_images(
     """
     files = images_under(folder)
     if not files:
-        raise ValueError(f"predict_on={folder}: {'no images in this folder' if folder.is_dir() else 'not a folder'}.")
+        raise SuperCMError(f"predict_on={folder}: {'no images in this folder' if folder.is_dir() else 'not a folder'}.")
     size = shape[1] if shape[1] == shape[2] else None
     sampled_shapes(files, size, on_bad_image)
     parts = {"predict": [(file, -1) for file in files]}

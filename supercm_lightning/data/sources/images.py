@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from supercm_lightning.utils.options import SuperCMError
+
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 
 BadImage = Literal["error", "skip"]
@@ -22,7 +24,7 @@ def check_bad_image_policy(on_bad_image: str) -> None:
         ValueError: If it is unknown.
     """
     if on_bad_image not in get_args(BadImage):
-        raise ValueError(f"on_bad_image={on_bad_image!r}: choose {' or '.join(get_args(BadImage))}.")
+        raise SuperCMError(f"on_bad_image={on_bad_image!r}: choose {' or '.join(get_args(BadImage))}.")
 
 
 class UnreadableImage(ValueError):
@@ -63,7 +65,7 @@ def sampled_shapes(
             if on_bad_image == "error":
                 raise
     if not shapes:
-        raise ValueError(f"none of the {len(tried)} images that were tried can be read, {files[0]} among them.")
+        raise SuperCMError(f"none of the {len(tried)} images that were tried can be read, {files[0]} among them.")
     return shapes
 
 

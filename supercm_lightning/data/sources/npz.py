@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.lib import format as npy
 
+from supercm_lightning.utils.options import SuperCMError
+
 
 def load_npz(path: Path, names: Collection[str]) -> tuple[dict[str, np.ndarray], set[str]]:
     """Arrays of an .npz file by name; those stored without compression, as by `np.savez`, are mapped from the disk.
@@ -78,7 +80,7 @@ def save_npz(
                     member.write(np.ascontiguousarray(block, dtype="<f4").tobytes())
                     rows += len(block)
             if rows != shape[0]:
-                raise ValueError(f"{path}: {rows} rows of {name}, where {shape[0]} were expected.")
+                raise SuperCMError(f"{path}: {rows} rows of {name}, where {shape[0]} were expected.")
             for other, array in arrays.items():
                 with archive.open(f"{other}.npy", "w", force_zip64=True) as member:
                     npy.write_array(member, array, allow_pickle=False)

@@ -24,13 +24,13 @@ class DatasetSpec:
         num_classes: Number of classes.
         input_shape: (C, H, W).
         load: Reads one part: (root, "train" | "test" | "unlabeled", download) to images and labels.
-        num_val: Rows of the training set held out for validation by default.
+        num_val: Samples of the training set held out for validation by default.
         flip: Whether mirrored images keep their class.
         shift: Default shift of the weak augmentation, in pixels.
         layout: What is expected under the root folder, for the message when it is missing.
         noise: Default noise of the weak augmentation, in units of the normalised pixels.
         class_names: Names of the classes, or None for numbers.
-        num_test: Rows held out of the training set where there is no test set of its own.
+        num_test: Samples held out of the training set where there is no test set of its own.
         has_unlabeled: Whether there is a further part without labels.
     """
 

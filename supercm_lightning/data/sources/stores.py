@@ -26,6 +26,7 @@ from supercm_lightning.data.sources.images import (
     pixels_of,
     read_image,
 )
+from supercm_lightning.utils.options import SuperCMError
 
 _MEMORY = 4 * 2**30
 
@@ -38,7 +39,7 @@ def default_num_workers() -> int:
 
 @dataclass
 class ArrayStore:
-    """Rows that live in memory, and on the training device when they fit.
+    """Samples that live in memory, and on the training device when they fit.
 
     Attributes:
         data: uint8 images (N, C, H, W), or float rows of any shape, used as they are.
@@ -70,7 +71,7 @@ class ArrayStore:
 
 
 class WorkerStore(ABC):
-    """Rows that workers fetch one by one.
+    """Samples that workers fetch one by one.
 
     Attributes:
         labels: Labels (N,) int64, -1 where unknown.
@@ -251,7 +252,7 @@ def file_stores(
             store, messages = store.readable()
             skipped += messages
             if files and not len(store):
-                raise ValueError(f"{part}: none of its {len(files)} images can be read, {files[0][0]} among them.")
+                raise SuperCMError(f"{part}: none of its {len(files)} images can be read, {files[0][0]} among them.")
         stores[part] = store.in_memory(shape) if in_memory else store.checked(shape)
     if skipped:
         total = sum(map(len, parts.values()))
@@ -278,13 +279,13 @@ class DatasetStore(WorkerStore):
         self.dataset = dataset
         count = len(cast(Sized, dataset))
         if not count:
-            raise ValueError(f"{type(dataset).__name__}: the data set is empty.")
+            raise SuperCMError(f"{type(dataset).__name__}: the data set is empty.")
         known = labels if labels is not None else self._listed(count)
         if known is None:
             known = [_label(dataset[row]) for row in _track(range(count), f"Reading {count:,} labels", count)]
         self.labels = torch.as_tensor(known, dtype=torch.int64).flatten()
         if len(self.labels) != count:
-            raise ValueError(f"{type(dataset).__name__}: {len(self.labels)} labels for {count} items.")
+            raise SuperCMError(f"{type(dataset).__name__}: {len(self.labels)} labels for {count} items.")
 
     def _listed(self, count: int) -> Any:
         """Labels that the data set lists, if they are those that its items carry."""
@@ -302,7 +303,7 @@ class DatasetStore(WorkerStore):
 
 def _label(item: Any) -> int:
     if not isinstance(item, (tuple, list)) or len(item) < 2:
-        raise ValueError("A labelled data set must yield (image, label) pairs.")
+        raise SuperCMError("A labelled data set must yield (image, label) pairs.")
     return int(item[1])
 
 
@@ -310,7 +311,7 @@ Store = ArrayStore | WorkerStore
 
 
 @dataclass
-class Rows:
+class Samples:
     """Some rows of a store.
 
     Attributes:
@@ -339,6 +340,6 @@ class Rows:
         return self._on[device]
 
     @classmethod
-    def all_of(cls, store: Store, hide_labels: bool = False) -> "Rows":
+    def all_of(cls, store: Store, hide_labels: bool = False) -> "Samples":
         """Every row of a store."""
         return cls(store, torch.arange(len(store)), hide_labels)

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from supercm_lightning.data import operations
-from supercm_lightning.data.transforms.weak import Normalization, flip_and_shift
+from supercm_lightning.data.transforms import operations
 from supercm_lightning.data.transforms.crops import Crop
 from supercm_lightning.data.transforms.operations import FILL, beside, per_image
+from supercm_lightning.data.transforms.weak import Normalization, flip_and_shift
+from supercm_lightning.utils.options import SuperCMError
 from supercm_lightning.utils.random import generator
 
 POOL: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float, float]] = {
@@ -110,7 +111,7 @@ class StrongAugmentation:
     def __post_init__(self) -> None:
         for name in ("num_ops", "cutout"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must not be negative.")
+                raise SuperCMError(f"{name}={getattr(self, name)}: must not be negative.")
 
     def __call__(self, rows: Tensor, stream: torch.Generator) -> Tensor:
         """Augments images to floats of the same shape but for the crop.
@@ -145,14 +146,14 @@ class StrongAugmentation:
 
 def _checked(rows: Tensor) -> Tensor:
     if rows.ndim != 4:
-        raise ValueError(
+        raise SuperCMError(
             f"Strong views are made of images (n, C, H, W), and these rows have the shape {tuple(rows.shape)}: feature "
             "vectors have none."
         )
     if rows.dtype != torch.uint8:
         low, high = rows.aminmax()
         if not (low >= 0) & (high <= 1):
-            raise ValueError(
+            raise SuperCMError(
                 f"Strong views are made of images in [0, 1], and these reach from {low:.4g} to {high:.4g}, as whitened "
                 "or normalised images do: set whitening=false, or give the data set without its own normalisation."
             )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from supercm_lightning.data.transforms.crops import Crop
+from supercm_lightning.utils.options import SuperCMError
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,14 @@ def check_weak_options(
         ValueError: If one is out of its range; the message names it.
     """
     if not 0 <= shift < min(input_shape[1:]):
-        raise ValueError(f"shift={shift}: must be from 0 to less than the images' {tuple(input_shape[1:])}.")
+        raise SuperCMError(f"shift={shift}: must be from 0 to less than the images' {tuple(input_shape[1:])}.")
     if noise < 0:
-        raise ValueError(f"noise={noise}: must not be negative.")
+        raise SuperCMError(f"noise={noise}: must not be negative.")
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, input_shape[0]):
-            raise ValueError(f"{name}: give one value or one for each of the {input_shape[0]} channels.")
+            raise SuperCMError(f"{name}: give one value or one for each of the {input_shape[0]} channels.")
     if min(std) <= 0:
-        raise ValueError(f"std={std}: must be positive.")
+        raise SuperCMError(f"std={std}: must be positive.")
 
 
 def flip_and_shift(images: Tensor, flip: bool, shift: int, stream: torch.Generator) -> Tensor:

@@ -10,6 +10,7 @@ from supercm_lightning.tools.bench.grid import Cell, Column, Grid, Row
 from supercm_lightning.tools.bench.report import report
 from supercm_lightning.tools.bench.schedule import run_cells, write_array
 from supercm_lightning.tools.bench.tables import Results
+from supercm_lightning.utils.options import SuperCMError
 
 __all__ = ["Cell", "Column", "Grid", "Results", "Row", "bench", "report"]
 
@@ -53,12 +54,12 @@ def bench(
     """
     for name, number in (("seeds", seeds), ("jobs", jobs), ("slurm", slurm)):
         if number is not None and number < 1:
-            raise ValueError(f"{name}={number}: must be at least 1.")
+            raise SuperCMError(f"{name}={number}: must be at least 1.")
     spec = Grid.read(grid)
     spec = replace(spec, seeds=seeds or spec.seeds)
     for name, chosen, known in (("only", only, spec.rows), ("columns", columns, spec.columns)):
         if unknown := set(chosen or ()) - set(known):
-            raise ValueError(f"{name}: {grid} has no {', '.join(sorted(unknown))}; there are {', '.join(known)}.")
+            raise SuperCMError(f"{name}: {grid} has no {', '.join(sorted(unknown))}; there are {', '.join(known)}.")
     output = output or Path("runs", grid.stem)
     cells = list(spec.cells(output, root, more))
     asked = [cell for cell in cells if cell.row in (only or spec.rows) and cell.column in (columns or spec.columns)]

@@ -10,6 +10,8 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from lightning.pytorch.core.saving import load_hparams_from_yaml
 
+from supercm_lightning.utils.options import SuperCMError
+
 
 @dataclass(frozen=True)
 class Row:
@@ -77,10 +79,10 @@ class Grid:
         try:
             grid = cls(**parser.instantiate_classes(parser.parse_path(file)))
         except Exception as error:  # jsonargparse has one kind for all
-            raise ValueError(f"{file}: {error}") from error
+            raise SuperCMError(f"{file}: {error}") from error
         for name, row in grid.rows.items():
             if row.over is not None and row.over not in grid.rows:
-                raise ValueError(f"{file}: {name!r} is over {row.over!r}, which is no row.")
+                raise SuperCMError(f"{file}: {name!r} is over {row.over!r}, which is no row.")
         return grid
 
     def cells(self, output: Path, root: Path = Path("data"), more: Sequence[str] = ()) -> Iterator["Cell"]:
@@ -108,9 +110,9 @@ class Grid:
         try:
             file = self.config.format(method=row.method, data=column.data)
         except (KeyError, IndexError) as error:
-            raise ValueError(f"config={self.config!r}: only {{method}} and {{data}} are filled in.") from error
+            raise SuperCMError(f"config={self.config!r}: only {{method}} and {{data}} are filled in.") from error
         if not Path(file).is_file():
-            raise ValueError(f"config={file}: no such file; paths are seen from the current folder, {Path.cwd()}.")
+            raise SuperCMError(f"config={file}: no such file; paths are seen from the current folder, {Path.cwd()}.")
         return file
 
 

@@ -15,6 +15,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.optimize import linear_sum_assignment
 
+from supercm_lightning.utils.options import SuperCMError
+
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2em auto; padding: 0 1em; color: #222; }}
@@ -51,7 +53,7 @@ def report(run: Path, output: Path | None = None) -> Path:
     if not found:
         raise FileNotFoundError(f"run={run}: there is no summary.json in it; give the folder that `supercm fit` named.")
     if len(found) > 1:
-        raise ValueError(f"run={run}: holds {len(found)} runs, {', '.join(str(file.parent) for file in found[:5])} …")
+        raise SuperCMError(f"run={run}: holds {len(found)} runs, {', '.join(str(file.parent) for file in found[:5])} …")
     folder = found[0].parent
     summary = json.loads(found[0].read_text())
     sections: dict[str, Callable[[Path, Mapping[str, Any]], str]] = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from supercm_lightning.self_labeling import DrawnRows
+from supercm_lightning.self_labeling import PseudoLabeledSamples
 
 
 def stream(seed: int = 0) -> torch.Generator:
@@ -13,7 +13,7 @@ def stream(seed: int = 0) -> torch.Generator:
 
 def test_a_pass_of_prototypes_ends_when_too_few_candidates_are_left() -> None:
     features = torch.eye(3)[torch.arange(30) % 3] + 0.1 * torch.randn(30, 3, generator=stream())
-    drawn, seen = DrawnRows(30, 6, 3), []
+    drawn, seen = PseudoLabeledSamples(30, 6, 3), []
     for number in range(5):
         assert int(drawn.unused.sum()) == 30 - 6 * number
         drawn.draw_prototypes(3, 60, lambda rows: features[rows], stream(number))
@@ -31,7 +31,7 @@ def test_prototypes_are_sought_among_the_candidates_alone() -> None:
         asked.append(rows)
         return torch.randn(len(rows), 4, generator=stream())
 
-    drawn = DrawnRows(500, 4, 4)
+    drawn = PseudoLabeledSamples(500, 4, 4)
     drawn.draw_prototypes(2, 20, features_of, stream())
     assert len(asked[0].unique()) == 20
     assert set(drawn.rows.tolist()) <= set(asked[0].tolist())
@@ -41,7 +41,7 @@ def test_prototypes_are_sought_among_the_candidates_alone() -> None:
 def test_rows_drawn_again_get_their_labels_back(cost: str) -> None:
     features = torch.eye(5) + 0.05 * torch.randn(5, 5, generator=stream())
     logits = 10 * torch.eye(5)[torch.tensor([3, 1, 4, 0, 2])]
-    drawn = DrawnRows(20, 5, 5)
+    drawn = PseudoLabeledSamples(20, 5, 5)
     for rows in ([10, 11, 12, 13, 14], [14, 13, 12, 11, 10]):
         drawn.rows.copy_(torch.tensor(rows))
         own = torch.tensor(rows) - 10
@@ -57,7 +57,7 @@ def test_rows_drawn_again_get_their_labels_back(cost: str) -> None:
 
 
 def test_mean_features_follow_the_labels_slowly_and_have_length_one() -> None:
-    drawn = DrawnRows(9, 3, 2)
+    drawn = PseudoLabeledSamples(9, 3, 2)
     first, second = torch.eye(3, 2), torch.tensor([[1.0, 1.0], [0.0, 2.0], [-1.0, 0.0]])
     drawn.align(first, 9 * torch.eye(3))
     torch.testing.assert_close(drawn.mean_features, first)
@@ -67,10 +67,10 @@ def test_mean_features_follow_the_labels_slowly_and_have_length_one() -> None:
 
 
 def test_a_loaded_set_goes_on_as_the_saved_one() -> None:
-    saved = DrawnRows(23, 5, 2)
+    saved = PseudoLabeledSamples(23, 5, 2)
     for number in range(3):
         saved.draw_at_random(stream(number))
-    loaded = DrawnRows(1, 5, 2)  # built before the data is known
+    loaded = PseudoLabeledSamples(1, 5, 2)  # built before the data is known
     loaded.load_state_dict(saved.state_dict())
     for number in range(3, 6):
         for one in (saved, loaded):

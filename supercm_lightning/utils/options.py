@@ -1,0 +1,63 @@
+"""Errors and checks of options: one line that names the option, its value and the remedy."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+
+class SuperCMError(ValueError):
+    """Input that cannot be used; the message names the option or the file and the remedy, and needs no traceback."""
+
+
+def check_choice(**options: tuple[Any, Iterable[Any]]) -> None:
+    """Checks options against their allowed values.
+
+    Args:
+        **options: For each option its value and the allowed values.
+
+    Raises:
+        SuperCMError: If a value is not allowed.
+
+    Example:
+        >>> check_choice(solver=("exact", ("exact", "sinkhorn")))
+    """
+    for name, (value, allowed) in options.items():
+        if value not in (allowed := tuple(allowed)):
+            raise SuperCMError(f"{name}={value!r}: choose one of {', '.join(map(str, allowed))}.")
+
+
+def check_range(low: float, high: float = math.inf, **options: float | None) -> None:
+    """Checks numbers against a closed range; None passes.
+
+    Args:
+        low: Smallest allowed value.
+        high: Largest allowed value.
+        **options: The options and their values.
+
+    Raises:
+        SuperCMError: If a value lies outside, or is not a number.
+
+    Example:
+        >>> check_range(0, 1, threshold=0.95, ramp_up=None)
+    """
+    for name, value in options.items():
+        if value is not None and not low <= value <= high:
+            expected = f"between {low} and {high}" if math.isfinite(high) else f"at least {low}"
+            raise SuperCMError(f"{name}={value}: must be {expected}.")
+
+
+def check_positive(**options: float | None) -> None:
+    """Checks that numbers are larger than zero; None passes.
+
+    Args:
+        **options: The options and their values.
+
+    Raises:
+        SuperCMError: If a value is not positive.
+
+    Example:
+        >>> check_positive(lr=1e-3)
+    """
+    for name, value in options.items():
+        if value is not None and not value > 0:
+            raise SuperCMError(f"{name}={value}: must be positive.")
