@@ -268,9 +268,7 @@ class ASD(Method):
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not hasattr(data, "views_of"):
-            raise SuperCMError(
-                "ASD chooses rows by itself: it needs a datamodule of this package, ClusteringDataModule."
-            )
+            raise SuperCMError("ASD chooses samples by itself: it needs a ClusteringDataModule.")
         if data.num_unlabeled < len(self.drawn):
             raise SuperCMError(
                 f"asd_samples: {len(self.drawn)} rows are labelled at a time, and there are {data.num_unlabeled}. "

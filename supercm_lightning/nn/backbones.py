@@ -55,9 +55,7 @@ class TimmBackbone(nn.Module):
                 f"backbone their size if it has such an option (transformers: img_size={input_shape[-1]})."
             ) from error
         if output.ndim != 2:
-            raise SuperCMError(
-                f"timm's {name} gives {tuple(output.shape[1:])} per image, not a vector: pool its output."
-            )
+            raise SuperCMError(f"timm's {name} gives {tuple(output.shape[1:])} per image; pool it to a vector.")
         self.num_features = output.shape[1]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -61,9 +61,7 @@ class WideResNet(nn.Module):
     def __init__(self, depth: int = 28, width: int = 2, in_channels: int = 3) -> None:
         super().__init__()
         if depth < 10 or (depth - 4) % 6:
-            raise SuperCMError(
-                f"depth={depth}: a wide residual network has 6 · blocks + 4 layers, such as 10, 16 or 28."
-            )
+            raise SuperCMError(f"depth={depth}: a wide ResNet has 6 · blocks + 4 layers, such as 10, 16 or 28.")
         channels = 16
         layers: list[nn.Module] = [nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)]
         for group, base in enumerate((16, 32, 64)):

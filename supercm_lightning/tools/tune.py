@@ -60,7 +60,7 @@ class Range:
                 or (kind == "log" and values[0] <= 0)
             ):
                 raise SuperCMError(
-                    f"search={text!r}: {kind} takes two ascending numbers; log positive, int whole ones."
+                    f"search={text!r}: {kind} takes two ascending numbers; log: positive, int: integers."
                 )
         return cls(option, kind, values)
 
@@ -116,9 +116,7 @@ class TrialWatch(Callback):
             data = trainer.datamodule  # type: ignore[attr-defined]
             self.metric = "val/score" if getattr(data, "is_domain_adaptation", False) else "val/acc"
         if self.metric not in trainer.callback_metrics:
-            raise SuperCMError(
-                f"metric={self.metric!r} is not logged; there are {', '.join(trainer.callback_metrics)}."
-            )
+            raise SuperCMError(f"metric={self.metric!r} is not logged, only {', '.join(trainer.callback_metrics)}.")
         self.value = float(trainer.callback_metrics[self.metric])
         self.trial.report(self.value, self.step)
         self.step += 1

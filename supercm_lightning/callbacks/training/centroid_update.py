@@ -14,8 +14,9 @@ class CentroidUpdate(Callback):
 
     Args:
         mode: Which features the centroids follow. `reuse`: those of the training forward that
-            `SuperCM.centroid_samples` names, between that forward and the loss, at no cost. `eval_forward`: the published rule, one extra
-            eval-mode forward without gradient of the labelled rows without augmentation, before the training forward.
+            `SuperCM.centroid_samples` names, between that forward and the loss, at no cost. `eval_forward`: the
+            published rule, one extra eval-mode forward without gradient of the labelled rows without
+            augmentation, before the training forward.
 
     Attributes:
         needs_clean_labeled: Asks the datamodule for `batch["clean"]`, the labelled rows without augmentation.

@@ -81,8 +81,9 @@ class ViewDataModule(LightningDataModule, ABC):
     the run's seed, the step and the rank. Batch sizes are per device.
 
     Subclasses set `num_classes` and `input_shape` in their constructor and fill `rows` in `read`. Where labelled rows
-    are a source domain and unlabelled rows a target domain (`is_domain_adaptation`), validation reads the source validation
-    rows and, in a second loader, the target training rows; testing reads the test rows and the source validation rows.
+    are a source domain and unlabelled rows a target domain (`is_domain_adaptation`), validation reads the source
+    validation rows and, in a second loader, the target training rows; testing reads the
+    test rows and the source validation rows.
 
     Args:
         labeled_batch_size: Labelled rows per step.
