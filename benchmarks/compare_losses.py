@@ -9,6 +9,7 @@ docs/decisions.md then names. Methods that one of the two does not have are list
 
 import argparse
 import hashlib
+import inspect
 import json
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def record(names: list[str], steps: int) -> dict[str, Any]:
             )
         options: dict[str, Any] = {"asd_warmup": 0.3, "asd_map_every": 5} if clusters else {}
         # Revisions that have the option agree with those before it, whose clustering heads were all initialised so.
-        if "SuperCM" in name and "head_init" in _options(kind):
+        if "SuperCM" in name and "head_init" in inspect.signature(library.Method).parameters:
             options["head_init"] = "xavier"
         model = kind(num_classes=data.num_classes, input_shape=data.input_shape, **options)
         losses = _recorded(model)
@@ -96,10 +97,6 @@ def _methods(library: Any) -> list[str]:
 
     names = (name for name in methods.__all__ if name not in ("Method", "Clusterer", "Step"))
     return [name for name in names if isinstance(getattr(library, name), type)]
-
-
-def _options(kind: type) -> set[str]:
-    return {name for base in kind.__mro__ if "__init__" in vars(base) for name in base.__init__.__code__.co_varnames}  # type: ignore[misc]
 
 
 def _run(source: Path, names: list[str], steps: int, file: Path) -> dict[str, Any]:

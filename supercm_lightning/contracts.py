@@ -1,8 +1,11 @@
-"""What one joint forward of a training step produced."""
+"""What methods, data modules and callbacks ask of each other: the batch, the step, and Protocols."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 
@@ -10,16 +13,21 @@ from torch import Tensor
 class Step:
     """What one joint training forward produced; the input of `Method.losses`.
 
-    Rows are ordered: the `B` labelled ones, then the `U` unlabelled ones of the first view, then those of the second …
+    Samples are ordered: the `B` labeled ones, then the `U` unlabeled ones of the first view, then of the second, and so on.
+
+    Example:
+        >>> step = Step(torch.rand(4, 8), torch.arange(4), (), (), None, torch.rand(4, 5), torch.rand(4, 4))
+        >>> step.assignments.shape
+        torch.Size([4, 4])
 
     Attributes:
-        x: Labelled inputs, (B, *input_shape).
-        y: Labels, (B,), int64 in [0, K); methods that label rows themselves leave -1 where they are in doubt.
-        views: Inputs of each unlabelled view of the forward, a tuple of (U, *input_shape).
+        x: Labeled inputs, (B, *input_shape).
+        y: Labels, (B,), int64 in [0, K), or -1 for none (methods that label samples themselves).
+        views: Inputs of each unlabeled view of the forward, a tuple of (U, *input_shape).
         target_views: Inputs of each view that only targets are computed from, likewise.
-        index: Position of each unlabelled row in the unlabelled set, (U,), or None without unlabelled rows.
-        all_features: Features of all rows of all views, (B + V·U, d).
-        all_logits: Class logits of the same rows, (B + V·U, K).
+        index: Position of each unlabeled sample in the unlabeled set, (U,), or None without unlabeled samples.
+        all_features: Features of all samples of all views, (B + V·U, d).
+        all_logits: Class logits of the same samples, (B + V·U, K).
         temperature: Softmax temperature of the assignments.
     """
 
@@ -32,20 +40,20 @@ class Step:
     all_logits: Tensor
     temperature: float = 1.0
 
-    def _first(self, rows: Tensor) -> Tensor:
-        return rows[: len(self.y) + (len(self.views[0]) if self.views else 0)]
+    def _first(self, samples: Tensor) -> Tensor:
+        return samples[: len(self.y) + (len(self.views[0]) if self.views else 0)]
 
-    def _per_view(self, rows: Tensor) -> tuple[Tensor, ...]:
-        return rows[len(self.y) :].chunk(len(self.views)) if self.views else ()
+    def _per_view(self, samples: Tensor) -> tuple[Tensor, ...]:
+        return samples[len(self.y) :].chunk(len(self.views)) if self.views else ()
 
     @property
     def features(self) -> Tensor:
-        """Features of the labelled rows and of the first unlabelled view, (B + U, d)."""
+        """Features of the labeled samples and of the first unlabeled view, (B + U, d)."""
         return self._first(self.all_features)
 
     @property
     def logits(self) -> Tensor:
-        """Logits of the same rows as `features`, (B + U, K)."""
+        """Logits of the same samples as `features`, (B + U, K)."""
         return self._first(self.all_logits)
 
     @property
@@ -60,20 +68,130 @@ class Step:
 
     @property
     def labeled_features(self) -> Tensor:
-        """Features of the labelled rows, (B, d)."""
+        """Features of the labeled samples, (B, d)."""
         return self.all_features[: len(self.y)]
 
     @property
     def labeled_logits(self) -> Tensor:
-        """Logits of the labelled rows, (B, K)."""
+        """Logits of the labeled samples, (B, K)."""
         return self.all_logits[: len(self.y)]
 
     @property
     def unlabeled_features(self) -> tuple[Tensor, ...]:
-        """Features of each unlabelled view, a tuple of (U, d)."""
+        """Features of each unlabeled view, a tuple of (U, d)."""
         return self._per_view(self.all_features)
 
     @property
     def unlabeled_logits(self) -> tuple[Tensor, ...]:
-        """Logits of each unlabelled view, a tuple of (U, K)."""
+        """Logits of each unlabeled view, a tuple of (U, K)."""
         return self._per_view(self.all_logits)
+
+
+class Batch(TypedDict, total=False):
+    """A training batch on the device.
+
+    Attributes:
+        labeled: Inputs (B, *input_shape) and labels (B,); absent for methods that label samples themselves.
+        clean: The same samples without augmentation, for callbacks with `needs_clean_labeled`.
+        unlabeled: Every view, a tuple of (U, *input_shape), and the position (U,) of each sample in the unlabeled set.
+    """
+
+    labeled: tuple[Tensor, Tensor]
+    clean: tuple[Tensor, Tensor]
+    unlabeled: tuple[tuple[Tensor, ...], Tensor]
+
+
+# ----------------------------------------------------------------------------------------- what data asks of others
+@runtime_checkable
+class ViewConsumer(Protocol):
+    """A method, as a data module sees it.
+
+    Attributes:
+        needs_labeled: Whether a batch must hold labeled samples.
+        all_views: Names of the unlabeled views that a batch must hold, in their order.
+    """
+
+    needs_labeled: bool
+
+    @property
+    def all_views(self) -> tuple[str, ...]: ...  # noqa: D102
+
+
+@runtime_checkable
+class CleanSampleConsumer(Protocol):
+    """A callback that may need `batch["clean"]`, the labeled samples without augmentation."""
+
+    needs_clean_labeled: bool
+
+
+@runtime_checkable
+class SeedOwner(Protocol):
+    """A callback that holds the seed of the run, from which every random number of a step is derived."""
+
+    seed: int
+
+
+# ---------------------------------------------------------------------------------- what methods and callbacks ask
+@runtime_checkable
+class UnlabeledData(Protocol):
+    """A data module with a known number of unlabeled samples, for methods that keep state per sample."""
+
+    @property
+    def num_unlabeled(self) -> int: ...  # noqa: D102
+
+
+@runtime_checkable
+class ViewData(UnlabeledData, Protocol):
+    """A data module of this package.
+
+    Attributes:
+        num_classes: Number of classes K.
+        input_shape: Shape of one input.
+        class_names: Names of the classes, or None.
+        is_domain_adaptation: Whether the labeled samples are a source domain and the unlabeled ones a target domain.
+        preprocessing: What was done to the samples that the model receives, plain values.
+        samples: Samples of each split, once the data is read.
+        unlabeled_batch_size: Unlabeled samples per step and device.
+    """
+
+    num_classes: int
+    input_shape: tuple[int, ...]
+    class_names: tuple[str, ...] | None
+    is_domain_adaptation: bool
+    preprocessing: dict[str, Any]
+    samples: dict[str, Any]
+    unlabeled_batch_size: int
+
+    @property
+    def num_steps(self) -> int: ...  # noqa: D102
+
+    @property
+    def has_test(self) -> bool: ...  # noqa: D102
+
+    def views_of(self, split: str, position: Tensor, views: tuple[str, ...], name: str) -> tuple[Tensor, ...]:
+        """Views of samples that a method chose itself; no label is read."""
+
+    def describe_sample(self, split: str, index: int) -> str:
+        """File of a sample, or its index."""
+
+
+@runtime_checkable
+class StepObserver(Protocol):
+    """A callback that moves state with the features of a step, after the forward and before the losses."""
+
+    def observe(self, trainer: Trainer, pl_module: LightningModule, step: Step) -> None:
+        """Follows one step, without gradient; called once a batch."""
+
+
+@runtime_checkable
+class JointModel(Protocol):
+    """A method, as weight averaging sees it."""
+
+    def joint_forward(self, batch: Batch) -> Step:
+        """Forwards labeled and unlabeled samples together."""
+
+    def weight_statistics(self) -> tuple[str, ...]:
+        """Names of the buffers that belong to the weights, apart from those of batch norm."""
+
+    def estimate_statistics(self, batches: Iterable[Batch]) -> None:
+        """Estimates these buffers from training batches, for the present weights."""

@@ -1,0 +1,40 @@
+"""What Lightning's trainer knows, with types, and checks of its options."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+
+from supercm_lightning.utils.options import SuperCMError
+
+
+def datamodule_of(trainer: Trainer | None) -> Any:
+    """The data module of a trainer; None without one."""
+    return trainer.datamodule if trainer is not None else None  # type: ignore[attr-defined]
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """The callbacks of a trainer, those of the model included."""
+    return trainer.callbacks  # type: ignore[attr-defined, no-any-return]
+
+
+def check_trainer(trainer: Trainer, name: str) -> None:
+    """Refuses strategies and precisions with which buffers and averages would be wrong.
+
+    Args:
+        trainer: The trainer.
+        name: What asks, a method or a callback, for the message.
+
+    Raises:
+        SuperCMError: If the strategy shards the model, or the weights themselves are in half precision.
+    """
+    if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
+        raise SuperCMError(
+            f"trainer.strategy: {type(trainer.strategy).__name__} shards the model, but {name} keeps state of the "
+            "whole model on every device. Use trainer.strategy=ddp."
+        )
+    if trainer.precision in ("bf16-true", "16-true"):
+        raise SuperCMError(
+            f"trainer.precision={trainer.precision}: small changes of weights and running means are rounded away in "
+            "half precision. Use trainer.precision=bf16-mixed."
+        )
