@@ -13,7 +13,7 @@ from torch import Tensor
 class Step:
     """What one joint training forward produced; the input of `Method.losses`.
 
-    Samples are ordered: the `B` labeled ones, then the `U` unlabeled ones of the first view, then of the second, and so on.
+    Samples are ordered: the `B` labeled ones, the `U` unlabeled ones of the first view, of the second view, and so on.
 
     Example:
         >>> step = Step(torch.rand(4, 8), torch.arange(4), (), (), None, torch.rand(4, 5), torch.rand(4, 4))

@@ -15,7 +15,7 @@ def datamodule_of(trainer: Trainer | None) -> Any:
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
     """The callbacks of a trainer, those of the model included."""
-    return trainer.callbacks  # type: ignore[attr-defined, no-any-return]
+    return trainer.callbacks  # type: ignore[attr-defined]
 
 
 def check_trainer(trainer: Trainer, name: str) -> None:
