@@ -1,5 +1,6 @@
 """Networks and their parts: no Lightning."""
 
+from supercm_lightning.nn.averaging import Ema
 from supercm_lightning.nn.backbones import TimmBackbone, build_backbone
 from supercm_lightning.nn.batch_norm import evaluating, frozen_batch_norm_stats
 from supercm_lightning.nn.buffers import resize_buffers
@@ -12,6 +13,7 @@ __all__ = [
     "MLP",
     "ClusteringHead",
     "DomainDiscriminator",
+    "Ema",
     "Identity",
     "MultilinearMap",
     "ResNet18",

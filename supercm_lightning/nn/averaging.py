@@ -1,0 +1,122 @@
+"""An averaged copy of a module."""
+
+import copy
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from supercm_lightning.utils.options import SuperCMError, check_choice
+
+
+class Ema(nn.Module):
+    """Exponential moving average of the weights of a module: average ← d · average + (1 − d) · weights.
+
+    The decay d is `decay`, or less in the first steps if there is a warm-up, so that the average forgets the weights it
+    started from. At step t
+
+    - `mean`: d = min(decay, 1 − 1 / t): the plain mean of the first steps (Mean Teacher).
+    - `ratio`: d = min(decay, (1 + t) / (10 + t)): about the last tenth of the steps so far (TensorFlow's
+      `ExponentialMovingAverage`).
+
+    The copy is made by `copy.deepcopy`; its parameters receive no gradient. Everything that the average consists of is
+    in `state_dict`, under `module`.
+
+    Args:
+        module: The module to follow.
+        decay: Decay d after the warm-up, in [0, 1]; 1 only with a warm-up.
+        warmup: `mean`, `ratio`, or None for the constant decay.
+        average_buffers: Average the floating-point buffers too, such as the running statistics of batch norm. False:
+            copy them. Other buffers are always copied.
+
+    Attributes:
+        module: The averaged copy.
+
+    Raises:
+        SuperCMError: If `decay` is outside its range or `warmup` is unknown.
+
+    Example:
+        >>> student = nn.Linear(8, 2)
+        >>> teacher = Ema(student, decay=0.999, warmup="mean")
+        >>> teacher.update(student, step=1)
+        >>> teacher(torch.rand(4, 8)).shape
+        torch.Size([4, 2])
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        decay: float,
+        warmup: Literal["mean", "ratio"] | None = None,
+        average_buffers: bool = False,
+    ) -> None:
+        super().__init__()
+        check_choice(warmup=(warmup, ("mean", "ratio", None)))
+        if not 0 <= decay <= 1 or (decay == 1 and warmup is None):
+            raise SuperCMError(f"decay={decay}: must be in [0, 1), as the average would never change with 1.")
+        self.decay = decay
+        self.warmup = warmup
+        self.average_buffers = average_buffers
+        self.module = copy.deepcopy(module).requires_grad_(False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Output of the averaged copy."""
+        return self.module(*args, **kwargs)
+
+    def decay_at(self, step: int) -> float:
+        """Decay of the update at a step, in [0, 1].
+
+        Args:
+            step: Number of the step, at least 1 for `mean` and at least 0 for `ratio`.
+
+        Example:
+            >>> Ema(nn.Linear(2, 2), decay=0.95, warmup="mean").decay_at(4)
+            0.75
+        """
+        if self.warmup == "mean":
+            return min(1 - 1 / step, self.decay)
+        if self.warmup == "ratio":
+            return min((1 + step) / (10 + step), self.decay)
+        return self.decay
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """Moves the average towards the present weights, without waiting for the device.
+
+        Args:
+            module: The module that is followed, of the same structure as the copy.
+            step: Number of this update; the warm-up depends on it.
+        """
+        averaged, copied = self._pairs(module)
+        if averaged:
+            torch._foreach_lerp_(*_columns(averaged), 1 - self.decay_at(step))
+        for average, live in copied:
+            average.copy_(live)
+
+    @torch.no_grad()
+    def reset(self, module: nn.Module) -> None:
+        """Starts again from the present weights and buffers of a module.
+
+        Args:
+            module: A module of the same structure as the copy.
+        """
+        averaged, copied = self._pairs(module)
+        for average, live in averaged + copied:
+            average.copy_(live)
+
+    def _pairs(self, module: nn.Module) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
+        """Tensors of the copy and of the module that are averaged, and those that are copied."""
+        averaged: list[tuple[Tensor, Tensor]] = list(zip(self.module.parameters(), module.parameters(), strict=True))
+        copied: list[tuple[Tensor, Tensor]] = []
+        for average, live in zip(self.module.buffers(), module.buffers(), strict=True):
+            floating = self.average_buffers and average.is_floating_point()
+            (averaged if floating else copied).append((average, live))
+        return averaged, copied
+
+    def extra_repr(self) -> str:
+        """The rule of the average."""
+        return f"decay={self.decay}, warmup={self.warmup!r}, average_buffers={self.average_buffers}"
+
+
+def _columns(pairs: list[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    return [average for average, _ in pairs], [live for _, live in pairs]
