@@ -126,9 +126,13 @@ class CleanSampleConsumer(Protocol):
 
 @runtime_checkable
 class SeedOwner(Protocol):
-    """A callback that holds the seed of the run, from which every random number of a step is derived."""
+    """A callback that holds the seed of the run, from which every random number of a step is derived.
 
-    seed: int
+    Attributes:
+        run_seed: The seed. (Other callbacks have an option `seed`, so the name alone must tell them apart.)
+    """
+
+    run_seed: int
 
 
 # ---------------------------------------------------------------------------------- what methods and callbacks ask

@@ -1,7 +1,6 @@
 """Seeded, stratified splits of a training set into labelled, unlabelled and validation rows."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from supercm_lightning.utils.files import write_atomically
 from supercm_lightning.utils.options import SuperCMError
 from supercm_lightning.utils.random import generator
 
@@ -48,10 +48,7 @@ class Split:
 
     def save(self, path: Path) -> None:
         """Writes the split as JSON, in one piece: a reader never sees half a file."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps(asdict(self)))
-        partial.replace(path)
+        write_atomically(path, json.dumps(asdict(self)))
 
     @classmethod
     def load(cls, path: Path) -> "Split":

@@ -1,6 +1,5 @@
 """Checkpoint files: written in one piece, and read with an error that says what is wrong with one."""
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -11,6 +10,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 
+from supercm_lightning.utils.files import write_atomically
 from supercm_lightning.utils.options import SuperCMError
 
 
@@ -26,15 +26,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        file = Path(path)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{file.name}.part")
-        with partial.open("wb") as stream:
-            torch.save(checkpoint, stream)
-            # A renamed file whose contents are still in memory would be empty after a loss of power.
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(file)
+        write_atomically(Path(path), lambda stream: torch.save(checkpoint, stream))
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Collectives that do nothing in a run of one process."""
+"""Collective operations over the processes of a run; in a run of one process they return their input."""
 
 from typing import Any
 
@@ -7,73 +7,115 @@ from torch import Tensor, distributed
 
 
 def world_size() -> int:
-    """Number of processes of the run."""
+    """Number of processes of the run.
+
+    Example:
+        >>> world_size()
+        1
+    """
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def mean_over_ranks(value: Tensor) -> Tensor:
-    """Mean of a tensor over the processes, without gradient."""
+# -------------------------------------------------------------------------------------------------------- reductions
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """Sum of a tensor over the processes, without gradient; every process must give the same shape."""
     value = value.detach()
     if world_size() > 1:
         value = value.clone()
         distributed.all_reduce(value)
-        value /= world_size()
     return value
 
 
-def all_gather_samples(rows: Tensor) -> Tensor:
-    """Rows of every process, (n, …) each, in the order of the ranks, (world · n, …), without gradient."""
-    rows = rows.detach()
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """Mean of a floating-point tensor over the processes, without gradient; every process must give the same shape."""
+    return sum_over_ranks(value) / world_size() if world_size() > 1 else value.detach()
+
+
+def from_rank_zero(value: Tensor) -> Tensor:
+    """The tensor of the first process, for decisions that all processes must share; `value` is overwritten."""
+    if world_size() > 1:
+        distributed.broadcast(value, src=0)
+    return value
+
+
+# ----------------------------------------------------------------------------------------------------------- gathers
+def all_gather_samples(samples: Tensor) -> Tensor:
+    """Concatenates the samples of all processes.
+
+    Args:
+        samples: Samples of this process, (n, …), with the same n on every process.
+
+    Returns:
+        The samples in the order of the ranks, (world · n, …), on every process, without gradient.
+    """
+    samples = samples.detach()
     if world_size() == 1:
-        return rows
-    gathered = [torch.empty_like(rows) for _ in range(world_size())]
-    distributed.all_gather(gathered, rows.contiguous())
+        return samples
+    gathered = [torch.empty_like(samples) for _ in range(world_size())]
+    distributed.all_gather(gathered, samples.contiguous())
     return torch.cat(gathered)
-
-
-def rank_slice() -> slice:
-    """The rows of this process where rows are dealt out one by one: from its rank on, in steps of the world size."""
-    if world_size() == 1:
-        return slice(None)
-    return slice(distributed.get_rank(), None, world_size())
-
-
-def all_gather_shards(rows: Tensor, total: int) -> Tensor:
-    """The rows that were dealt out, (total, …), in their order, without gradient; `rows` are those of this process."""
-    rows = rows.detach()
-    if world_size() == 1:
-        return rows
-    whole = rows.new_zeros(total, *rows.shape[1:])
-    whole[rank_slice()] = rows
-    distributed.all_reduce(whole)
-    return whole
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        ctx.count = len(rows)
-        return all_gather_samples(rows)
+    def forward(ctx: Any, samples: Tensor) -> Tensor:
+        ctx.count = len(samples)
+        return all_gather_samples(samples)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         # Every process has the whole loss, and DDP will take the mean over processes: the sum undoes it.
-        total = gradients[0].clone()
-        distributed.all_reduce(total)
+        total = sum_over_ranks(gradients[0])
         return total[distributed.get_rank() * ctx.count :][: ctx.count]
 
 
-def all_gather_samples_with_grad(rows: Tensor) -> Tensor:
-    """As `all_gather_samples`, with gradient: for losses that are no sum over rows, such as those of a whole batch.
+def all_gather_samples_with_grad(samples: Tensor) -> Tensor:
+    """As `all_gather_samples`, with gradient: for losses of a whole batch, which are no sum over its samples.
 
-    If every process computes the loss of all rows, DDP's mean of the gradients is the gradient of that loss, as one
+    If every process computes the loss of all samples, DDP's mean of the gradients is the gradient of that loss, as one
     process with the whole batch has it.
     """
-    return _Gather.apply(rows) if world_size() > 1 else rows
+    return _Gather.apply(samples) if world_size() > 1 else samples
 
 
-def from_rank_zero(value: Tensor) -> Tensor:
-    """The tensor of the first process, for decisions that all must share."""
-    if world_size() > 1:
-        distributed.broadcast(value, src=0)
-    return value
+def rank_slice() -> slice:
+    """Round-robin shard of this process: `rank::world_size`."""
+    return slice(distributed.get_rank(), None, world_size()) if world_size() > 1 else slice(None)
+
+
+def all_gather_shards(samples: Tensor, total: int) -> Tensor:
+    """Puts the round-robin shards of all processes together.
+
+    Args:
+        samples: Samples of this process's shard, those at `rank_slice()`.
+        total: Number of samples of all processes.
+
+    Returns:
+        All samples in their order, (total, …), on every process, without gradient.
+    """
+    if world_size() == 1:
+        return samples.detach()
+    whole = samples.new_zeros(total, *samples.shape[1:])
+    whole[rank_slice()] = samples.detach()
+    distributed.all_reduce(whole)
+    return whole
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Collects an object of every process on the first one.
+
+    Args:
+        value: What this process contributes; it is pickled.
+
+    Returns:
+        The objects in the order of the ranks on the first process, an empty list on the others.
+
+    Example:
+        >>> gather_objects({"image.png": 3})
+        [{'image.png': 3}]
+    """
+    if world_size() == 1:
+        return [value]
+    gathered = [None] * world_size() if distributed.get_rank() == 0 else None
+    distributed.gather_object(value, gathered)
+    return gathered or []

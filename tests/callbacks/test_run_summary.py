@@ -9,7 +9,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from supercm_lightning import Supervised
-from supercm_lightning.callbacks import RunSummary, run_summary
+from supercm_lightning.callbacks import RunSummary
+from supercm_lightning.callbacks.runs import run_summary
 from supercm_lightning.callbacks.runs.run_summary import _forwarded_rows
 
 

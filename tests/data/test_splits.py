@@ -113,21 +113,6 @@ def test_file_gives_back_the_split_and_leaves_no_partial_file(tmp_path: Path):
     assert list(file.parent.iterdir()) == [file]
 
 
-def test_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch):
-    split = make_split(LABELS, "d", 13, 21, 17, seed=5)
-    split.save(tmp_path / "split.json")
-
-    def full_disk(self: Path, text: str) -> None:
-        with self.open("w") as file:
-            file.write(text[:10])
-        raise OSError("no space left")
-
-    monkeypatch.setattr(Path, "write_text", full_disk)
-    with pytest.raises(OSError, match="no space"):
-        make_split(LABELS, "d", 13, 21, 17, seed=6).save(tmp_path / "split.json")
-    assert Split.load(tmp_path / "split.json") == split
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import Tensor, distributed
+from torch import Tensor
 
 from supercm_lightning.metrics import (
     batch_nuclear_norm_score,
@@ -22,7 +22,7 @@ from supercm_lightning.metrics import (
     proxy_a_distance,
     soft_neighborhood_density,
 )
-from supercm_lightning.utils.collectives import world_size
+from supercm_lightning.utils.collectives import gather_objects
 from supercm_lightning.utils.options import SuperCMError
 
 _FEWEST_ROWS = 5  # of a domain, for a classifier that tells domains apart
@@ -217,11 +217,8 @@ def _rows_of_all_ranks(batches: Iterable[dict[str, Tensor]]) -> dict[str, Tensor
     Only the first process has them; the others get nothing.
     """
     own = {name: torch.cat([batch[name] for batch in batches]) for name in next(iter(batches))}
-    parts: list[Any] | None = [own]
-    if world_size() > 1:
-        parts = [None] * world_size() if distributed.get_rank() == 0 else None
-        distributed.gather_object(own, parts)
-    if parts is None:
+    parts = gather_objects(own)
+    if not parts:
         return {}
     rows = {name: torch.cat([part[name] for part in parts]) for name in own}
     if "index" in rows:

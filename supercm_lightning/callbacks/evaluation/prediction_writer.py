@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, distributed
+from torch import Tensor
 
+from supercm_lightning.utils.collectives import gather_objects
 from supercm_lightning.utils.options import SuperCMError
 
 
@@ -95,11 +96,7 @@ class PredictionWriter(Callback):
             self._write(trainer, "test", self._path.with_name(f"test_{self._path.name}"))
 
     def _write(self, trainer: Trainer, part: str, path: Path) -> int:
-        parts = [self._rows]
-        if trainer.world_size > 1:
-            parts = [{} for _ in range(trainer.world_size)]
-            distributed.all_gather_object(parts, self._rows)
-        rows = {key: row for one in parts for key, row in one.items()}
+        rows = {key: row for one in gather_objects(self._rows) for key, row in one.items()}
         if not trainer.is_global_zero or (part == "test" and not rows):
             return 0
         data = trainer.datamodule  # type: ignore[attr-defined]

@@ -1,6 +1,7 @@
 """A resumed run goes on in its own folder, without gap or repetition in the logs."""
 
 import csv
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.trainer.states import TrainerFn
+
+from supercm_lightning.utils.files import write_atomically
 
 _EVENTS = "events.out.tfevents.*"
 
@@ -45,12 +48,11 @@ def _read(table: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 def _write(table: Path, names: list[str], rows: list[dict[str, str]]) -> None:
     """Writes a table in one piece."""
-    partial = table.with_name(f".{table.name}.part")
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=names)
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(table)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=names)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(table, text.getvalue())
 
 
 class ContinuedRun(Callback):

@@ -1,7 +1,6 @@
 """Writes what a run did and reached into one small JSON file."""
 
 import json
-import os
 import platform
 import time
 from importlib import metadata
@@ -17,6 +16,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from supercm_lightning.callbacks.runs.checkpoint_card import checkpoint_card, constructor_options
+from supercm_lightning.utils.files import write_atomically
+from supercm_lightning.utils.random import run_seed
 
 _CHECKPOINTS = ("best_checkpoint", "last_checkpoint")
 
@@ -117,7 +118,7 @@ class RunSummary(Callback):
             "best_checkpoint": (checkpoint.best_model_path or None) if checkpoint is not None else None,
             "best_score": float(best_score) if best_score is not None else None,
             "last_checkpoint": (checkpoint.last_model_path or None) if checkpoint is not None else None,
-            "seed": int(os.environ.get("PL_GLOBAL_SEED", torch.initial_seed())),
+            "seed": run_seed(trainer),
             "model": type(pl_module).__name__,
             "model_options": {name: value for name, value in pl_module.hparams.items() if not name.startswith("_")},
             "data": type(data).__name__ if data is not None else None,
@@ -136,18 +137,11 @@ class RunSummary(Callback):
         assert self._path is not None
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(self._path, json.dumps(summary, indent=2, default=str) + "\n")
+        write_atomically(self._path, json.dumps(summary, indent=2, default=str) + "\n")
         if summary["fit_seconds"] is None:  # a later test; the card beside the checkpoint is that of the training
             return
         for folder in {Path(file).parent for name in _CHECKPOINTS if (file := summary[name])}:
-            _write_whole(folder / "card.md", checkpoint_card(summary))
-
-
-def _write_whole(file: Path, text: str) -> None:
-    part = file.with_name(f".{file.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(file)
+            write_atomically(folder / "card.md", checkpoint_card(summary))
 
 
 def _metrics(trainer: Trainer) -> dict[str, float]:

@@ -4,10 +4,12 @@ import struct
 import zipfile
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
 
+from supercm_lightning.utils.files import write_atomically
 from supercm_lightning.utils.options import SuperCMError
 
 
@@ -70,9 +72,9 @@ def save_npz(
     Raises:
         ValueError: If the blocks have another number of rows, or an array holds Python objects.
     """
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        with zipfile.ZipFile(partial, "w") as archive:
+
+    def write(stream: BinaryIO) -> None:
+        with zipfile.ZipFile(stream, "w") as archive:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 npy.write_array_header_1_0(member, {"descr": "<f4", "fortran_order": False, "shape": shape})
                 rows = 0
@@ -84,6 +86,5 @@ def save_npz(
             for other, array in arrays.items():
                 with archive.open(f"{other}.npy", "w", force_zip64=True) as member:
                     npy.write_array(member, array, allow_pickle=False)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+
+    write_atomically(path, write)
