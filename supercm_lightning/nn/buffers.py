@@ -7,18 +7,26 @@ import torch
 from torch import Tensor, nn
 
 
-def resize_buffers(module: nn.Module, names: Iterable[str], state_dict: Mapping[str, Any], prefix: str) -> None:
-    """Gives buffers the shapes that they have in a state dict, so that it loads into a module made for other data.
+def resize_buffers(module: nn.Module, names: Iterable[str], state_dict: Mapping[str, Any], prefix: str = "") -> None:
+    """Gives buffers the shapes that they have in a state dict, so that it loads into a module built for other data.
 
     To be called from `_load_from_state_dict`, before that of the base class.
 
     Args:
-        module: The module that has the buffers.
-        names: Their names.
-        state_dict: What is about to be loaded.
+        module: The module that has the buffers, itself or in a submodule.
+        names: Their names, with a dot for those of a submodule.
+        state_dict: The state dict that is about to be loaded.
         prefix: Prefix of the module's entries.
+
+    Example:
+        >>> module = nn.BatchNorm1d(2)
+        >>> resize_buffers(module, ["running_mean"], {"running_mean": torch.zeros(5)})
+        >>> module.running_mean.shape
+        torch.Size([5])
     """
     for name in names:
-        saved, mine = state_dict.get(prefix + name), getattr(module, name)
-        if isinstance(saved, Tensor) and saved.shape != mine.shape:
-            setattr(module, name, torch.empty_like(saved, device=mine.device))
+        owner, _, buffer = name.rpartition(".")
+        holder = module.get_submodule(owner)
+        saved, current = state_dict.get(prefix + name), getattr(holder, buffer)
+        if isinstance(saved, Tensor) and saved.shape != current.shape:
+            setattr(holder, buffer, torch.empty_like(saved, device=current.device))
