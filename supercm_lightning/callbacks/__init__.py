@@ -6,7 +6,8 @@ from supercm_lightning.callbacks.evaluation.kmeans_baseline import KMeansBaselin
 from supercm_lightning.callbacks.evaluation.prediction_writer import PredictionWriter
 from supercm_lightning.callbacks.runs.run_summary import RunSummary
 from supercm_lightning.callbacks.training.centroid_update import CentroidUpdate
-from supercm_lightning.callbacks.training.weight_averaging import EMA, SWA, averaged_weights
+from supercm_lightning.callbacks.training.step_averaging import averaged_weights
+from supercm_lightning.callbacks.training.weight_averaging import EMA, SWA
 
 __all__ = [
     "EMA",

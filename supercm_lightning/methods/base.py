@@ -394,6 +394,13 @@ class Method(LightningModule):
         scheduler = LambdaLR(optimizer, lambda step: factor(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def weight_statistics(self) -> tuple[str, ...]:
+        """Names of the buffers that belong to the weights, apart from those of batch norm; for weight averaging."""
+        return ()
+
+    def estimate_statistics(self, batches: Any) -> None:
+        """Estimates these buffers from training batches, for the present weights."""
+
     # --------------------------------------------------------------------------------------------------- setup
     def setup(self, stage: str) -> None:
         """Compares the model with the data and the trainer: a contradiction is an error before the first step.

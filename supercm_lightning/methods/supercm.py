@@ -11,6 +11,7 @@ from supercm_lightning.contracts import Step
 from supercm_lightning.losses import clustering_loss, clustering_loss_terms
 from supercm_lightning.methods.base import Method
 from supercm_lightning.nn import ClusteringHead
+from supercm_lightning.nn.clustering_head import class_totals
 from supercm_lightning.utils.options import SuperCMError
 
 
@@ -78,6 +79,28 @@ class SuperCM(Method):
         norm = torch.linalg.vector_norm
         ratio = norm(self.head.centroids, dim=1).mean() / norm(step.features.float(), dim=1).mean()
         return super().diagnostics(step) | parts | {"centroid_norm_ratio": ratio}
+
+    def weight_statistics(self) -> tuple[str, ...]:
+        """The centroids belong to the weights: they are class means of the features."""
+        return (*super().weight_statistics(), "head.centroids")
+
+    @torch.no_grad()
+    def estimate_statistics(self, batches: Any) -> None:
+        """Sets the centroids to the class means of the labeled features, over all ranks, in evaluation mode.
+
+        A class without labeled samples keeps its centroid.
+        """
+        super().estimate_statistics(batches)
+        centroids = self.head.centroids
+        totals = centroids.new_zeros(len(centroids), centroids.shape[1] + 1, dtype=torch.float32)
+        for batch in batches:
+            x, y = self.labeled_samples(batch)
+            features = self.features(x)
+            with torch.autocast(features.device.type, enabled=False):
+                totals += class_totals(features, y, len(centroids))
+        totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
+        sums, counts = totals[:, :-1], totals[:, -1:]
+        centroids.copy_(torch.where(counts > 0, sums / counts.clamp_min(1), centroids))
 
     def configure_callbacks(self) -> list[Callback]:
         """Adds `CentroidUpdate` unless the trainer has one."""

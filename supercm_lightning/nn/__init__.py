@@ -1,6 +1,6 @@
 """Networks and their parts: no Lightning."""
 
-from supercm_lightning.nn.averaging import Ema
+from supercm_lightning.nn.averaging import Ema, ema_decay
 from supercm_lightning.nn.backbones import TimmBackbone, build_backbone
 from supercm_lightning.nn.batch_norm import evaluating, frozen_batch_norm_stats
 from supercm_lightning.nn.buffers import resize_buffers
@@ -21,6 +21,7 @@ __all__ = [
     "TimmBackbone",
     "WideResNet",
     "build_backbone",
+    "ema_decay",
     "evaluating",
     "frozen_batch_norm_stats",
     "resize_buffers",

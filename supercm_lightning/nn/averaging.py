@@ -1,31 +1,71 @@
 """An averaged copy of a module."""
 
 import copy
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from supercm_lightning.utils.options import SuperCMError, check_choice
 
+Warmup: TypeAlias = Literal["mean", "ratio"] | None
+
+
+def ema_decay(step: int, decay: float, warmup: Warmup = None) -> float:
+    """Decay of an exponential moving average at a step, smaller in the first steps if there is a warm-up.
+
+    Without a warm-up the average keeps the fraction decay^t of the weights that it started from, 37 % after 1,000 steps
+    with 0.999.
+
+    Args:
+        step: Number of the step t, at least 1 for `mean` and at least 0 for `ratio`.
+        decay: Decay after the warm-up, in [0, 1].
+        warmup: `mean`: min(decay, 1 − 1 / t), the plain mean of the first steps, as in Mean Teacher. `ratio`:
+            min(decay, (1 + t) / (10 + t)), a mean of about the last tenth of the steps, as in TensorFlow's
+            `ExponentialMovingAverage`. None: `decay`.
+
+    Returns:
+        The decay, in [0, 1].
+
+    Example:
+        >>> ema_decay(4, decay=0.999, warmup="mean")
+        0.75
+    """
+    if warmup == "mean":
+        return min(1 - 1 / step, decay)
+    if warmup == "ratio":
+        return min((1 + step) / (10 + step), decay)
+    return decay
+
+
+def check_decay(decay: float, warmup: Warmup) -> None:
+    """Checks the options of an exponential moving average.
+
+    Args:
+        decay: Decay after the warm-up, in [0, 1); 1 is allowed with a warm-up.
+        warmup: Warm-up of the decay.
+
+    Raises:
+        SuperCMError: If `decay` is outside its range or `warmup` is unknown.
+
+    Example:
+        >>> check_decay(0.999, "ratio")
+    """
+    check_choice(warmup=(warmup, ("mean", "ratio", None)))
+    if not 0 <= decay <= 1 or (decay == 1 and warmup is None):
+        raise SuperCMError(f"decay={decay}: must be in [0, 1); with 1 the average never changes.")
+
 
 class Ema(nn.Module):
     """Exponential moving average of the weights of a module: average ← d · average + (1 − d) · weights.
 
-    The decay d is `decay`, or less in the first steps if there is a warm-up, so that the average forgets the weights it
-    started from. At step t
-
-    - `mean`: d = min(decay, 1 − 1 / t): the plain mean of the first steps (Mean Teacher).
-    - `ratio`: d = min(decay, (1 + t) / (10 + t)): about the last tenth of the steps so far (TensorFlow's
-      `ExponentialMovingAverage`).
-
-    The copy is made by `copy.deepcopy`; its parameters receive no gradient. Everything that the average consists of is
-    in `state_dict`, under `module`.
+    The decay d is that of `ema_decay`. The copy is made by `copy.deepcopy`; its parameters receive no gradient. The
+    whole average is in `state_dict`, under `module`.
 
     Args:
         module: The module to follow.
-        decay: Decay d after the warm-up, in [0, 1]; 1 only with a warm-up.
-        warmup: `mean`, `ratio`, or None for the constant decay.
+        decay: Decay after the warm-up, in [0, 1); 1 is allowed with a warm-up.
+        warmup: Warm-up of the decay, `mean`, `ratio` or None; see `ema_decay`.
         average_buffers: Average the floating-point buffers too, such as the running statistics of batch norm. False:
             copy them. Other buffers are always copied.
 
@@ -47,13 +87,11 @@ class Ema(nn.Module):
         self,
         module: nn.Module,
         decay: float,
-        warmup: Literal["mean", "ratio"] | None = None,
+        warmup: Warmup = None,
         average_buffers: bool = False,
     ) -> None:
         super().__init__()
-        check_choice(warmup=(warmup, ("mean", "ratio", None)))
-        if not 0 <= decay <= 1 or (decay == 1 and warmup is None):
-            raise SuperCMError(f"decay={decay}: must be in [0, 1), as the average would never change with 1.")
+        check_decay(decay, warmup)
         self.decay = decay
         self.warmup = warmup
         self.average_buffers = average_buffers
@@ -62,22 +100,6 @@ class Ema(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Output of the averaged copy."""
         return self.module(*args, **kwargs)
-
-    def decay_at(self, step: int) -> float:
-        """Decay of the update at a step, in [0, 1].
-
-        Args:
-            step: Number of the step, at least 1 for `mean` and at least 0 for `ratio`.
-
-        Example:
-            >>> Ema(nn.Linear(2, 2), decay=0.95, warmup="mean").decay_at(4)
-            0.75
-        """
-        if self.warmup == "mean":
-            return min(1 - 1 / step, self.decay)
-        if self.warmup == "ratio":
-            return min((1 + step) / (10 + step), self.decay)
-        return self.decay
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
@@ -89,7 +111,7 @@ class Ema(nn.Module):
         """
         averaged, copied = self._pairs(module)
         if averaged:
-            torch._foreach_lerp_(*_columns(averaged), 1 - self.decay_at(step))
+            torch._foreach_lerp_(*_columns(averaged), 1 - ema_decay(step, self.decay, self.warmup))
         for average, live in copied:
             average.copy_(live)
 

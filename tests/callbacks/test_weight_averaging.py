@@ -17,11 +17,18 @@ from torch.utils.data import DataLoader, TensorDataset
 from supercm_lightning.callbacks import EMA, SWA, averaged_weights
 from supercm_lightning.data import move_batch
 from supercm_lightning.methods import SuperCM, Supervised
+from supercm_lightning.utils.options import SuperCMError
 
 PARAMETERS = [
     *(f"backbone.{layer}.{part}" for layer in ("first", "norm1", "second", "norm2") for part in ("weight", "bias")),
     "head.linear.weight",
     "head.linear.bias",
+]
+
+
+STATISTICS = [
+    *(f"backbone.{layer}.{part}" for layer in ("norm1", "norm2") for part in ("running_mean", "running_var")),
+    "head.centroids",
 ]
 
 
@@ -72,12 +79,28 @@ def test_swa_is_the_mean_of_the_weights_after_its_steps(short, plain, callback, 
     assert_close(short.snapshot(model), stacked)
 
 
-def test_ema_follows_its_recurrence(short, plain):
-    _, model, _ = short.run([EMA(decay=0.8, start_step=2, every_n_steps=3)])
-    average = {name: plain[5][name] for name in PARAMETERS}
-    for step in (8, 11):
-        average = {name: 0.8 * average[name] + 0.2 * plain[step][name] for name in PARAMETERS}
+@pytest.mark.parametrize(
+    ("warmup", "decays"), [(True, (2 / 11, 3 / 12)), (False, (0.8, 0.8))], ids=["warm-up", "constant"]
+)
+def test_ema_follows_its_recurrence(short, plain, warmup, decays):
+    _, model, _ = short.run([EMA(decay=0.8, warmup=warmup, start_step=2, every_n_steps=3)])
+    names = [*PARAMETERS, *STATISTICS]
+    average = {name: plain[5][name] for name in names}
+    for step, decay in zip((8, 11), decays, strict=True):
+        average = {name: decay * average[name] + (1 - decay) * plain[step][name] for name in names}
     assert_close(short.snapshot(model), average)
+
+
+def test_ema_forgets_the_first_weights_in_a_short_run(short, plain):
+    _, model, _ = short.run([EMA()])
+    share, decays = 1.0, [(1 + n) / (10 + n) for n in range(1, 12)]
+    for decay in decays:
+        share *= decay
+    assert share < 1e-4  # without a warm-up 0.999^11, 99 %
+    average = plain[1]["backbone.first.weight"]
+    for step, decay in zip(range(2, 13), decays, strict=True):
+        average = decay * average + (1 - decay) * plain[step]["backbone.first.weight"]
+    torch.testing.assert_close(model.backbone.first.weight.detach(), average)
 
 
 def test_steps_are_optimiser_steps_when_gradients_accumulate(short):
@@ -194,7 +217,14 @@ def test_a_run_that_ends_before_averaging_keeps_its_weights_and_says_so(short, p
 
 # ----------------------------------------------------------------------------------------------------- resuming
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
-@pytest.mark.parametrize("callback", [lambda: SWA(start=4, every_n_steps=2), lambda: EMA(decay=0.9, start_step=3)])
+@pytest.mark.parametrize(
+    "callback",
+    [
+        lambda: SWA(start=4, every_n_steps=2),
+        lambda: EMA(decay=0.9, start_step=3),
+        lambda: EMA(decay=0.9, refresh_batches=2),
+    ],
+)
 @pytest.mark.parametrize("step", [2, 6, 8])
 def test_resumed_run_ends_bit_identical(short, tmp_path, callback, step):
     saver = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=2)
@@ -304,7 +334,7 @@ def test_two_processes_hold_one_average_and_statistics_of_all_rows(short, two_pr
 
 def test_statistics_stay_in_float32_under_autocast(short):
     data = short.make_data()
-    trainer, model, _ = short.run([EMA(decay=0.5)], data=data, precision="bf16-mixed")
+    trainer, model, _ = short.run([EMA(decay=0.5, refresh_batches=4)], data=data, precision="bf16-mixed")
     batches = joint_batches(data, trainer, model, 4)
     state = short.snapshot(model)
     for name, expected in (hand_moments(state, batches) | hand_centroids(model, batches)).items():
@@ -357,7 +387,7 @@ def test_a_layer_outside_the_joint_forward_keeps_its_statistics(short):
     model = short.make_model()
     model.teacher = nn.BatchNorm1d(3)
     model.teacher.running_mean += 0.5
-    _, model, _ = short.run([EMA(decay=0.9)], model=model)
+    _, model, _ = short.run([EMA(decay=0.9, refresh_batches=2)], model=model)
     assert torch.equal(model.teacher.running_mean, torch.full((3,), 0.5))
     assert torch.equal(model.teacher.running_var, torch.ones(3))
 
@@ -422,5 +452,5 @@ def test_sharded_strategies_are_refused(short):
     class Sharded:
         strategy = FSDPStrategy.__new__(FSDPStrategy)
 
-    with pytest.raises(ValueError, match="FSDPStrategy shards it"):
+    with pytest.raises(SuperCMError, match="strategy"):
         SWA().setup(Sharded(), short.make_model(), "fit")

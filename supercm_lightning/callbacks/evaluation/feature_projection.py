@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from supercm_lightning.callbacks.evaluation.feature_figure import feature_figure
-from supercm_lightning.callbacks.training.weight_averaging import averaged_weights
+from supercm_lightning.callbacks.training.step_averaging import averaged_weights
 from supercm_lightning.data import move_batch
 from supercm_lightning.nn import ClusteringHead, evaluating
 from supercm_lightning.utils.options import SuperCMError
