@@ -18,9 +18,8 @@ from supercm_lightning.data.modules.clustering import read_clusters
 from supercm_lightning.losses import balanced_consistency_loss
 from supercm_lightning.methods.base import Method
 from supercm_lightning.metrics import clustering_scores
-from supercm_lightning.nn import evaluating
+from supercm_lightning.nn import evaluating, load_backbone_weights
 from supercm_lightning.self_labeling import ClassTransitionTracker, ClusterMap, PseudoLabeledSamples, majority_clusters
-from supercm_lightning.utils.checkpoints import load_backbone
 from supercm_lightning.utils.collectives import mean_over_ranks, world_size
 from supercm_lightning.utils.options import SuperCMError
 from supercm_lightning.utils.random import generator
@@ -282,7 +281,7 @@ class ASD(Method):
             file = Path(self.asd_init_labels).expanduser()
             self.init_labels = read_clusters(file, data.num_unlabeled, self.num_classes).to(self.device)
         if self.asd_backbone_checkpoint is not None:
-            load_backbone(self.backbone, Path(self.asd_backbone_checkpoint).expanduser())
+            load_backbone_weights(self.backbone, Path(self.asd_backbone_checkpoint))
             self.average[0].load_state_dict(self.backbone.state_dict())
 
     def _start(self, num_rows: int, window: int, batch_size: int) -> None:

@@ -7,6 +7,7 @@ from supercm_lightning.nn.buffers import resize_buffers
 from supercm_lightning.nn.clustering_head import ClusteringHead
 from supercm_lightning.nn.domain import DomainDiscriminator, MultilinearMap, reverse_gradient
 from supercm_lightning.nn.small import MLP, Identity, ResNet18, SmallCNN
+from supercm_lightning.nn.weights import freeze_stages, load_backbone_weights
 from supercm_lightning.nn.wide_resnet import WideResNet
 
 __all__ = [
@@ -23,7 +24,9 @@ __all__ = [
     "build_backbone",
     "ema_decay",
     "evaluating",
+    "freeze_stages",
     "frozen_batch_norm_stats",
+    "load_backbone_weights",
     "resize_buffers",
     "reverse_gradient",
 ]

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from PIL import Image
 from rich.progress import track
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
-from timm.models import load_state_dict
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -24,8 +22,7 @@ from supercm_lightning.data.sources.folder import scan_clusters, scan_folder
 from supercm_lightning.data.sources.images import BadImage, check_bad_image_policy
 from supercm_lightning.data.sources.npz import save_npz
 from supercm_lightning.data.sources.stores import FileStore, default_num_workers
-from supercm_lightning.nn import TimmBackbone, build_backbone
-from supercm_lightning.utils.checkpoints import backbone_weights
+from supercm_lightning.nn import TimmBackbone, build_backbone, load_backbone_weights
 from supercm_lightning.utils.options import SuperCMError
 
 
@@ -189,40 +186,12 @@ def build_extractor(
             f"`timm.create_model({backbone!r}, pretrained=True)` and copy its ~/.cache/huggingface."
         ) from error
     if checkpoint is not None:
-        _load(network, checkpoint.expanduser())
+        load_backbone_weights(network, checkpoint)
     if isinstance(network, TimmBackbone):
         settings = resolve_model_data_config(network.model) | {"input_size": (3, image_size, image_size)}
     else:  # what the data modules do
         settings = {"input_size": (3, image_size, image_size), "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0}
     return network, create_transform(**settings)
-
-
-def _load(network: nn.Module, file: Path) -> None:
-    """Loads the weights of a backbone, from its own file or a checkpoint of a whole method."""
-    if not file.is_file():
-        raise FileNotFoundError(f"checkpoint={file}: no such file.")
-    try:
-        state = load_state_dict(str(file), weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise SuperCMError(f"checkpoint={file}: cannot be read as a file of weights ({error}).") from error
-    module: nn.Module = network
-    classifier: Any = ()  # the classifier may be in the file, and has no place here
-    if of_backbone := backbone_weights(state):
-        state = of_backbone
-    elif isinstance(network, TimmBackbone):
-        module, config = network.model, network.model.pretrained_cfg
-        classifier = config.get("classifier") or ()  # type: ignore[operator,union-attr]
-    try:
-        missing, unexpected = module.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise SuperCMError(f"checkpoint={file}: holds weights of another backbone ({error}).") from error
-    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    wrong = [*missing, *(name for name in unexpected if not name.startswith(tuple(f"{head}." for head in heads)))]
-    if wrong:
-        raise SuperCMError(
-            f"checkpoint={file}: holds weights of another backbone; missing or unknown are {', '.join(wrong[:5])}"
-            f"{' and more' if len(wrong) > 5 else ''}."
-        )
 
 
 class _Images(Dataset[Tensor]):

@@ -1,6 +1,6 @@
 """Checkpoint files: written in one piece, and read with an error that says what is wrong with one."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import nn
 
 from supercm_lightning.utils.files import write_atomically
 from supercm_lightning.utils.options import SuperCMError
@@ -36,18 +35,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is truncated, no checkpoint, or holds more than tensors, numbers and strings.
     """
-    checkpoint = _read(path, f"ckpt_path={path}")
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise SuperCMError(f"ckpt_path={path}: holds no state_dict; it is no checkpoint of Lightning.")
-    return checkpoint
-
-
-def _read(path: Path, name: str) -> Any:
-    """The contents of a file of torch, called by this name in what is said of it."""
+    name = f"ckpt_path={path}"
     if not path.is_file():
         raise FileNotFoundError(f"{name}: no such file.")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except UnpicklingError as error:
         raise SuperCMError(
             f"{name}: refused, because it holds more than tensors, numbers and strings, or is no checkpoint at all. "
@@ -57,33 +49,9 @@ def _read(path: Path, name: str) -> Any:
         raise SuperCMError(
             f"{name}: cannot be read as a checkpoint; the file is truncated or damaged. Give an earlier one."
         ) from error
-
-
-def load_backbone(backbone: nn.Module, path: Path) -> None:
-    """Gives a backbone the weights in a file.
-
-    Args:
-        backbone: The backbone.
-        path: A checkpoint of a method of this library, or a state dict of the backbone.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be read, holds no weights, or the weights do not fit.
-    """
-    saved = _read(path, str(path))
-    if not isinstance(saved, dict):
-        raise SuperCMError(f"{path}: holds no weights by name. Give a checkpoint or a state dict.")
-    saved = saved.get("state_dict", saved)
-    try:
-        backbone.load_state_dict(backbone_weights(saved) or saved)
-    except RuntimeError as error:
-        raise SuperCMError(f"{path}: the weights do not fit the backbone ({error}).") from error
-
-
-def backbone_weights(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The backbone's share of the weights of a method, by the backbone's own names; empty where there is none."""
-    prefix = "backbone."
-    return {name.removeprefix(prefix): value for name, value in saved.items() if name.startswith(prefix)}
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise SuperCMError(f"{name}: holds no state_dict; it is no checkpoint of Lightning.")
+    return checkpoint
 
 
 def newest_checkpoint(run: Path, elsewhere: Iterable[Path] = ()) -> tuple[Path, dict[str, Any]] | None:
