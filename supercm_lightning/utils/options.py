@@ -9,6 +9,10 @@ class SuperCMError(ValueError):
     """Input that cannot be used; the message names the option or the file and the remedy, and needs no traceback."""
 
 
+class MissingFileError(SuperCMError, FileNotFoundError):
+    """A file or folder that does not exist; the message names it and says what is expected there."""
+
+
 def check_choice(**options: tuple[Any, Iterable[Any]]) -> None:
     """Checks options against their allowed values.
 

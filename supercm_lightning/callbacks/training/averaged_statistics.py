@@ -1,6 +1,5 @@
 """Statistics that belong to averaged weights, estimated from training batches."""
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader
 from supercm_lightning.contracts import Batch, JointModel
 from supercm_lightning.data import move_batch
 from supercm_lightning.nn import evaluating
+from supercm_lightning.utils.lightning_private import without_iterator
 from supercm_lightning.utils.trainer import datamodule_of
 
 
@@ -34,7 +34,7 @@ class TrainingBatches:
         if data is not None:
             source = data.train_dataloader()
         else:
-            source = tree_map_only(DataLoader, _without_iterator, trainer.train_dataloader)
+            source = tree_map_only(DataLoader, without_iterator, trainer.train_dataloader)
         self.loader = source if isinstance(source, CombinedLoader) else CombinedLoader(source, "max_size_cycle")
         self.trainer, self.pl_module, self.limit = trainer, pl_module, limit
 
@@ -115,10 +115,3 @@ def _running(layer: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
     assert layer.running_var is not None
     assert layer.num_batches_tracked is not None
     return layer.running_mean, layer.running_var, layer.num_batches_tracked
-
-
-def _without_iterator(loader: DataLoader[object]) -> DataLoader[object]:
-    # Persistent workers hang on the iterator; a copy that kept it would restart the running epoch.
-    loader = copy.copy(loader)
-    loader._iterator = None
-    return loader

@@ -14,6 +14,7 @@ from supercm_lightning.data.samplers import CyclingSampler
 from supercm_lightning.data.sources.stores import ArrayStore, Samples, Store, default_num_workers
 from supercm_lightning.data.splits import check_label_range, check_labels
 from supercm_lightning.data.transforms.weak import Normalization, WeakAugmentation
+from supercm_lightning.utils.lightning_private import before_batch_transfer
 from supercm_lightning.utils.options import SuperCMError
 from supercm_lightning.utils.random import generator
 
@@ -431,6 +432,5 @@ def move_batch(batch: Any, trainer: Trainer, module: LightningModule, dataloader
     Returns:
         The batch as `training_step` or `validation_step` would receive it.
     """
-    # What Lightning's loops do themselves; they offer it under no public name.
-    batch = module._on_before_batch_transfer(batch, dataloader_idx)
+    batch = before_batch_transfer(module, batch, dataloader_idx)
     return trainer.strategy.batch_to_device(batch, dataloader_idx=dataloader_idx)

@@ -1,0 +1,59 @@
+"""One test for each private name of Lightning and PyTorch: it fails in the release that takes the name away."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader
+
+from supercm_lightning.utils import lightning_private
+from supercm_lightning.utils.lightning_private import before_batch_transfer, is_compiled, without_iterator
+
+
+class Doubling(LightningDataModule):
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        return batch * 2
+
+
+class Probe(LightningModule):
+    def training_step(self, batch, batch_idx):
+        self.seen = before_batch_transfer(self, torch.ones(2), 0)
+
+    def configure_optimizers(self):
+        return None
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+@pytest.mark.filterwarnings("ignore:`LightningModule.configure_optimizers` returned `None`")
+def test_before_batch_transfer_asks_the_data_module():
+    data, module = Doubling(), Probe()
+    data.train_dataloader = lambda: DataLoader(torch.ones(1, 2))
+    trainer = Trainer(max_steps=1, max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+                      enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    assert module.seen.tolist() == [2.0, 2.0]
+
+
+def test_is_compiled_tells_whether_compile_was_called():
+    module = nn.Linear(2, 2)
+    assert not is_compiled(module)
+    module.compile()
+    assert is_compiled(module)
+
+
+def test_without_iterator_leaves_the_running_epoch_of_persistent_workers_alone():
+    loader = DataLoader(torch.arange(6), batch_size=1, num_workers=1, persistent_workers=True)
+    running = iter(loader)
+    assert next(running).item() == 0
+    assert [batch.item() for batch in without_iterator(loader)] == list(range(6))
+    assert [batch.item() for batch in running] == [1, 2, 3, 4, 5]
+
+
+def test_every_function_has_a_test_here():
+    names = [node.name for node in ast.parse(Path(lightning_private.__file__).read_text()).body
+             if isinstance(node, ast.FunctionDef)]  # fmt: skip
+    tests = [name for name in globals() if name.startswith("test_")]
+    assert all(any(name in test for test in tests) for name in names)
