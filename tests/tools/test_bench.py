@@ -1,12 +1,12 @@
 """The benchmark: grids, processes, statistics and tables."""
 
 import csv
-import fcntl
 import json
 import math
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from filelock import FileLock
 
 from supercm_lightning.cli import run
 from supercm_lightning.tools.bench import Cell, Grid, Results, main
@@ -155,11 +156,15 @@ def test_a_changed_command_has_another_folder_and_the_place_of_the_data_has_none
 def test_a_cell_that_another_process_runs_is_left_to_it(capfd: pytest.CaptureFixture[str]) -> None:
     cell = next(Grid.read(Path("grid.yaml")).cells(Path("out")))
     cell.folder.mkdir(parents=True)
-    with (cell.folder / "log.txt").open("a") as log:
-        fcntl.flock(log, fcntl.LOCK_EX)
+    with FileLock(cell.folder / "run.lock"):
         assert run_cells([cell], "test/acc") == {}
     assert "1 cells are run by another process" in capfd.readouterr().out
     assert not list(cell.folder.rglob("config.yaml"))
+
+
+def test_the_command_can_be_imported_where_there_is_no_fcntl() -> None:
+    code = "import sys; sys.modules['fcntl'] = None; import supercm_lightning.tools.bench.schedule"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_runs_share_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """Runs the cells of a benchmark: each in a process of its own, several at once; or writes them as a SLURM array."""
 
-import fcntl
 import os
 import shlex
 import signal
@@ -14,6 +13,7 @@ from statistics import fmean
 from typing import Any, TextIO
 
 import torch
+from filelock import FileLock, Timeout
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from supercm_lightning.tools.bench.grid import Cell
@@ -47,7 +47,7 @@ def run_cells(cells: Sequence[Cell], metric: str, jobs: int | None = None) -> di
     environments = [environment(gpus, slot, len(slots)) for slot in slots]
     # Of earlier calls too; the first cells then have an estimate.
     seconds = [summary["fit_seconds"] for summary in summaries if summary and summary["fit_seconds"]]
-    running: dict[subprocess.Popen[bytes], tuple[Cell, int, float]] = {}
+    running: dict[subprocess.Popen[bytes], tuple[Cell, int, float, FileLock]] = {}
     failed: dict[str, str] = {}
     elsewhere = 0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -57,17 +57,24 @@ def run_cells(cells: Sequence[Cell], metric: str, jobs: int | None = None) -> di
             while waiting and slots:
                 cell = waiting.pop()
                 cell.folder.mkdir(parents=True, exist_ok=True)
-                with (cell.folder / "log.txt").open("a") as log:
-                    if not _lock(log):
-                        elsewhere += 1
-                    elif cell.summary(metric) is None:  # it may have been finished elsewhere meanwhile
+                lock = FileLock(cell.folder / "run.lock", timeout=0)
+                try:
+                    lock.acquire()
+                except Timeout:
+                    elsewhere += 1
+                else:
+                    if cell.summary(metric) is None:  # another process may have finished it in the meantime
                         slot = slots.pop()
-                        running[_start(cell, log, environments[slot])] = cell, slot, time.monotonic()
+                        with (cell.folder / "log.txt").open("a") as log:
+                            process = _start(cell, log, environments[slot])
+                        running[process] = cell, slot, time.monotonic(), lock
                         continue
+                    lock.release()
                 progress.advance(task)
             time.sleep(0.1)
             for process in [process for process in running if process.poll() is not None]:
-                cell, slot, started = running.pop(process)
+                cell, slot, started, lock = running.pop(process)
+                lock.release()
                 slots.append(slot)
                 seconds.append(time.monotonic() - started)
                 summary = cell.summary(metric)
@@ -102,15 +109,6 @@ def _start(cell: Cell, log: TextIO, environment: dict[str, str]) -> "subprocess.
         env=environment,
         start_new_session=True,
     )
-
-
-def _lock(log: TextIO) -> bool:
-    """Locks a log for as long as a process has it open: the run, even if this process was killed before it."""
-    try:
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 @contextmanager
