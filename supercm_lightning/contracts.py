@@ -199,3 +199,30 @@ class JointModel(Protocol):
 
     def estimate_statistics(self, batches: Iterable[Batch]) -> None:
         """Estimates these buffers from training batches, for the present weights."""
+
+
+@runtime_checkable
+class ClassModel(Protocol):
+    """A module that tells classes or clusters apart, as evaluation sees it.
+
+    Attributes:
+        num_classes: Number of classes K.
+    """
+
+    num_classes: int
+
+
+@runtime_checkable
+class FeatureModel(Protocol):
+    """A module with features, as evaluation sees it."""
+
+    def features(self, x: Tensor) -> Tensor:
+        """Features (n, d) of inputs (n, *input_shape)."""
+
+
+@runtime_checkable
+class CentroidModel(Protocol):
+    """A module that has centroids among its features."""
+
+    def seen_centroids(self) -> Tensor:
+        """Centroids (K, d) in float32; not a number for classes that no batch had."""

@@ -1,14 +1,20 @@
-"""k-means beside a test: on features and on inputs, from all batches."""
+"""k-means beside a test: on features and on inputs, from all batches, in bounded memory."""
 
+import os
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
+from sklearn.cluster import KMeans
+from sklearn.datasets import load_digits
+from torch import Tensor, distributed
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from supercm_lightning import KMeansBaseline
+from supercm_lightning.metrics import ClusteringAccuracy
+from supercm_lightning.utils.options import SuperCMError
 
 
 class Reader(LightningModule):
@@ -18,6 +24,98 @@ class Reader(LightningModule):
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         return {"features": torch.eye(4)[batch[1]] + 0.01 * batch[0]}
+
+
+class Stream(IterableDataset):
+    """Samples without a known number."""
+
+    def __init__(self, data: TensorDataset) -> None:
+        self.data = data
+
+    def __iter__(self) -> Any:
+        return iter(self.data)
+
+
+def scores(
+    data: Any, baseline: KMeansBaseline, module: LightningModule | None = None, **options: Any
+) -> dict[str, Any]:
+    settings = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(callbacks=[baseline], enable_model_summary=False, **settings, **options)
+    return dict(trainer.test(module or Digits(), DataLoader(data, 64), verbose=False)[0])
+
+
+class Digits(LightningModule):
+    """The inputs are the features."""
+
+    num_classes = 10
+
+    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        return {"features": batch[0]}
+
+
+def digits() -> TensorDataset:
+    x, y = load_digits(return_X_y=True)
+    return TensorDataset(torch.from_numpy(x).float() / 16, torch.from_numpy(y).long())
+
+
+def test_accuracy_is_that_of_ten_starts_on_all_samples() -> None:
+    x, y = digits().tensors
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    accuracy = ClusteringAccuracy(10)
+    means = KMeans(10, n_init=10, random_state=0).fit(x[order].numpy())
+    accuracy.update(torch.from_numpy(means.predict(x.numpy())).long(), y)
+    assert scores(digits(), KMeansBaseline())["test/kmeans_input_acc"] == pytest.approx(float(accuracy.compute()))
+
+
+class Watch(KMeansBaseline):
+    """Notes how many samples were kept."""
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.kept = self._table.count
+        super().on_test_epoch_end(trainer, pl_module)
+
+
+def test_large_sets_are_represented_by_a_bounded_random_choice() -> None:
+    for data in (digits(), Stream(digits())):
+        watch = Watch(max_samples=500)
+        found = scores(data, watch)
+        assert watch.kept == 500
+        assert found["test/kmeans_input_acc"] > 0.6
+
+
+def test_inputs_that_need_too_much_memory_are_left_out() -> None:
+    with pytest.warns(UserWarning, match="max_input_mb"):
+        found = scores(digits(), KMeansBaseline(max_input_mb=0.1))
+    assert found.keys() == {"test/kmeans_acc"}
+    assert scores(digits(), KMeansBaseline(max_samples=100, max_input_mb=0.1)).keys() == {
+        "test/kmeans_acc",
+        "test/kmeans_input_acc",
+    }
+
+
+def test_a_module_without_classes_is_refused() -> None:
+    class Other(LightningModule):
+        def test_step(self, batch: Any, batch_idx: int) -> None:
+            pass
+
+    with pytest.raises(SuperCMError, match="num_classes"):
+        scores(digits(), KMeansBaseline(), Other())
+
+
+def score_in_one_of_two(limit: int) -> dict[str, Any]:
+    rank = distributed.get_rank()
+    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
+    options: dict[str, Any] = {"devices": 2, "strategy": "ddp", "plugins": [TorchElasticEnvironment()]}
+    return scores(digits(), KMeansBaseline(max_samples=limit), **options)
+
+
+@pytest.mark.filterwarnings("ignore:Using `DistributedSampler` with the dataloaders")
+def test_two_processes_score_what_one_does(two_processes: Any) -> None:
+    # 1,797 samples are an odd number: the sampler repeats one.
+    expected = scores(digits(), KMeansBaseline(max_samples=300))
+    for found in two_processes(score_in_one_of_two, 300):
+        assert found == pytest.approx(expected)
 
 
 def test_features_and_inputs_are_scored_apart() -> None:
@@ -38,11 +136,11 @@ def test_features_and_inputs_are_scored_apart() -> None:
     assert second == pytest.approx(first)
 
 
-def test_fewer_rows_than_clusters_go_without() -> None:
+def test_fewer_samples_than_clusters_go_without() -> None:
     loader = DataLoader(TensorDataset(torch.rand(3, 4), torch.tensor([0, 1, 3])), batch_size=3)
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=[KMeansBaseline()],
     )  # fmt: skip
-    with pytest.warns(UserWarning, match="3 rows are fewer than the 4 clusters; k-means is left out"):
+    with pytest.warns(UserWarning, match="fewer than the 4 clusters"):
         assert trainer.test(Reader(), loader, verbose=False) == [{}]

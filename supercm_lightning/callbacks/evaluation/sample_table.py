@@ -1,0 +1,56 @@
+"""Tensors of evaluated samples, collected batch by batch and gathered on the first process."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from supercm_lightning.utils.collectives import gather_objects
+
+
+class SampleTable:
+    """Columns with one row per sample: tensors of a batch are added, and gathered once from all processes.
+
+    Attributes:
+        count: Number of samples that this process has added.
+
+    Example:
+        >>> table = SampleTable()
+        >>> table.add(torch.tensor([1, 0]), label=torch.tensor([7, 3]))
+        >>> table.gather()["label"]
+        tensor([3, 7])
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._batches: list[dict[str, Tensor]] = []
+
+    def add(self, index: Tensor | None, **columns: Tensor) -> None:
+        """Adds the samples of a batch, moved to the host.
+
+        Args:
+            index: Position of each sample in its set, (n,), or None where the loader gives none.
+            **columns: Tensors with one row per sample, (n, …).
+        """
+        columns = {name: value.detach().cpu() for name, value in columns.items()}
+        if index is not None:
+            columns["index"] = index.cpu()
+        self._batches.append(columns)
+        self.count += len(next(iter(columns.values())))
+
+    def gather(self) -> dict[str, Tensor]:
+        """Concatenates the samples of all processes and forgets them.
+
+        With an index, samples are sorted by it and each stands there once; without, they are in the order of the ranks.
+        Every process must call it.
+
+        Returns:
+            The columns on the first process; an empty dictionary on the others, and if there are no samples.
+        """
+        batches, self._batches, self.count = self._batches, [], 0
+        own = {name: torch.cat([batch[name] for batch in batches]) for name in (batches[0] if batches else ())}
+        shards = [shard for shard in gather_objects(own) if shard]
+        columns = {name: torch.cat([shard[name] for shard in shards]) for name in (shards[0] if shards else ())}
+        if "index" in columns:
+            first = torch.from_numpy(np.unique(columns["index"].numpy(), return_index=True)[1])
+            columns = {name: value[first] for name, value in columns.items()}
+        return columns
