@@ -7,15 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def pseudo_label_loss(logits: Tensor, targets_logits: Tensor, threshold: float | Tensor) -> Tensor:
-    """Cross-entropy to the most probable class of the targets, on rows whose probability reaches the threshold.
+def pseudo_label_loss(
+    logits: Tensor, targets_logits: Tensor, threshold: float | Tensor = 0.0, weight: Tensor | None = None
+) -> Tensor:
+    """Cross-entropy to the most probable class of the targets, on samples whose probability reaches the threshold.
 
-    Mean over all rows, those below the threshold counting zero. No gradient reaches the targets.
+    Mean over all samples; those below the threshold count zero. No gradient reaches the targets.
 
     Args:
         logits: Logits that learn, (n, K).
         targets_logits: Logits the labels come from, (n, K).
-        threshold: Smallest confidence, in [0, 1], one for all rows or one each, (n,).
+        threshold: Smallest confidence, in [0, 1], one for all samples or one each, (n,).
+        weight: Weight of each sample, (n,), >= 0; None: 1.
 
     Returns:
         A scalar.
@@ -23,7 +26,8 @@ def pseudo_label_loss(logits: Tensor, targets_logits: Tensor, threshold: float |
     Source: Lee, "Pseudo-Label", ICML workshop 2013; Sohn et al., "FixMatch", NeurIPS 2020, eq. 4.
     """
     confidence, label = targets_logits.detach().float().softmax(dim=1).max(dim=1)
-    return (F.cross_entropy(logits.float(), label, reduction="none") * (confidence >= threshold)).mean()
+    each = F.cross_entropy(logits.float(), label, reduction="none") * (confidence >= threshold)
+    return (each if weight is None else each * weight).mean()
 
 
 def consistency_loss(logits: Tensor, target_logits: Tensor) -> Tensor:

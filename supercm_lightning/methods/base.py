@@ -1,7 +1,5 @@
 """The training of every method: one joint forward, state in `observe`, a dictionary of weighted losses."""
 
-import math
-from contextlib import nullcontext
 from functools import reduce
 from typing import Any, ClassVar, Literal
 
@@ -14,14 +12,13 @@ from supercm_lightning.callbacks.training.finite_losses import FiniteLosses
 from supercm_lightning.callbacks.training.step_seed import StepSeed
 from supercm_lightning.contracts import Batch, Step, StepObserver
 from supercm_lightning.methods.checks import check_bases, check_data, check_terms
-from supercm_lightning.methods.classifier import Classifier
-from supercm_lightning.methods.optim import SCHEDULES, build_optimizer, build_schedule
+from supercm_lightning.methods.optim import Optimized
 from supercm_lightning.nn import frozen_batch_norm_stats
-from supercm_lightning.utils.options import SuperCMError, check_choice, check_positive, check_range
+from supercm_lightning.utils.options import check_choice
 from supercm_lightning.utils.trainer import callbacks_of, check_trainer, datamodule_of
 
 
-class Method(Classifier):
+class Method(Optimized):
     """Cross-entropy on the labeled samples; methods add their terms to `losses`.
 
     A method names the unlabeled `views` it needs and the `terms` it adds, and extends `losses` through `super()`.
@@ -31,17 +28,9 @@ class Method(Classifier):
     are logged as `train/<name>`, already weighted, and add up to `train/loss`.
 
     Args:
-        optimizer: `adam`, `adamw`, `sgd` (momentum 0.9, Nesterov), or any other name of torch.optim or timm.optim.
-        optimizer_options: Further arguments of the optimizer.
-        lr: Learning rate, > 0.
-        weight_decay: Weight decay, >= 0, on all parameters.
-        lr_schedule: Factor on `lr` at every step: `constant`; `step`, x 0.2 after 80 % of the steps; `cosine`,
-            cos(7π/16 · progress) (FixMatch); `inverse`, (1 + 0.001 step)^-0.75 (DANN).
-        backbone_lr_scale: Factor on `lr` for the backbone's parameters, for pretrained backbones.
-        ramp_up: Fraction of the training, in [0, 1], over which unlabeled terms that ramp up reach their full weight.
         batch_norm: `joint`: labeled and unlabeled samples share one forward and its batch statistics; `split`: one
             forward each.
-        **kwargs: Options of `Classifier`, the network.
+        **kwargs: Options of `Optimized` and `Classifier`: optimizer and network.
 
     Raises:
         SuperCMError: If an option is outside its range, or the data contradicts `num_classes` or `input_shape`.
@@ -63,21 +52,9 @@ class Method(Classifier):
         check_bases(cls, [base for base in cls.__bases__ if issubclass(base, Method)])
 
     def __init__(
-        self,
-        optimizer: str = "adam",
-        optimizer_options: dict[str, Any] | None = None,
-        lr: float = 1e-3,
-        weight_decay: float = 0.0,
-        lr_schedule: Literal["constant", "step", "cosine", "inverse"] = "constant",
-        backbone_lr_scale: float = 1.0,
-        ramp_up: float = 0.4,
-        batch_norm: Literal["joint", "split"] = "joint",
-        **kwargs: Any,
+        self, batch_norm: Literal["joint", "split"] = "joint", **kwargs: Any
     ) -> None:
-        check_choice(lr_schedule=(lr_schedule, SCHEDULES), batch_norm=(batch_norm, ("joint", "split")))
-        check_positive(lr=lr)
-        check_range(0, weight_decay=weight_decay, backbone_lr_scale=backbone_lr_scale)
-        check_range(0, 1, ramp_up=ramp_up)
+        check_choice(batch_norm=(batch_norm, ("joint", "split")))
         super().__init__(**kwargs)
         self._observed_batch = -1
 
@@ -128,9 +105,6 @@ class Method(Classifier):
     def observe(self, step: Step) -> None:
         """Moves the state that follows the samples, without gradient, once a batch; extend through `super()`."""
 
-    def observe_weights(self) -> None:
-        """Moves the state that follows the weights, after every optimizer step; extend through `super()`."""
-
     def losses(self, step: Step) -> dict[str, Tensor]:
         """The weighted terms, scalars by name, without side effects; extend by `super().losses(step) | {...}`."""
         return {"ce": self.supervised_loss(step)}
@@ -143,89 +117,42 @@ class Method(Classifier):
         """Scalars worth a curve, computed without gradient at logged steps; extend like `losses`."""
         return {}
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Joint forward, `observe`, sum of the terms, logs.
+    def observed_step(self, batch: Batch) -> Step:
+        """Joint forward, after which state moves, once a batch.
 
-        An optimizer that evaluates the loss again for the same batch (SAM) finds the state as it was the first time.
+        A method or an optimizer that forwards the batch again, at other weights for instance, finds the state as the
+        first forward left it; batch norm statistics too.
         """
         number = self.trainer.fit_loop.total_batch_idx
-        again, self._observed_batch = number == self._observed_batch, number
-        with frozen_batch_norm_stats(self) if again else nullcontext():
-            step = self.joint_forward(batch)
-        if not again:
-            self._observe(step)
+        if number == self._observed_batch:
+            with frozen_batch_norm_stats(self):
+                return self.joint_forward(batch)
+        step, self._observed_batch = self.joint_forward(batch), number
+        with torch.no_grad():
+            self.observe(step)
+            for callback in callbacks_of(self.trainer):
+                if isinstance(callback, StepObserver):
+                    callback.observe(self.trainer, self, step)
+        return step
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Forward and state, sum of the terms, logs."""
+        step = self.observed_step(batch)
         terms = check_terms(type(self), self.losses(step))
         loss = reduce(torch.add, terms.values())
-        if not again:
-            self._log(step, terms, loss)
+        self._log(step, {name: term.detach() for name, term in terms.items()} | {"loss": loss.detach()})
         return {"loss": loss, "terms": {name: term.detach() for name, term in terms.items()}}
 
     @torch.no_grad()
-    def _observe(self, step: Step) -> None:
-        self.observe(step)
-        for callback in callbacks_of(self.trainer):
-            if isinstance(callback, StepObserver):
-                callback.observe(self.trainer, self, step)
-
-    @torch.no_grad()
-    def _log(self, step: Step, terms: dict[str, Tensor], loss: Tensor) -> None:
-        logs = {name: term.detach() for name, term in terms.items()} | {"loss": loss.detach()}
+    def _log(self, step: Step, logs: dict[str, Tensor]) -> None:
         if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0 or self.trainer.is_last_batch:
             diagnostics = self.diagnostics(step)
             if taken := logs.keys() & diagnostics.keys():
-                raise TypeError(f"{type(self).__name__}.diagnostics: {', '.join(taken)} is the name of a loss. Rename it.")
+                raise TypeError(f"{type(self).__name__}.diagnostics: {', '.join(taken)} is a term of the loss; rename it.")
             logs |= diagnostics
         self.log_dict({f"train/{name}": value for name, value in logs.items()}, batch_size=len(step.y))
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Steps, then moves the state that follows the weights, before any callback can save a checkpoint."""
-        super().optimizer_step(*args, **kwargs)
-        with torch.no_grad():
-            self.observe_weights()
-
-    @property
-    def total_steps(self) -> int:
-        """Number of optimizer steps of the whole training.
-
-        Raises:
-            SuperCMError: If the trainer has no end.
-        """
-        steps = self.trainer.estimated_stepping_batches
-        if not math.isfinite(steps):
-            raise SuperCMError("The training has no end: set trainer.max_epochs or trainer.max_steps.")
-        return int(steps)
-
-    @property
-    def progress(self) -> float:
-        """Fraction of the training that is done, in [0, 1]."""
-        return min(self.trainer.global_step / max(self.total_steps, 1), 1.0)
-
-    def ramp(self) -> float:
-        """Weight exp(-5 (1 - t)²) of a term that ramps up; t reaches 1 after the fraction `ramp_up` of the training."""
-        t = min(self.progress / self.hparams.ramp_up, 1.0) if self.hparams.ramp_up else 1.0
-        return math.exp(-5.0 * (1.0 - t) ** 2)
-
     # ----------------------------------------------------------------------------------------------- trainer
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Parameter groups of the optimizer; extend to give parameters their own settings, of which the last count."""
-        lr, parameters = self.hparams.lr, [p for p in self.parameters() if p.requires_grad]
-        backbone = [p for p in self.backbone.parameters() if p.requires_grad]
-        return [{"params": parameters, "lr": lr}, {"params": backbone, "lr": lr * self.hparams.backbone_lr_scale}]
-
-    def configure_optimizers(self) -> Any:
-        """The optimizer and its schedule, stepped every training step."""
-        options = self.hparams
-        groups = self.parameter_groups()
-        optimizer = build_optimizer(
-            options.optimizer, groups, options.lr, options.weight_decay, options.optimizer_options
-        )
-        schedule = build_schedule(options.lr_schedule, optimizer, lambda: self.total_steps)
-        return (
-            optimizer
-            if schedule is None
-            else {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-        )
-
     def configure_callbacks(self) -> list[Callback]:
         """Adds callbacks that the training needs and the trainer lacks: the seed of each step, the check for NaN."""
         present = {type(callback) for callback in callbacks_of(self.trainer)}

@@ -8,6 +8,7 @@ from supercm_lightning.contracts import Step
 from supercm_lightning.losses import batch_nuclear_norm, fast_batch_nuclear_norm
 from supercm_lightning.methods.base import Method
 from supercm_lightning.utils.collectives import all_gather_samples_with_grad
+from supercm_lightning.utils.options import check_range
 
 
 class BNM(Method):
@@ -20,15 +21,23 @@ class BNM(Method):
         bnm_weight: Weight of the term, >= 0.
         bnm_fast: Approximate the norm by column norms instead of a singular value decomposition.
         **kwargs: Options of the next method in a combination, and of `Method`.
+
+    Raises:
+        SuperCMError: If the weight is negative.
+
+    Example:
+        >>> BNM(num_classes=3, input_shape=(8,), backbone="mlp", bnm_fast=True).hparams.bnm_fast
+        True
     """
 
+    terms = ("bnm",)
+
     def __init__(self, bnm_weight: float = 1.0, bnm_fast: bool = False, **kwargs: Any) -> None:
+        check_range(0, bnm_weight=bnm_weight)
         super().__init__(**kwargs)
-        self.bnm_weight = bnm_weight
-        self.bnm_fast = bnm_fast
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """Adds the term `bnm`."""
         logits = all_gather_samples_with_grad(step.unlabeled_logits[0])
-        loss = fast_batch_nuclear_norm(logits) if self.bnm_fast else batch_nuclear_norm(logits)
-        return super().losses(step) | {"bnm": self.bnm_weight * loss}
+        loss = fast_batch_nuclear_norm(logits) if self.hparams.bnm_fast else batch_nuclear_norm(logits)
+        return super().losses(step) | {"bnm": self.hparams.bnm_weight * loss}

@@ -11,52 +11,62 @@ from supercm_lightning.methods.mcc import MCC
 from supercm_lightning.methods.mean_teacher import MeanTeacher
 from supercm_lightning.methods.pi_model import PiModel
 from supercm_lightning.methods.pseudo_label import PseudoLabel
+from supercm_lightning.methods.sdat import SDAT
+from supercm_lightning.methods.softmatch import SoftMatch
 from supercm_lightning.methods.supercm import SuperCM
 from supercm_lightning.methods.vat import VAT
 
 
 class SuperCMPseudoLabel(SuperCM, PseudoLabel):
-    """SuperCM as a regulariser of Pseudo-Label."""
+    """SuperCM as a regularizer of Pseudo-Label."""
 
 
 class SuperCMPiModel(SuperCM, PiModel):
-    """SuperCM as a regulariser of the Π-Model."""
+    """SuperCM as a regularizer of the Π-Model."""
 
 
 class SuperCMMeanTeacher(SuperCM, MeanTeacher):
-    """SuperCM as a regulariser of Mean Teacher."""
+    """SuperCM as a regularizer of Mean Teacher."""
 
 
 class SuperCMVAT(SuperCM, VAT):
-    """SuperCM as a regulariser of VAT."""
+    """SuperCM as a regularizer of VAT."""
 
 
 class SuperCMFixMatch(SuperCM, FixMatch):
-    """SuperCM as a regulariser of FixMatch."""
+    """SuperCM as a regularizer of FixMatch."""
 
 
 class SuperCMFlexMatch(SuperCM, FlexMatch):
-    """SuperCM as a regulariser of FlexMatch."""
+    """SuperCM as a regularizer of FlexMatch."""
 
 
 class SuperCMFreeMatch(SuperCM, FreeMatch):
-    """SuperCM as a regulariser of FreeMatch."""
+    """SuperCM as a regularizer of FreeMatch."""
+
+
+class SuperCMSoftMatch(SuperCM, SoftMatch):
+    """SuperCM as a regularizer of SoftMatch."""
 
 
 class SuperCMDANN(SuperCM, DANN):
-    """SuperCM, its centroids those of the source, as a regulariser of DANN."""
+    """SuperCM, with the centroids of the source, as a regularizer of DANN."""
 
 
 class SuperCMCDAN(SuperCM, CDAN):
-    """SuperCM, its centroids those of the source, as a regulariser of CDAN."""
+    """SuperCM, with the centroids of the source, as a regularizer of CDAN."""
 
 
 class SuperCMMCC(SuperCM, MCC):
-    """SuperCM, its centroids those of the source, as a regulariser of MCC."""
+    """SuperCM, with the centroids of the source, as a regularizer of MCC."""
 
 
 class SuperCMBNM(SuperCM, BNM):
-    """SuperCM, its centroids those of the source, as a regulariser of BNM."""
+    """SuperCM, with the centroids of the source, as a regularizer of BNM."""
+
+
+class SuperCMSDAT(SuperCM, SDAT):
+    """SuperCM, with the centroids of the source, as a regularizer of SDAT."""
 
 
 class ASDFixMatch(ASD, FixMatch):
@@ -72,4 +82,4 @@ class ASDSuperCM(ASD, SuperCM):
 
 
 class ASDSuperCMFreeMatch(ASD, SuperCMFreeMatch):
-    """Clustering by FreeMatch, with SuperCM as its regulariser, on labels that ASD makes."""
+    """Clustering by FreeMatch, with SuperCM as its regularizer, on labels that ASD makes."""

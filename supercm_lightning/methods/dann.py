@@ -1,4 +1,4 @@
-"""DANN: features that a discriminator cannot tell the domain from."""
+"""DANN: adversarially learned domain-invariant features."""
 
 import math
 from typing import Any
@@ -10,38 +10,49 @@ from supercm_lightning.contracts import Step
 from supercm_lightning.losses import domain_adversarial_loss
 from supercm_lightning.methods.base import Method
 from supercm_lightning.nn import DomainDiscriminator, frozen_batch_norm_stats, reverse_gradient
+from supercm_lightning.utils.options import check_positive, check_range
 
 
 class DANN(Method):
     """Cross-entropy on the source plus a domain discriminator whose gradient reaches the features reversed.
 
-    Ganin et al., "Domain-Adversarial Training of Neural Networks", JMLR 2016. Source rows are the labelled, target rows
-    the unlabelled ones. The reversed gradient is scaled by λ = 2 / (1 + exp(−10 p)) − 1, p the progress of the
+    Ganin et al., "Domain-Adversarial Training of Neural Networks", JMLR 2016. Source samples are the labeled, target
+    samples the unlabeled ones. The reversed gradient is scaled by λ = 2 / (1 + exp(−10 p)) − 1, p the progress of the
     training; the discriminator itself learns at full strength from the start.
 
     Args:
         dann_weight: Weight of the domain loss, >= 0, for discriminator and features alike.
         dann_hidden_features: Width of the discriminator's two hidden layers.
         **kwargs: Options of the next method in a combination, and of `Method`.
+
+    Raises:
+        SuperCMError: If an option is outside its range.
+
+    Example:
+        >>> model = DANN(num_classes=3, input_shape=(8,), backbone="mlp", bottleneck=16)
+        >>> model.discriminator(torch.rand(4, 16)).shape
+        torch.Size([4, 1])
     """
 
+    terms = ("dann",)
     dann_term = "dann"
 
     def __init__(self, dann_weight: float = 1.0, dann_hidden_features: int = 1024, **kwargs: Any) -> None:
+        check_range(0, dann_weight=dann_weight)
+        check_positive(dann_hidden_features=dann_hidden_features)
         super().__init__(**kwargs)
-        self.dann_weight = dann_weight
         self.discriminator = DomainDiscriminator(self.discriminator_width(), dann_hidden_features)
 
     def discriminator_width(self) -> int:
-        """Width of what the discriminator sees; called once by the constructor."""
+        """Width of the discriminator's input; called once by the constructor."""
         return self.num_features
 
     def discriminator_inputs(self, features: Tensor, logits: Tensor) -> Tensor:
-        """What the discriminator sees, (n, width), of features (n, d) and class logits (n, K)."""
+        """Input of the discriminator, (n, width), from features (n, d) and class logits (n, K)."""
         return features
 
-    def sample_weights(self, logits: Tensor) -> Tensor | None:
-        """Weight of each row (n,) within its domain, of class logits (n, K); None: equal weights."""
+    def domain_weights(self, logits: Tensor) -> Tensor | None:
+        """Weight of each sample (n,) within its domain, from class logits (n, K); None: equal weights."""
         return None
 
     @property
@@ -50,7 +61,7 @@ class DANN(Method):
         return 2 / (1 + math.exp(-10 * self.progress)) - 1
 
     def domain_logits(self, step: Step) -> tuple[Tensor, Tensor]:
-        """The discriminator's logits of the source rows (B, 1) and of the target rows (U, 1)."""
+        """The discriminator's logits of the source samples (B, 1) and of the target samples (U, 1)."""
         inputs = self.discriminator_inputs(step.features, step.logits)
         logits = self.discriminator(reverse_gradient(inputs, self.adaptation_factor))
         return logits[: len(step.y)], logits[len(step.y) :]
@@ -58,9 +69,9 @@ class DANN(Method):
     def losses(self, step: Step) -> dict[str, Tensor]:
         """Adds the domain loss, named after the method."""
         source, target = self.domain_logits(step)
-        weights = [self.sample_weights(logits) for logits in (step.labeled_logits, step.unlabeled_logits[0])]
+        weights = [self.domain_weights(logits) for logits in (step.labeled_logits, step.unlabeled_logits[0])]
         loss = domain_adversarial_loss(source, target, *weights)
-        return super().losses(step) | {self.dann_term: self.dann_weight * loss}
+        return super().losses(step) | {self.dann_term: self.hparams.dann_weight * loss}
 
     def diagnostics(self, step: Step) -> dict[str, Tensor]:
         """Adds λ and the discriminator's accuracy, mean over the domains: 0.5 where it cannot tell them apart."""

@@ -8,14 +8,14 @@ from torch import Tensor
 from supercm_lightning.contracts import Step
 from supercm_lightning.losses import pseudo_label_loss
 from supercm_lightning.methods.base import Method
-from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.utils.options import check_range
 
 
 class FixMatch(Method):
-    """Cross-entropy plus that of strongly augmented rows to the confident predictions for their weak view.
+    """Cross-entropy plus that of strongly augmented samples to the confident predictions for their weak view.
 
     Sohn et al., "FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence", NeurIPS 2020. The
-    recipe of the paper is SGD with lr 0.03, `cosine` schedule, weight decay 5e-4, seven unlabelled rows per labelled
+    recipe of the paper is SGD with lr 0.03, `cosine` schedule, weight decay 5e-4, seven unlabeled samples per labeled
     one, and the EMA callback with decay 0.999.
 
     Args:
@@ -24,31 +24,37 @@ class FixMatch(Method):
         **kwargs: Options of the next method in a combination, and of `Method`.
 
     Raises:
-        ValueError: If the threshold is no confidence.
+        SuperCMError: If an option is outside its range.
+
+    Example:
+        >>> FixMatch(num_classes=3, input_shape=(1, 8, 8)).views
+        ('weak', 'strong')
     """
 
-    views = ("weak", "strong")
+    terms = ("fixmatch",)
     fixmatch_term = "fixmatch"
+    views = ("weak", "strong")
 
     def __init__(self, fixmatch_weight: float = 1.0, fixmatch_threshold: float = 0.95, **kwargs: Any) -> None:
-        if not 0 <= fixmatch_threshold <= 1:
-            raise SuperCMError(f"fixmatch_threshold={fixmatch_threshold}: give a confidence between 0 and 1.")
+        check_range(0, fixmatch_weight=fixmatch_weight)
+        check_range(0, 1, fixmatch_threshold=fixmatch_threshold)
         super().__init__(**kwargs)
-        self.fixmatch_weight = fixmatch_weight
-        self.fixmatch_threshold = fixmatch_threshold
 
-    def thresholds(self, step: Step) -> float | Tensor:
-        """Smallest confidence that counts, one for all rows or one for each, (U,)."""
-        return self.fixmatch_threshold
+    def unlabeled_weights(self, logits: Tensor) -> Tensor:
+        """Weight of each unlabeled sample (U,), of the logits (U, K) of its weak view; here 1 or 0."""
+        confidence = logits.detach().float().softmax(dim=1).amax(dim=1)
+        return (confidence >= self.thresholds(logits)).float()
+
+    def thresholds(self, logits: Tensor) -> float | Tensor:
+        """Smallest confidence that counts, one for all samples or one for each, (U,)."""
+        return self.hparams.fixmatch_threshold
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """Adds the term, named after the method."""
         weak, strong = step.unlabeled_logits[:2]
-        loss = pseudo_label_loss(strong, weak, self.thresholds(step))
-        return super().losses(step) | {self.fixmatch_term: self.fixmatch_weight * loss}
+        loss = pseudo_label_loss(strong, weak, weight=self.unlabeled_weights(weak))
+        return super().losses(step) | {self.fixmatch_term: self.hparams.fixmatch_weight * loss}
 
     def diagnostics(self, step: Step) -> dict[str, Tensor]:
-        """Adds the share of the unlabelled rows that count."""
-        confidence = step.unlabeled_logits[0].float().softmax(dim=1).amax(dim=1)
-        share = (confidence >= torch.as_tensor(self.thresholds(step), device=confidence.device)).float().mean()
-        return super().diagnostics(step) | {"mask_ratio": share}
+        """Adds the mean weight of the unlabeled samples, which is the fraction that counts."""
+        return super().diagnostics(step) | {"mask_ratio": self.unlabeled_weights(step.unlabeled_logits[0]).mean()}

@@ -1,4 +1,4 @@
-"""FlexMatch: FixMatch with a threshold per class that follows how well the class is learnt."""
+"""FlexMatch: FixMatch with a threshold per class that follows how well the class is learned."""
 
 from typing import Any
 
@@ -7,74 +7,59 @@ from torch import Tensor
 
 from supercm_lightning.contracts import Step
 from supercm_lightning.methods.fixmatch import FixMatch
+from supercm_lightning.methods.per_sample import PerSampleState
 from supercm_lightning.utils.collectives import all_gather_samples
-from supercm_lightning.utils.options import SuperCMError
 
 
-class FlexMatch(FixMatch):
+class FlexMatch(FixMatch, PerSampleState):
     """FixMatch whose threshold for class c is τ · β_c / (2 - β_c), with β_c the learning status of the class.
 
     Zhang et al., "FlexMatch: Boosting Semi-Supervised Learning with Curriculum Pseudo Labeling", NeurIPS 2021. The
-    status is the number of unlabelled rows whose latest confident label is c, relative to the largest such number or to
-    that of the rows that never had one (threshold warm-up). A row's label is renewed whenever its confidence reaches τ
-    itself.
+    status is the number of unlabeled samples whose latest confident label is c, relative to the largest such number or
+    to that of the samples that never had one (threshold warm-up). A sample's label is updated whenever its confidence
+    reaches τ itself; the thresholds of a step are those before its own samples are counted.
 
     Args:
         **kwargs: Options of `FixMatch`: `fixmatch_threshold` is τ; and of `Method`.
 
     Attributes:
-        selected_label: Latest confident label of every unlabelled row, (number of unlabelled rows,), -1 for none.
+        selected_label: Latest confident label of every unlabeled sample, (number of unlabeled samples,), -1 for none.
+        class_threshold: Thresholds of the present step, (K,).
+
+    Example:
+        >>> FlexMatch(num_classes=3, input_shape=(1, 8, 8)).class_threshold
+        tensor([0., 0., 0.])
     """
 
+    terms = ("flexmatch",)
     fixmatch_term = "flexmatch"
+    sample_buffers = {"selected_label": -1}
     selected_label: Tensor
+    class_threshold: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.register_buffer("selected_label", torch.empty(0, dtype=torch.int64))
+        self.register_buffer("class_threshold", torch.zeros(self.num_classes))
 
-    def setup(self, stage: str) -> None:
-        """Makes room for every unlabelled row.
-
-        Raises:
-            ValueError: If the data does not tell the number of its unlabelled rows.
-        """
-        super().setup(stage)
-        if stage == "fit":
-            count = getattr(self.trainer.datamodule, "num_unlabeled", None)  # type: ignore[attr-defined]
-            if count is None:
-                raise SuperCMError(
-                    "FlexMatch follows every unlabelled row: it needs a datamodule with an attribute num_unlabeled."
-                )
-            self.selected_label = torch.full((count,), -1, device=self.device)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Makes room for the checkpoint's rows, so that it loads without the data."""
-        super().on_load_checkpoint(checkpoint)
-        self.selected_label = torch.empty_like(checkpoint["state_dict"]["selected_label"], device=self.device)
-
-    def on_train_start(self) -> None:
-        """Compares the rows that are followed with those of the data."""
-        super().on_train_start()
-        self.check_rows(len(self.selected_label))
-
-    def thresholds(self, step: Step) -> Tensor:
-        """τ · β / (2 - β) of each row's predicted class, (U,)."""
+    def observe(self, step: Step) -> None:
+        """Sets the thresholds of the step, then updates the labels of its samples."""
+        super().observe(step)
         # Not bincount, for which the host waits on an accelerator.
-        seen = self.selected_label + 1
-        count = seen.new_zeros(self.num_classes + 1).scatter_add_(0, seen, torch.ones_like(seen))
+        label = self.selected_label + 1
+        count = label.new_zeros(self.num_classes + 1).scatter_add_(0, label, torch.ones_like(label))
         status = count[1:] / count.max().clamp_min(1)
-        return self.fixmatch_threshold * (status / (2 - status))[step.unlabeled_logits[0].argmax(dim=1)]
+        self.class_threshold.copy_(self.hparams.fixmatch_threshold * (status / (2 - status)))
 
-    def losses(self, step: Step) -> dict[str, Tensor]:
-        """The term with the thresholds so far; then the labels of this batch are renewed."""
-        terms = super().losses(step)
         assert step.index is not None
-        confidence, label = step.unlabeled_logits[0].detach().float().softmax(dim=1).max(dim=1)
-        # Rows below τ keep what they have: -2 marks them through the gathering.
-        label = torch.where(confidence >= self.fixmatch_threshold, label, -2)
+        confidence, label = step.unlabeled_logits[0].float().softmax(dim=1).max(dim=1)
+        # Samples below τ keep what they have: -2 marks them through the gathering.
+        label = torch.where(confidence >= self.hparams.fixmatch_threshold, label, -2)
         index, label = all_gather_samples(torch.stack([step.index, label], dim=1)).unbind(dim=1)
-        # A row may be there twice, confident once.
+        # A sample may be there twice, confident once.
         new = torch.full_like(self.selected_label, -2).scatter_reduce_(0, index, label, "amax")
         self.selected_label.copy_(torch.where(new >= 0, new, self.selected_label))
-        return terms
+
+    def thresholds(self, logits: Tensor) -> Tensor:
+        """τ · β / (2 - β) of each sample's predicted class, (U,)."""
+        return self.class_threshold[logits.argmax(dim=1)]

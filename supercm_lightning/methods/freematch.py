@@ -10,7 +10,7 @@ from supercm_lightning.contracts import Step
 from supercm_lightning.losses import fairness_loss
 from supercm_lightning.methods.fixmatch import FixMatch
 from supercm_lightning.utils.collectives import all_gather_samples, all_gather_samples_with_grad, mean_over_ranks
-from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.utils.options import SuperCMError, check_decay, check_range
 
 
 class FreeMatch(FixMatch):
@@ -29,12 +29,17 @@ class FreeMatch(FixMatch):
     Attributes:
         confidence: τ, running mean of the largest class probability, a scalar; starts at 1 / K.
         mean_probability: p̃, running mean of the class probabilities, (K,).
-        label_share: h̃, running share of the predicted labels, (K,).
+        label_share: h̃, running frequency of the predicted labels, (K,).
 
     Raises:
-        ValueError: If the decay or the limits are outside their range.
+        SuperCMError: If the decay or the limits are outside their range.
+
+    Example:
+        >>> FreeMatch(num_classes=4, input_shape=(1, 8, 8)).confidence
+        tensor(0.2500)
     """
 
+    terms = ("freematch", "fairness")
     fixmatch_term = "freematch"
     confidence: Tensor
     mean_probability: Tensor
@@ -47,42 +52,42 @@ class FreeMatch(FixMatch):
         freematch_clip: tuple[float, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if not 0 <= freematch_decay < 1:
-            raise SuperCMError(f"freematch_decay={freematch_decay}: must be in [0, 1).")
+        check_decay(freematch_decay=freematch_decay)
+        check_range(0, freematch_fairness_weight=freematch_fairness_weight)
         if freematch_clip is not None and not 0 <= freematch_clip[0] <= freematch_clip[1] <= 1:
             raise SuperCMError(
                 f"freematch_clip={freematch_clip}: give the lowest and the highest threshold, in [0, 1], or null."
             )
         super().__init__(**kwargs)
-        self.freematch_decay = freematch_decay
-        self.freematch_fairness_weight = freematch_fairness_weight
-        self.freematch_clip = freematch_clip
+        uniform = torch.full((self.num_classes,), 1 / self.num_classes)
         self.register_buffer("confidence", torch.tensor(1 / self.num_classes))
-        self.register_buffer("mean_probability", torch.full((self.num_classes,), 1 / self.num_classes))
-        self.register_buffer("label_share", torch.full((self.num_classes,), 1 / self.num_classes))
+        self.register_buffer("mean_probability", uniform)
+        self.register_buffer("label_share", uniform.clone())
 
-    def thresholds(self, step: Step) -> Tensor:
-        """τ · p̃ / max p̃ of each row's predicted class, within the limits, (U,)."""
+    def observe(self, step: Step) -> None:
+        """Updates the running means."""
+        super().observe(step)
+        p = step.unlabeled_logits[0].float().softmax(dim=1)
+        confidence, label = p.max(dim=1)
+        frequency = F.one_hot(label, self.num_classes).float().mean(dim=0)
+        running = (self.confidence, self.mean_probability, self.label_share)
+        batch = mean_over_ranks(torch.cat([confidence.mean()[None], p.mean(dim=0), frequency]))
+        for mean, value in zip(running, batch.split([mean.numel() for mean in running]), strict=True):
+            mean.lerp_(value.view_as(mean).to(mean.dtype), 1 - self.hparams.freematch_decay)
+
+    def thresholds(self, logits: Tensor) -> Tensor:
+        """τ · p̃ / max p̃ of each sample's predicted class, within the limits, (U,)."""
         per_class = self.confidence * self.mean_probability / self.mean_probability.max()
-        if self.freematch_clip is not None:
-            per_class = per_class.clamp(*self.freematch_clip)
-        return per_class[step.unlabeled_logits[0].argmax(dim=1)]
+        if self.hparams.freematch_clip is not None:
+            per_class = per_class.clamp(*self.hparams.freematch_clip)
+        return per_class[logits.argmax(dim=1)]
 
     def losses(self, step: Step) -> dict[str, Tensor]:
-        """Updates the running means, then adds the term and `fairness`."""
+        """Adds the term and `fairness`, whose histograms are those of the whole batch, of all processes together."""
         weak, strong = step.unlabeled_logits[:2]
-        p = weak.detach().float().softmax(dim=1)
-        confidence, label = p.max(dim=1)
-        share = F.one_hot(label, self.num_classes).float().mean(dim=0)
-        running = (self.confidence, self.mean_probability, self.label_share)
-        batch = mean_over_ranks(torch.cat([confidence.mean()[None], p.mean(dim=0), share]))
-        for mean, value in zip(running, batch.split([mean.numel() for mean in running]), strict=True):
-            mean.lerp_(value.view_as(mean).to(mean.dtype), 1 - self.freematch_decay)
-        terms = super().losses(step)
-        # The histograms are those of the whole batch, of all processes together.
-        strong, mask = all_gather_samples_with_grad(strong), all_gather_samples(confidence >= self.thresholds(step))
+        strong, mask = all_gather_samples_with_grad(strong), all_gather_samples(self.unlabeled_weights(weak)) > 0
         fairness = fairness_loss(strong, mask, self.mean_probability, self.label_share)
-        return terms | {"fairness": self.freematch_fairness_weight * fairness}
+        return super().losses(step) | {"fairness": self.hparams.freematch_fairness_weight * fairness}
 
     def diagnostics(self, step: Step) -> dict[str, Tensor]:
         """Adds the global threshold."""

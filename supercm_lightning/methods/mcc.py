@@ -1,4 +1,4 @@
-"""MCC: predictions on the target that do not hesitate between the same classes again and again."""
+"""MCC: minimizes the pairwise class confusion of the target predictions."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from supercm_lightning.contracts import Step
 from supercm_lightning.losses import minimum_class_confusion
 from supercm_lightning.methods.base import Method
 from supercm_lightning.utils.collectives import all_gather_samples_with_grad
-from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.utils.options import check_positive, check_range
 
 
 class MCC(Method):
@@ -23,18 +23,22 @@ class MCC(Method):
         **kwargs: Options of the next method in a combination, and of `Method`.
 
     Raises:
-        ValueError: If the temperature is not positive.
+        SuperCMError: If an option is outside its range.
+
+    Example:
+        >>> MCC(num_classes=3, input_shape=(8,), backbone="mlp").hparams.mcc_temperature
+        2.5
     """
 
+    terms = ("mcc",)
+
     def __init__(self, mcc_weight: float = 1.0, mcc_temperature: float = 2.5, **kwargs: Any) -> None:
-        if not mcc_temperature > 0:
-            raise SuperCMError(f"mcc_temperature={mcc_temperature}: must be positive.")
+        check_range(0, mcc_weight=mcc_weight)
+        check_positive(mcc_temperature=mcc_temperature)
         super().__init__(**kwargs)
-        self.mcc_weight = mcc_weight
-        self.mcc_temperature = mcc_temperature
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """Adds the term `mcc`."""
         logits = all_gather_samples_with_grad(step.unlabeled_logits[0])
-        loss = minimum_class_confusion(logits, self.mcc_temperature)
-        return super().losses(step) | {"mcc": self.mcc_weight * loss}
+        loss = minimum_class_confusion(logits, self.hparams.mcc_temperature)
+        return super().losses(step) | {"mcc": self.hparams.mcc_weight * loss}

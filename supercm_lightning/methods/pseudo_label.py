@@ -7,11 +7,11 @@ from torch import Tensor
 from supercm_lightning.contracts import Step
 from supercm_lightning.losses import pseudo_label_loss
 from supercm_lightning.methods.base import Method
-from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.utils.options import check_range
 
 
 class PseudoLabel(Method):
-    """Cross-entropy plus that of the unlabelled rows to their own confident predictions.
+    """Cross-entropy plus that of the unlabeled samples to their own confident predictions.
 
     Lee, "Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Method for Deep Neural Networks", ICML
     workshop 2013. The weight ramps up over the fraction `ramp_up` of the training.
@@ -22,24 +22,28 @@ class PseudoLabel(Method):
         **kwargs: Options of the next method in a combination, and of `Method`.
 
     Raises:
-        ValueError: If the threshold is no confidence.
+        SuperCMError: If an option is outside its range.
+
+    Example:
+        >>> PseudoLabel(num_classes=3, input_shape=(1, 8, 8)).hparams.pseudo_label_threshold
+        0.95
     """
 
+    terms = ("pseudo_label",)
+
     def __init__(self, pseudo_label_weight: float = 1.0, pseudo_label_threshold: float = 0.95, **kwargs: Any) -> None:
-        if not 0 <= pseudo_label_threshold <= 1:
-            raise SuperCMError(f"pseudo_label_threshold={pseudo_label_threshold}: give a confidence between 0 and 1.")
+        check_range(0, pseudo_label_weight=pseudo_label_weight)
+        check_range(0, 1, pseudo_label_threshold=pseudo_label_threshold)
         super().__init__(**kwargs)
-        self.pseudo_label_weight = pseudo_label_weight
-        self.pseudo_label_threshold = pseudo_label_threshold
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """Adds the term `pseudo_label`."""
         logits = step.unlabeled_logits[0]
-        loss = pseudo_label_loss(logits, logits, self.pseudo_label_threshold)
-        return super().losses(step) | {"pseudo_label": self.ramp() * self.pseudo_label_weight * loss}
+        loss = pseudo_label_loss(logits, logits, self.hparams.pseudo_label_threshold)
+        return super().losses(step) | {"pseudo_label": self.ramp() * self.hparams.pseudo_label_weight * loss}
 
     def diagnostics(self, step: Step) -> dict[str, Tensor]:
-        """Adds the share of the unlabelled rows above the threshold."""
+        """Adds the fraction of the unlabeled samples above the threshold."""
         confidence = step.unlabeled_logits[0].float().softmax(dim=1).amax(dim=1)
-        share = (confidence >= self.pseudo_label_threshold).float().mean()
-        return super().diagnostics(step) | {"mask_ratio": share}
+        fraction = (confidence >= self.hparams.pseudo_label_threshold).float().mean()
+        return super().diagnostics(step) | {"mask_ratio": fraction}

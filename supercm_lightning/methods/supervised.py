@@ -1,4 +1,4 @@
-"""Cross-entropy on the labelled rows: the baseline of every comparison."""
+"""Cross-entropy on the labeled samples: the baseline of every comparison."""
 
 from typing import Any
 
@@ -6,12 +6,16 @@ from supercm_lightning.methods.base import Method
 
 
 class Supervised(Method):
-    """Cross-entropy on the labelled rows alone.
+    """Cross-entropy on the labeled samples alone.
 
     Args:
-        use_unlabeled: Also forward the unlabelled rows, without a loss on them: a baseline with the batch norm
+        use_unlabeled: Also forward the unlabeled samples, without a loss on them: a baseline with the batch norm
             statistics and the cost per step of the semi-supervised methods.
         **kwargs: Options of `Method`.
+
+    Example:
+        >>> Supervised(num_classes=3, input_shape=(8,), backbone="mlp").views
+        ()
     """
 
     views: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ from torch import Tensor
 from supercm_lightning.contracts import Step
 from supercm_lightning.losses import entropy, virtual_adversarial_loss
 from supercm_lightning.methods.base import Method
-from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.utils.options import check_positive, check_range
 
 
 class VAT(Method):
@@ -20,7 +20,7 @@ class VAT(Method):
 
     Args:
         vat_weight: Weight of the term, >= 0.
-        vat_eps: L2 norm of the perturbation, > 0, in units of the normalised input: 6 for whitened
+        vat_eps: L2 norm of the perturbation, > 0, in units of the normalized input: 6 for whitened
             CIFAR-10, 2 for MNIST, 1 for SVHN.
         vat_xi: Step of the power iteration, > 0, large enough to survive the rounding of float32.
         vat_iterations: Number of power iterations, >= 1, each one more forward and backward.
@@ -28,8 +28,14 @@ class VAT(Method):
         **kwargs: Options of the next method in a combination, and of `Method`.
 
     Raises:
-        ValueError: If `vat_eps`, `vat_xi` or `vat_iterations` is not positive.
+        SuperCMError: If an option is outside its range.
+
+    Example:
+        >>> VAT(num_classes=3, input_shape=(1, 8, 8), vat_eps=2.0).hparams.vat_eps
+        2.0
     """
+
+    terms = ("vat", "entropy")
 
     def __init__(
         self,
@@ -40,22 +46,18 @@ class VAT(Method):
         vat_entropy_weight: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        for name, value in (("vat_eps", vat_eps), ("vat_xi", vat_xi), ("vat_iterations", vat_iterations)):
-            if not value > 0:
-                raise SuperCMError(f"{name}={value}: must be positive.")
+        check_range(0, vat_weight=vat_weight, vat_entropy_weight=vat_entropy_weight)
+        check_positive(vat_eps=vat_eps, vat_xi=vat_xi, vat_iterations=vat_iterations)
         super().__init__(**kwargs)
-        self.vat_weight = vat_weight
-        self.vat_eps = vat_eps
-        self.vat_xi = vat_xi
-        self.vat_iterations = vat_iterations
-        self.vat_entropy_weight = vat_entropy_weight
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """Adds the terms `vat` and, with a weight, `entropy`."""
-        logits = step.unlabeled_logits[0]
+        options, logits = self.hparams, step.unlabeled_logits[0]
         model = partial(self.forward_matched, step)
-        lds = virtual_adversarial_loss(model, step.views[0], logits, self.vat_eps, self.vat_xi, self.vat_iterations)
-        terms = {"vat": self.ramp() * self.vat_weight * lds}
-        if self.vat_entropy_weight:
-            terms["entropy"] = self.ramp() * self.vat_entropy_weight * entropy(logits)
+        lds = virtual_adversarial_loss(
+            model, step.views[0], logits, options.vat_eps, options.vat_xi, options.vat_iterations
+        )
+        terms = {"vat": self.ramp() * options.vat_weight * lds}
+        if options.vat_entropy_weight:
+            terms["entropy"] = self.ramp() * options.vat_entropy_weight * entropy(logits)
         return super().losses(step) | terms

@@ -1,11 +1,12 @@
 """The clustering module's head: a linear classifier and the centroids of its classes."""
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
-from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.utils.collectives import sum_over_ranks
+from supercm_lightning.utils.options import check_choice, check_positive, check_range
 
 
 class ClusteringHead(nn.Module):
@@ -44,15 +45,11 @@ class ClusteringHead(nn.Module):
         counter: Literal["per_class", "global"] = "per_class",
     ) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise SuperCMError(f"temperature={temperature}: the temperature of a softmax must be positive.")
-        if counter not in ("per_class", "global"):
-            raise SuperCMError(f"counter={counter!r}: choose per_class or global.")
+        check_positive(temperature=temperature)
+        check_choice(counter=(counter, ("per_class", "global")))
         self.temperature = temperature
         self.counter = counter
         self.linear = nn.Linear(in_features, num_classes)
-        nn.init.xavier_normal_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
         self.register_buffer("centroids", torch.zeros(num_classes, in_features))
         self.register_buffer("updates", torch.zeros(num_classes, dtype=torch.int64))
 
@@ -76,9 +73,7 @@ class ClusteringHead(nn.Module):
             labels: Labels, (n,), integer. Rows outside [0, K), such as -1 for unknown, are ignored.
         """
         with torch.autocast(features.device.type, enabled=False):
-            totals = class_totals(features, labels, len(self.centroids))
-            if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-                distributed.all_reduce(totals)
+            totals = sum_over_ranks(class_totals(features, labels, len(self.centroids)))
             sums, counts = totals[:, :-1], totals[:, -1:]
             present = counts > 0
             self.updates += present.squeeze(1) if self.counter == "per_class" else present.any()
@@ -106,3 +101,28 @@ def class_totals(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     members = (labels == torch.arange(num_classes, device=labels.device)[:, None]).to(features.dtype)
     # A column of ones makes the counts part of the sums: one product, one all-reduce.
     return members @ torch.cat([features, features.new_ones(len(features), 1)], dim=1)
+
+
+HeadT = TypeVar("HeadT", bound=nn.Module)
+
+
+def initialize_head(head: HeadT, init: Literal["default", "xavier"]) -> HeadT:
+    """Initializes the linear layers of a head.
+
+    Args:
+        head: The head.
+        init: `default`: leave PyTorch's initialization; `xavier`: Xavier-normal weights and zero bias.
+
+    Returns:
+        The head.
+
+    Example:
+        >>> initialize_head(nn.Linear(4, 3), "xavier").bias.tolist()
+        [0.0, 0.0, 0.0]
+    """
+    if init == "xavier":
+        for layer in head.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_normal_(layer.weight)
+                nn.init.zeros_(layer.bias)
+    return head

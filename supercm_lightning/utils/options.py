@@ -65,3 +65,20 @@ def check_positive(**options: float | None) -> None:
     for name, value in options.items():
         if value is not None and not value > 0:
             raise SuperCMError(f"{name}={value}: must be positive.")
+
+
+def check_decay(**options: float) -> None:
+    """Checks decays of running means against [0, 1).
+
+    Args:
+        **options: The options and their values.
+
+    Raises:
+        SuperCMError: If a value lies outside.
+
+    Example:
+        >>> check_decay(teacher_decay=0.99)
+    """
+    for name, value in options.items():
+        if not 0 <= value < 1:
+            raise SuperCMError(f"{name}={value}: must be in [0, 1); a running mean never changes with 1.")
