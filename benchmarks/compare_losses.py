@@ -53,7 +53,8 @@ def record(names: list[str], steps: int) -> dict[str, Any]:
             )
         options: dict[str, Any] = {"asd_warmup": 0.3, "asd_map_every": 5} if clusters else {}
         # Revisions that have the option agree with those before it, whose clustering heads were all initialised so.
-        if "SuperCM" in name and "head_init" in inspect.signature(library.Method).parameters:
+        signatures = [inspect.signature(base.__init__) for base in library.Method.__mro__]
+        if "SuperCM" in name and any("head_init" in signature.parameters for signature in signatures):
             options["head_init"] = "xavier"
         model = kind(num_classes=data.num_classes, input_shape=data.input_shape, **options)
         losses = _recorded(model)

@@ -1,12 +1,14 @@
 """What methods, data modules and callbacks ask of each other: the batch, the step, and Protocols."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
+
+from supercm_lightning.nn import ClusteringHead
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,25 @@ class Step:
     def unlabeled_logits(self) -> tuple[Tensor, ...]:
         """Logits of each unlabeled view, a tuple of (U, K)."""
         return self._per_view(self.all_logits)
+
+
+class Terms(dict[str, Tensor]):
+    """The weighted terms of a loss, scalars by name; a union with a name that is there already is an error.
+
+    Example:
+        >>> Terms(ce=torch.tensor(1.0)) | {"cm": torch.tensor(2.0)}
+        {'ce': tensor(1.), 'cm': tensor(2.)}
+    """
+
+    def __or__(self, other: Mapping[str, Tensor]) -> "Terms":  # type: ignore[override]
+        """The terms of both.
+
+        Raises:
+            TypeError: If both have a term of the same name, of which one would be lost.
+        """
+        if same := self.keys() & other.keys():
+            raise TypeError(f"losses: two terms are called {' and '.join(sorted(same))}. Rename one of them.")
+        return Terms({**self, **other})
 
 
 class Batch(TypedDict, total=False):
@@ -221,8 +242,36 @@ class FeatureModel(Protocol):
 
 
 @runtime_checkable
+class Backbone(Protocol):
+    """A network from inputs (n, *input_shape) to features (n, num_features)."""
+
+    num_features: int
+
+
+@runtime_checkable
 class CentroidModel(Protocol):
     """A module that has centroids among its features."""
 
     def seen_centroids(self) -> Tensor:
         """Centroids (K, d) in float32; not a number for classes that no batch had."""
+
+
+@runtime_checkable
+class ClusteringModel(CentroidModel, Protocol):
+    """A method with centroids, as `CentroidUpdate` sees it.
+
+    Attributes:
+        head: The head that holds the centroids.
+        needs_labeled: Whether the labeled samples are those of the data.
+        follows_step: Whether the method itself moves its centroids in `observe`.
+    """
+
+    head: ClusteringHead
+    needs_labeled: bool
+    follows_step: bool
+
+    def features(self, x: Tensor) -> Tensor:
+        """Features (n, d) of inputs."""
+
+    def centroid_samples(self, step: Step) -> tuple[Tensor, Tensor]:
+        """Features (n, d) and labels (n,) that the centroids follow."""

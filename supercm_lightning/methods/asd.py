@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from supercm_lightning.callbacks.evaluation.kmeans_baseline import KMeansBaseline
-from supercm_lightning.contracts import Step
+from supercm_lightning.contracts import Batch, Step
 from supercm_lightning.data.modules.clustering import read_clusters
 from supercm_lightning.losses import balanced_consistency_loss
 from supercm_lightning.methods.base import Method
@@ -22,7 +22,7 @@ from supercm_lightning.nn import evaluating, load_backbone_weights
 from supercm_lightning.self_labeling import ClassTransitionTracker, ClusterMap, PseudoLabeledSamples, majority_clusters
 from supercm_lightning.utils.collectives import mean_over_ranks, world_size
 from supercm_lightning.utils.options import SuperCMError
-from supercm_lightning.utils.random import generator
+from supercm_lightning.utils.random import generator, run_seed
 
 
 class ASD(Method):
@@ -76,6 +76,7 @@ class ASD(Method):
 
     views = ("weak", "strong")
     needs_labeled = False
+    terms: tuple[str, ...] = ("instance", "instance_consistency")
     init_labels: Tensor
 
     def __init__(
@@ -135,7 +136,7 @@ class ASD(Method):
         self.instance_head = nn.Linear(in_features, self.asd_samples)
         return super().build_head(in_features)
 
-    def labeled_samples(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def labeled_samples(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The drawn rows, in their views, and the clusters of their labels so far."""
         if self.training and self._begins_set:
             self._draw()
@@ -146,15 +147,14 @@ class ASD(Method):
 
     def _draw(self) -> None:
         """Step 1: chooses the next rows."""
-        assert self._seed is not None
-        stream = generator(self._seed, "pseudo-labelled rows", self._step_number)
+        stream = generator(run_seed(self.trainer), "pseudo-labelled rows", self._step_number)
         if self.asd_sampler == "random" or self.progress < self.asd_prototype_start:
             self.drawn.draw_at_random(stream)
         else:
             pool = self.asd_pool * len(self.drawn)
             self.drawn.draw_prototypes(self.num_classes, pool, self._average_features, stream)
 
-    def joint_forward(self, batch: dict[str, Any]) -> Step:
+    def joint_forward(self, batch: Batch) -> Step:
         """Forwards the drawn rows as the labelled ones, and labels them by what comes out."""
         step = super().joint_forward(batch)
         if not self.training:  # statistics are made for averaged weights, nothing is learnt
@@ -250,11 +250,6 @@ class ASD(Method):
                     mine.lerp_(theirs, weight)
 
     # -------------------------------------------------------------------------------------------------- set-up
-    def on_train_start(self) -> None:
-        """Compares the rows that are followed with those of the data."""
-        super().on_train_start()
-        self.check_rows(len(self.drawn.unused))
-
     def setup(self, stage: str) -> None:
         """Makes room for every unlabelled row and reads what the run starts from.
 
@@ -328,4 +323,4 @@ class ASD(Method):
     def configure_callbacks(self) -> list[Callback]:
         """Adds `KMeansBaseline` unless the trainer has one."""
         given = any(isinstance(callback, KMeansBaseline) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
-        return [*super().configure_callbacks(), *([] if given else [KMeansBaseline()])]  # type: ignore[misc]
+        return [*super().configure_callbacks(), *([] if given else [KMeansBaseline()])]

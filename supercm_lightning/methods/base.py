@@ -1,7 +1,7 @@
 """The training of every method: one joint forward, state in `observe`, a dictionary of weighted losses."""
 
 from functools import reduce
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,18 +10,19 @@ from torch import Tensor, nn
 
 from supercm_lightning.callbacks.training.finite_losses import FiniteLosses
 from supercm_lightning.callbacks.training.step_seed import StepSeed
-from supercm_lightning.contracts import Batch, Step, StepObserver
+from supercm_lightning.contracts import Batch, Step, StepObserver, Terms
 from supercm_lightning.methods.checks import check_bases, check_data, check_terms
 from supercm_lightning.methods.optim import Optimized
 from supercm_lightning.nn import frozen_batch_norm_stats
 from supercm_lightning.utils.options import check_choice
-from supercm_lightning.utils.trainer import callbacks_of, check_trainer, datamodule_of
+from supercm_lightning.utils.trainer import callbacks_of, check_trainer, datamodule_of, log_interval
 
 
 class Method(Optimized):
     """Cross-entropy on the labeled samples; methods add their terms to `losses`.
 
-    A method names the unlabeled `views` it needs and the `terms` it adds, and extends `losses` through `super()`.
+    A method names the unlabeled `views` it needs, and extends `losses` through `super()`. Terms that it also names in
+    `terms` are compared with those of other bases when a combination is made.
     State (centroids, thresholds, labels) moves in `observe`, state that follows the weights (teachers) in
     `observe_weights`; `losses` has no side effects. A class with several methods as bases is their combination, with
     the longest `views`. Views from which only targets are computed, such as a teacher's, are `target_views`. The terms
@@ -44,16 +45,14 @@ class Method(Optimized):
 
     views: tuple[str, ...] = ("weak",)
     target_views: tuple[str, ...] = ()
-    terms: ClassVar[tuple[str, ...]] = ("ce",)
+    terms: tuple[str, ...] = ("ce",)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Gives a combination the longest of its bases' views; refuses bases that do not go together."""
         super().__init_subclass__(**kwargs)
         check_bases(cls, [base for base in cls.__bases__ if issubclass(base, Method)])
 
-    def __init__(
-        self, batch_norm: Literal["joint", "split"] = "joint", **kwargs: Any
-    ) -> None:
+    def __init__(self, batch_norm: Literal["joint", "split"] = "joint", **kwargs: Any) -> None:
         check_choice(batch_norm=(batch_norm, ("joint", "split")))
         super().__init__(**kwargs)
         self._observed_batch = -1
@@ -107,7 +106,7 @@ class Method(Optimized):
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """The weighted terms, scalars by name, without side effects; extend by `super().losses(step) | {...}`."""
-        return {"ce": self.supervised_loss(step)}
+        return Terms(ce=self.supervised_loss(step))
 
     def supervised_loss(self, step: Step) -> Tensor:
         """Cross-entropy, mean over the labeled samples."""
@@ -145,10 +144,10 @@ class Method(Optimized):
 
     @torch.no_grad()
     def _log(self, step: Step, logs: dict[str, Tensor]) -> None:
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0 or self.trainer.is_last_batch:
+        if (self.trainer.global_step + 1) % log_interval(self.trainer) == 0 or self.trainer.is_last_batch:
             diagnostics = self.diagnostics(step)
             if taken := logs.keys() & diagnostics.keys():
-                raise TypeError(f"{type(self).__name__}.diagnostics: {', '.join(taken)} is a term of the loss; rename it.")
+                raise TypeError(f"{type(self).__name__}.diagnostics: rename {', '.join(taken)}, a term of the loss.")
             logs |= diagnostics
         self.log_dict({f"train/{name}": value for name, value in logs.items()}, batch_size=len(step.y))
 

@@ -30,7 +30,7 @@ class BNM(Method):
         True
     """
 
-    terms = ("bnm",)
+    terms: tuple[str, ...] = ("bnm",)
 
     def __init__(self, bnm_weight: float = 1.0, bnm_fast: bool = False, **kwargs: Any) -> None:
         check_range(0, bnm_weight=bnm_weight)

@@ -33,7 +33,7 @@ class CDAN(DANN):
         48
     """
 
-    terms = ("cdan",)
+    terms: tuple[str, ...] = ("cdan",)
     dann_term = "cdan"
 
     def __init__(self, cdan_entropy: bool = False, cdan_random_features: int | None = None, **kwargs: Any) -> None:

@@ -1,5 +1,6 @@
 """The network of every method, and its evaluation."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
+from supercm_lightning.contracts import Backbone
 from supercm_lightning.nn import build_backbone, freeze_stages, initialize_head, load_backbone_weights
 from supercm_lightning.utils.options import SuperCMError, check_choice, check_positive, check_range
 
@@ -41,6 +43,10 @@ class Classifier(LightningModule):
         hparams: AttributeDict
 
     needs_labeled = True
+    backbone: nn.Module
+    bottleneck: nn.Module
+    head: nn.Module
+    num_features: int
 
     def __init__(
         self,
@@ -65,17 +71,18 @@ class Classifier(LightningModule):
         self.input_shape = tuple(input_shape)
         if isinstance(backbone, str):
             backbone = build_backbone(backbone, self.input_shape, **(backbone_options or {}))
-        width = backbone.num_features if "num_features" in dir(backbone) else None
-        if not isinstance(width, int):
-            raise SuperCMError(f"backbone: {type(backbone).__name__} needs an attribute num_features, its output width.")
+        if not isinstance(backbone, Backbone):
+            raise SuperCMError(f"backbone: {type(backbone).__name__} needs num_features, the width of its output.")
+        width = int(backbone.num_features)
         self.backbone = backbone
         self.bottleneck = nn.Identity() if bottleneck is None else _bottleneck(width, bottleneck)
         self.num_features = bottleneck or width
         self.head = self.build_head(self.num_features)
         self._frozen = freeze_stages(self.backbone, freeze)
+        self._compiled = False
         if channels_last:
             self.backbone.to(memory_format=torch.channels_last)
-        self.val_scores, self.test_scores = (nn.ModuleDict(self.build_scores()) for _ in range(2))
+        self.val_scores, self.test_scores = nn.ModuleDict(self.build_scores()), nn.ModuleDict(self.build_scores())
 
     def build_head(self, in_features: int) -> nn.Module:
         """The classifier on top of the features; called once, when the options are in `self.hparams`."""
@@ -89,12 +96,10 @@ class Classifier(LightningModule):
         """Loads the weights to start from, unless a checkpoint has them all, and compiles the backbone."""
         file = self.hparams.backbone_checkpoint
         if stage == "fit" and file is not None and self.trainer.ckpt_path is None:
-            load_backbone_weights(self.backbone, file)
-        if self.hparams.compile and self.backbone.forward is not None and not self._compiled:
+            load_backbone_weights(self.backbone, Path(file))
+        if self.hparams.compile and not self._compiled:
             self.backbone.compile()
             self._compiled = True
-
-    _compiled = False
 
     def train(self, mode: bool = True) -> "Classifier":
         """Sets the training mode; frozen parts of the backbone stay in evaluation mode, their statistics with it."""

@@ -34,7 +34,7 @@ class DANN(Method):
         torch.Size([4, 1])
     """
 
-    terms = ("dann",)
+    terms: tuple[str, ...] = ("dann",)
     dann_term = "dann"
 
     def __init__(self, dann_weight: float = 1.0, dann_hidden_features: int = 1024, **kwargs: Any) -> None:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from supercm_lightning.contracts import Step
@@ -31,7 +30,7 @@ class FixMatch(Method):
         ('weak', 'strong')
     """
 
-    terms = ("fixmatch",)
+    terms: tuple[str, ...] = ("fixmatch",)
     fixmatch_term = "fixmatch"
     views = ("weak", "strong")
 

@@ -1,6 +1,6 @@
 """FlexMatch: FixMatch with a threshold per class that follows how well the class is learned."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,9 +31,9 @@ class FlexMatch(FixMatch, PerSampleState):
         tensor([0., 0., 0.])
     """
 
-    terms = ("flexmatch",)
+    terms: tuple[str, ...] = ("flexmatch",)
     fixmatch_term = "flexmatch"
-    sample_buffers = {"selected_label": -1}
+    sample_buffers: ClassVar[dict[str, int | float | bool]] = {"selected_label": -1}
     selected_label: Tensor
     class_threshold: Tensor
 

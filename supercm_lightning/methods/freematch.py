@@ -39,7 +39,7 @@ class FreeMatch(FixMatch):
         tensor(0.2500)
     """
 
-    terms = ("freematch", "fairness")
+    terms: tuple[str, ...] = ("freematch", "fairness")
     fixmatch_term = "freematch"
     confidence: Tensor
     mean_probability: Tensor

@@ -30,7 +30,7 @@ class MCC(Method):
         2.5
     """
 
-    terms = ("mcc",)
+    terms: tuple[str, ...] = ("mcc",)
 
     def __init__(self, mcc_weight: float = 1.0, mcc_temperature: float = 2.5, **kwargs: Any) -> None:
         check_range(0, mcc_weight=mcc_weight)

@@ -38,7 +38,7 @@ class MeanTeacher(Method):
         torch.Size([2, 3])
     """
 
-    terms = ("mean_teacher",)
+    terms: tuple[str, ...] = ("mean_teacher",)
     target_views = ("weak",)
 
     def __init__(self, mean_teacher_weight: float = 8.0, mean_teacher_decay: float = 0.95, **kwargs: Any) -> None:
@@ -66,4 +66,4 @@ class MeanTeacher(Method):
     def observe_weights(self) -> None:
         """Moves the teacher towards the student."""
         super().observe_weights()
-        self.teacher.update(self._student, self.trainer.global_step)
+        self.teacher.update(self._student, self.trainer.global_step + 1)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal
 
+import timm.optim
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -56,13 +57,11 @@ def build_optimizer(
     try:
         if name in _TORCH and issubclass(_TORCH[name], Optimizer) and name != "optimizer":
             return _TORCH[name](distinct, lr=lr, weight_decay=weight_decay, **options)
-        from timm.optim import create_optimizer_v2, list_optimizers
-
-        if name in list_optimizers():
-            return create_optimizer_v2(distinct, opt=name, lr=lr, weight_decay=weight_decay, **options)
+        if name in (known := timm.optim.list_optimizers()):
+            return timm.optim.create_optimizer_v2(distinct, opt=name, lr=lr, weight_decay=weight_decay, **options)
     except TypeError as error:
         raise SuperCMError(f"optimizer_options={options}: optimizer={name} refuses them ({error}).") from error
-    close = get_close_matches(name, {*_TORCH, *list_optimizers()})
+    close = get_close_matches(name, [*_TORCH, *map(str, known)])
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     raise SuperCMError(f"optimizer={name!r}: neither torch.optim nor timm.optim has it.{hint}")
 
@@ -134,7 +133,7 @@ class Optimized(Classifier):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def observe_weights(self) -> None:
-        """Moves the state that follows the weights, after every optimizer step; extend through `super()`."""
+        """Moves the state that follows the weights, after an optimizer step (number `trainer.global_step + 1`)."""
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Steps, then moves the state that follows the weights, before any callback can save a checkpoint."""

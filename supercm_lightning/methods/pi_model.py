@@ -29,7 +29,7 @@ class PiModel(Method):
         ('weak', 'weak')
     """
 
-    terms = ("pi",)
+    terms: tuple[str, ...] = ("pi",)
     target_views = ("weak",)
 
     def __init__(self, pi_weight: float = 20.0, **kwargs: Any) -> None:

@@ -29,7 +29,7 @@ class PseudoLabel(Method):
         0.95
     """
 
-    terms = ("pseudo_label",)
+    terms: tuple[str, ...] = ("pseudo_label",)
 
     def __init__(self, pseudo_label_weight: float = 1.0, pseudo_label_threshold: float = 0.95, **kwargs: Any) -> None:
         check_range(0, pseudo_label_weight=pseudo_label_weight)

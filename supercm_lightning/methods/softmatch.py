@@ -39,7 +39,7 @@ class SoftMatch(FixMatch):
         [1.0, 1.0]
     """
 
-    terms = ("softmatch",)
+    terms: tuple[str, ...] = ("softmatch",)
     fixmatch_term = "softmatch"
     confidence_mean: Tensor
     confidence_var: Tensor

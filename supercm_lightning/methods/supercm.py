@@ -43,7 +43,7 @@ class SuperCM(Method):
         True
     """
 
-    terms = ("cm",)
+    terms: tuple[str, ...] = ("cm",)
     head: ClusteringHead
     follows_step = True
 
@@ -82,6 +82,10 @@ class SuperCM(Method):
         confidence, label = step.assignments.detach()[len(step.y) :].max(dim=1)
         pseudo = torch.where(confidence >= self.hparams.pseudo_centroids, label, -1)
         return step.features.detach(), torch.cat([step.y, pseudo])
+
+    def seen_centroids(self) -> Tensor:
+        """Centroids (K, d) in float32; NaN for classes without an update."""
+        return torch.where((self.head.updates > 0)[:, None], self.head.centroids.float(), torch.nan)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """Adds the clustering term `cm`."""

@@ -35,7 +35,7 @@ class VAT(Method):
         2.0
     """
 
-    terms = ("vat", "entropy")
+    terms: tuple[str, ...] = ("vat", "entropy")
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from supercm_lightning.utils.collectives import sum_over_ranks
-from supercm_lightning.utils.options import check_choice, check_positive, check_range
+from supercm_lightning.utils.options import check_choice, check_positive
 
 
 class ClusteringHead(nn.Module):

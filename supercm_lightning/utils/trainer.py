@@ -18,6 +18,11 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
     return trainer.callbacks  # type: ignore[attr-defined]
 
 
+def log_interval(trainer: Trainer) -> int:
+    """Number of steps from one logged step to the next."""
+    return trainer.log_every_n_steps  # type: ignore[attr-defined]
+
+
 def check_trainer(trainer: Trainer, name: str) -> None:
     """Refuses strategies and precisions with which buffers and averages would be wrong.
 

@@ -8,6 +8,7 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor, distributed
 
 from supercm_lightning.utils.collectives import world_size
+from supercm_lightning.utils.trainer import log_interval
 
 
 class FiniteLosses(Callback):
@@ -40,7 +41,7 @@ class FiniteLosses(Callback):
         for name, term in outputs["terms"].items() if isinstance(outputs, dict) and "terms" in outputs else ():
             finite = term.isfinite()
             self._finite[name] = self._finite[name] & finite if name in self._finite else finite
-        if (batch_idx + 1) % trainer.log_every_n_steps == 0:
+        if (batch_idx + 1) % log_interval(trainer) == 0:
             self._check(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
