@@ -33,7 +33,9 @@ def lower_bound(requirement):
 def test_minimum_pins_are_the_lower_bounds(project):
     bounds = {r.name: lower_bound(r) for r in map(Requirement, project["dependencies"])}
     extras = [
-        Requirement(line) for name in ("dev", "export", "tune") for line in project["optional-dependencies"][name]
+        Requirement(line)
+        for name in ("dev", "bench", "export", "tune")
+        for line in project["optional-dependencies"][name]
     ]
     tools = {r.name: lower_bound(r) for r in extras if r.name != project["name"]}
     lines = (ROOT / "requirements" / "minimum.txt").read_text(encoding="utf-8").splitlines()
@@ -54,7 +56,7 @@ def test_compromised_lightning_releases_are_refused(project):
 def test_every_imported_distribution_is_declared(project):
     # What a dependency happens to bring along can disappear with its next release.
     modules = {"scikit-learn": "sklearn", "pillow": "PIL", "umap-learn": "umap"}
-    extras = [line for name in ("umap", "export", "tune") for line in project["optional-dependencies"][name]]
+    extras = [line for name in ("umap", "bench", "export", "tune") for line in project["optional-dependencies"][name]]
     declared = {modules.get(r.name, r.name) for r in map(Requirement, project["dependencies"] + extras)}
     imported = set()
     for file in (ROOT / "supercm_lightning").rglob("*.py"):

@@ -1,11 +1,24 @@
-"""How the commands beside `supercm` read their arguments."""
+"""How the commands beside `supercm` read their arguments and report errors."""
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from jsonargparse import ArgumentParser
+
+from supercm_lightning.utils.options import SuperCMError
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Prints an error of the input, the files or the installation without its traceback, and exits with status 2."""
+    try:
+        yield
+    except (SuperCMError, OSError, ModuleNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def parse(
@@ -14,7 +27,7 @@ def parse(
     several: Sequence[str] = (),
     skip: Sequence[str] = (),
     positional: bool = False,
-    prog: str | None = None,
+    **texts: Any,
 ) -> dict[str, Any]:
     """Reads the arguments of a function.
 
@@ -24,9 +37,9 @@ def parse(
         several: Options that add to a list each time they are given.
         skip: Arguments of the function that the command line has no option for.
         positional: Whether what has no default is given without its name.
-        prog: Name of the program in its help.
+        **texts: Texts of the help, `prog` and `epilog`.
     """
-    parser = ArgumentParser(prog=prog)  # auto_cli would keep the name --config for itself
+    parser = ArgumentParser(**texts)  # auto_cli would keep the name --config for itself
     parser.add_function_arguments(function, as_positional=positional, skip=set(skip))
     # jsonargparse spells that with a plus sign.
     repeated = re.compile(rf"--({'|'.join(several)})(?==|$)")

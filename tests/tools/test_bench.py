@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from filelock import FileLock
 
 from supercm_lightning.cli import run
-from supercm_lightning.tools.bench import Cell, Grid, Results, main
+from supercm_lightning.tools.bench import Cell, Grid, main
 from supercm_lightning.tools.bench.schedule import devices, environment, run_cells, write_array
-from supercm_lightning.tools.bench.tables import paired
+from supercm_lightning.tools.bench.tables import Results, paired
 
 ROOT = Path(__file__).parents[2]
 TABLES = sorted((ROOT / "configs" / "bench").rglob("*.yaml"))
@@ -151,6 +153,11 @@ def test_a_changed_command_has_another_folder_and_the_place_of_the_data_has_none
     assert folder(options=options) == first
     Path("supercm.yaml").write_text(Path("supercm.yaml").read_text().replace("max_epochs: 2", "max_epochs: 3"))
     assert folder(options=options) != first
+    Path("data.yaml").write_text(yaml.safe_dump(CONFIG["data"]))
+    Path("supercm.yaml").write_text(yaml.safe_dump(CONFIG | {"data": "data.yaml"}))
+    by_reference = folder(options=options)
+    Path("data.yaml").write_text(Path("data.yaml").read_text().replace("num_labeled: 6", "num_labeled: 9"))
+    assert folder(options=options) != by_reference
 
 
 def test_a_cell_that_another_process_runs_is_left_to_it(capfd: pytest.CaptureFixture[str]) -> None:
@@ -221,15 +228,18 @@ def test_dry_run_prints_the_missing_commands(capsys: pytest.CaptureFixture[str])
         ({}, ["--seeds", "0"], "seeds=0"),
     ],
 )
-def test_wrong_grids_are_named(changes: dict[str, Any], options: list[str], message: str) -> None:
+def test_wrong_grids_are_named(
+    changes: dict[str, Any], options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_grid(**changes)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SystemExit, match="2"):
         main(["grid.yaml", *options])
+    assert re.search(f"^error: (?s:.*){re.escape(message)}", capsys.readouterr().err)
 
 
 # ---------------------------------------------------------------------------------------------------- statistics
 def test_paired_differences_by_hand() -> None:
-    gain = paired({0: 11.0, 1: 13.0, 2: 12.0, 7: 99.0}, {2: 9.0, 0: 10.0, 1: 11.0, 5: 0.0})
+    gain = paired(pd.Series({0: 11.0, 1: 13.0, 2: 12.0, 7: 99.0}), pd.Series({2: 9.0, 0: 10.0, 1: 11.0, 5: 0.0}))
     assert gain is not None
     # Differences 1, 2, 3: t = 2 √3, and with two degrees of freedom p = 1 - t / √(t² + 2).
     t = 2 * math.sqrt(3)
@@ -241,15 +251,15 @@ def test_paired_differences_by_hand() -> None:
 
 
 def test_differences_without_a_test() -> None:
-    one = paired({0: 3.0}, {0: 1.0})
+    one = paired(pd.Series({0: 3.0}), pd.Series({0: 1.0}))
     assert one is not None
     assert one.mean == 2
     assert all(math.isnan(value) for value in one[1:])
-    same = paired({0: 3.0, 1: 4.0}, {0: 2.0, 1: 3.0})
+    same = paired(pd.Series({0: 3.0, 1: 4.0}), pd.Series({0: 2.0, 1: 3.0}))
     assert same is not None
     assert (same.mean, same.std) == (1, 0)
     assert math.isnan(same.p)
-    assert paired({0: 1.0}, {1: 1.0}) is None
+    assert paired(pd.Series({0: 1.0}), pd.Series({1: 1.0})) is None
 
 
 def cells_of(table: str, row: str) -> list[str]:
@@ -267,8 +277,8 @@ def test_tasks_are_averaged_seed_by_seed() -> None:
     }
     columns = {"a": {}, "b": {}}
     results = finished(values, columns=columns, average=True, metrics={"test/acc": 100.0, "test/pad": 1.0})
-    assert results.series("quick", None) == pytest.approx({0: 60, 1: 80, 2: 70})
-    assert results.series("long", None) == pytest.approx({0: 70, 1: 90})
+    assert results.series("quick", None).to_dict() == pytest.approx({0: 60, 1: 80, 2: 70})
+    assert results.series("long", None).to_dict() == pytest.approx({0: 70, 1: 90})
     table = results.markdown()
     assert cells_of(table, "long") == ["long", "80.0 ± 14.1", "70.0, 90.0", "+10.0 ± 0.0", "", "", "quick", "1.0 ± 0.0"]
     assert "| long | 76.7 ± 15.3 | 90.0 ± 14.1 |" in table

@@ -3,18 +3,18 @@
 import base64
 import csv
 import io
+import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from matplotlib.figure import Figure
 from PIL import Image
-from torchmetrics.classification import MulticlassCalibrationError
 
 from supercm_lightning.cli import run
 from supercm_lightning.tools.bench import main
-from supercm_lightning.tools.bench.report import reliability
+from supercm_lightning.tools.bench.report import _reliability
 
 CLASSES = ("owl & co", "cat", "10", "9")
 
@@ -56,7 +56,7 @@ def test_the_page_holds_everything_and_fetches_nothing(folder: Path) -> None:
     with (folder / "test_predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     right = sum(row["label"] == row["class"] for row in rows)
-    assert f"80 rows, accuracy {100 * right / 80:.1f} %" in page
+    assert f"80 samples, accuracy {100 * right / 80:.1f} %" in page
     wrong = [(row["label"], row["class"]) for row in rows if row["label"] != row["class"]]
     label, predicted = max(set(wrong), key=wrong.count)
     assert f"{label} as {predicted} ({wrong.count((label, predicted))})".replace("&", "&amp;") in page
@@ -85,26 +85,56 @@ def test_clusters_are_matched_with_the_classes(folder: Path) -> None:
     main(["report", "clusters"])
     page = (copy / "report.html").read_text()
     # All but the first row follow one permutation.
-    assert "30 rows, accuracy 96.7 %" in page
+    assert "30 samples, accuracy 96.7 %" in page
     assert "Most often mistaken: 0 as 2 (1)." in page
 
 
-def test_calibration_error_is_that_of_torchmetrics() -> None:
-    torch.manual_seed(1)
-    probabilities = (3 * torch.randn(500, 4)).softmax(dim=1)
-    labels = torch.randint(4, (500,))
-    confidence, predicted = probabilities.max(dim=1)
-    share, mean, accuracy = reliability(confidence.numpy(), (predicted == labels).numpy())
-    expected = MulticlassCalibrationError(4, n_bins=15, norm="l1")(probabilities, labels)
-    assert float((share * np.abs(accuracy - mean)).sum()) == pytest.approx(float(expected), abs=1e-6)
+def test_calibration_error_of_the_page_is_that_of_its_bins(folder: Path) -> None:
+    copy = Path("calibration")
+    copy.mkdir()
+    (copy / "summary.json").write_text((folder / "summary.json").read_text())
+    rows = [("a", "a", 0.99)] * 6 + [("b", "a", 0.99)] * 2 + [("b", "b", 0.55)] * 2
+    lines = [f"{number},{label},{predicted},{c}" for number, (label, predicted, c) in enumerate(rows)]
+    (copy / "test_predictions.csv").write_text("\n".join(["index,label,class,confidence", *lines]))
+    main(["report", "calibration"])
+    # Eight samples with confidence 0.99 and accuracy 0.75, two with 0.55 and 1.
+    assert "expected calibration error 28.2 %" in (copy / "report.html").read_text()
+
+
+def test_two_domains_are_named_with_their_roles(folder: Path) -> None:
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["data_options"] |= {"dataset": "pacs", "source": ["photo", "art"], "target": "sketch <b>"}
+    Path("domains").mkdir()
+    Path("domains/summary.json").write_text(json.dumps(summary))
+    main(["report", "domains"])
+    page = Path("domains/report.html").read_text()
+    assert "<h1>SuperCM on pacs, photo, art → sketch &lt;b&gt;</h1>" in page
+    assert re.search(r"8 labeled \(source\), .*unlabeled \(target\)", page)
+    assert "<b>" not in page
+
+
+def test_bars_of_both_kinds_are_in_the_legend() -> None:
+    axes = Figure().subplots()
+    _reliability(axes, np.array([0.94, 0.95, 0.3, 0.35]), np.array([False, True, True, True]))
+    bars = {bars.get_label(): [bar.get_height() for bar in bars if bar.get_height() > 0] for bars in axes.containers}
+    assert [len(heights) for label, heights in bars.items() if "above" in label] == [1]
+    assert [len(heights) for label, heights in bars.items() if "below" in label] == [2]
+    legend = axes.get_legend()
+    assert legend is not None
+    assert set(bars) <= {text.get_text() for text in legend.get_texts()}
 
 
 @pytest.mark.parametrize(
-    ("runs", "error", "message"), [(0, FileNotFoundError, "no summary.json"), (2, ValueError, "holds 2 runs")]
+    ("runs", "message"), [(0, "run=runs: there is no summary.json"), (2, "run=runs: holds 2 runs")]
 )
-def test_a_folder_of_none_or_several_runs_is_refused(runs: int, error: type[Exception], message: str) -> None:
+def test_a_folder_of_none_or_several_runs_is_refused(
+    runs: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("runs").mkdir()
     for number in range(runs):
-        Path("runs", str(number)).mkdir(parents=True)
+        Path("runs", str(number)).mkdir()
         Path("runs", str(number), "summary.json").write_text("{}")
-    with pytest.raises(error, match=message):
+    with pytest.raises(SystemExit, match="2"):
         main(["report", "runs"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {message}")

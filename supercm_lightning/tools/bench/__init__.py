@@ -1,18 +1,17 @@
-"""The command `supercm-bench`: methods by data by seeds, and the report of a run."""
+"""The command `supercm-bench`: methods by data by seeds, and the report of a run (needs the extra `bench`)."""
 
 import shlex
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
-from supercm_lightning.tools.arguments import parse
+from supercm_lightning.tools.arguments import errors_in_one_line, parse
 from supercm_lightning.tools.bench.grid import Cell, Column, Grid, Row
-from supercm_lightning.tools.bench.report import report
 from supercm_lightning.tools.bench.schedule import run_cells, write_array
-from supercm_lightning.tools.bench.tables import Results
-from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.utils.options import SuperCMError, check_range
 
-__all__ = ["Cell", "Column", "Grid", "Results", "Row", "bench", "report"]
+__all__ = ["Cell", "Column", "Grid", "Row", "bench"]
 
 
 def bench(
@@ -27,7 +26,7 @@ def bench(
     dry_run: bool = False,
     more: tuple[str, ...] = (),
 ) -> bool:
-    """Runs a table of methods by data by seeds, and writes what came out.
+    """Runs a table of methods by data by seeds, and writes the results.
 
     Every cell is a `supercm fit` in a process of its own, with the same command line as by hand. Finished cells are not
     run again, stopped ones go on where they were, failed ones are reported at the end. Into `output` go `results.csv`
@@ -50,52 +49,64 @@ def bench(
         Whether no cell failed.
 
     Raises:
-        ValueError: If the file, a name or a number makes no sense.
+        SuperCMError: If the file, a name or a number is not valid.
     """
-    for name, number in (("seeds", seeds), ("jobs", jobs), ("slurm", slurm)):
-        if number is not None and number < 1:
-            raise SuperCMError(f"{name}={number}: must be at least 1.")
+    from supercm_lightning.tools.bench.tables import Results
+
+    check_range(1, seeds=seeds, jobs=jobs, slurm=slurm)
     spec = Grid.read(grid)
     spec = replace(spec, seeds=seeds or spec.seeds)
-    for name, chosen, known in (("only", only, spec.rows), ("columns", columns, spec.columns)):
-        if unknown := set(chosen or ()) - set(known):
+    for name, given, known in (("only", only, spec.rows), ("columns", columns, spec.columns)):
+        if unknown := set(given or ()) - set(known):
             raise SuperCMError(f"{name}: {grid} has no {', '.join(sorted(unknown))}; there are {', '.join(known)}.")
     output = output or Path("runs", grid.stem)
     cells = list(spec.cells(output, root, more))
-    asked = [cell for cell in cells if cell.row in (only or spec.rows) and cell.column in (columns or spec.columns)]
+    chosen = [cell for cell in cells if cell.row in (only or spec.rows) and cell.column in (columns or spec.columns)]
     metric = next(iter(spec.metrics))
     if dry_run:
-        for cell in asked:
+        for cell in chosen:
             if cell.summary(metric) is None:
                 print(shlex.join(["supercm", *cell.command]))
         return True
     failed: dict[str, str] = {}
     try:
         if slurm is None:
-            failed = run_cells(asked, metric, jobs)
-        elif script := write_array(asked, metric, output, slurm):
+            failed = run_cells(chosen, metric, jobs)
+        elif script := write_array(chosen, metric, output, slurm):
             print(f"Now: sbatch {script}. Give this command again to collect the results.")
     finally:
-        results = Results(spec, cells)  # of rows that were not asked for now, too
+        results = Results(spec, cells)  # of the other rows too
         results.write(output)
-        print(f"{len(results.done)} of {len(cells)} cells: {output / 'results.md'}")
+        print(f"{len(results.runs)} of {len(cells)} cells: {output / 'results.md'}")
     for name, end in failed.items():
         print(f"\nFailed: {name}\n{end}", file=sys.stderr)
     return not failed
 
 
+@errors_in_one_line()
 def main(args: list[str] | None = None) -> None:
     """The console script: `supercm-bench FILE`, or `supercm-bench report RUN`.
 
     Args:
         args: Arguments without the program's name; None: those of the process.
     """
+    if find_spec("pandas") is None:
+        raise ModuleNotFoundError("pandas not found: pip install 'supercm-lightning[bench]'.")
     given = sys.argv[1:] if args is None else args
     if given[:1] == ["report"]:
+        from supercm_lightning.tools.bench.report import report
+
         print(report(**parse(report, given[1:], positional=True, prog="supercm-bench report")))
         return
     end = given.index("--") if "--" in given else len(given)
-    options = parse(bench, given[:end], several=("only", "columns"), skip=("more",), positional=True)
+    options = parse(
+        bench,
+        given[:end],
+        several=("only", "columns"),
+        skip=("more",),
+        positional=True,
+        epilog="`supercm-bench report RUN` writes the report of a run.",
+    )
     try:
         good = bench(**options, more=tuple(given[end + 1 :]))
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""The table that a benchmark fills: rows, columns and seeds, and the command line of each cell."""
+"""The grid of a benchmark: rows, columns and seeds, and the command line of each cell."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from lightning.pytorch.core.saving import load_hparams_from_yaml
 
-from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.utils.options import MissingFileError, SuperCMError
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Grid:
-    """What a benchmark runs.
+    """The runs of a benchmark.
 
     Attributes:
         config: File of each cell's configuration, with `{method}` and `{data}` to be filled in.
@@ -72,7 +72,7 @@ class Grid:
         """Reads a YAML file.
 
         Raises:
-            ValueError: If it has another form, or a row is compared with one that does not exist.
+            SuperCMError: If it has another form, or a row is compared with one that does not exist.
         """
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(cls)
@@ -82,7 +82,9 @@ class Grid:
             raise SuperCMError(f"{file}: {error}") from error
         for name, row in grid.rows.items():
             if row.over is not None and row.over not in grid.rows:
-                raise SuperCMError(f"{file}: {name!r} is over {row.over!r}, which is no row.")
+                raise SuperCMError(
+                    f"{file}: {name!r} is over {row.over!r}, which is no row; give the name of another row."
+                )
         return grid
 
     def cells(self, output: Path, root: Path = Path("data"), more: Sequence[str] = ()) -> Iterator["Cell"]:
@@ -94,7 +96,7 @@ class Grid:
             more: Further arguments of all cells.
 
         Raises:
-            ValueError: If `config` names something else than method and data, or a file that does not exist.
+            SuperCMError: If `config` names something else than method and data, or a file that does not exist.
         """
         for seed in range(self.seeds):
             for row_name, row in self.rows.items():
@@ -112,7 +114,7 @@ class Grid:
         except (KeyError, IndexError) as error:
             raise SuperCMError(f"config={self.config!r}: only {{method}} and {{data}} are filled in.") from error
         if not Path(file).is_file():
-            raise SuperCMError(f"config={file}: no such file; paths are seen from the current folder, {Path.cwd()}.")
+            raise MissingFileError(f"config={file}: no such file; paths are relative to {Path.cwd()}.")
         return file
 
 
@@ -125,8 +127,8 @@ class Cell:
         column: Name of its column.
         seed: Its seed.
         arguments: Arguments of `supercm`.
-        folder: Folder of the run. Its last part is a fingerprint of arguments and configuration (not of the place of
-            the data), so that a changed command runs anew and the earlier result stays.
+        folder: Folder of the run. Its last part is a fingerprint of arguments and configuration, except the folder of
+            the data, so that a changed command runs again and the earlier result stays.
     """
 
     row: str
@@ -147,7 +149,7 @@ class Cell:
         return [*self.arguments, *place, "--ckpt_path=last"]
 
     def summary(self, metric: str) -> dict[str, Any] | None:
-        """The summary of the newest run that came to this metric of the test, or None."""
+        """The summary of the newest run that has this metric of the test, or None."""
         files = sorted(self.folder.rglob("summary.json"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
         found = ({**json.loads(file.read_text()), "folder": str(file.parent)} for file in files)
         return next((summary for summary in found if metric in summary["metrics"]), None)
@@ -162,7 +164,15 @@ def _slug(name: str) -> str:
 
 
 def _fingerprint(arguments: Sequence[str]) -> str:
-    """Eight digits that change with the arguments and with what the configuration files say, comments aside."""
-    files = [argument.partition("=")[2] for argument in arguments if argument.startswith("--config=")]
-    said = [load_hparams_from_yaml(file, use_omegaconf=False) for file in files]
-    return hashlib.sha256(json.dumps([*arguments, said]).encode()).hexdigest()[:8]
+    """Eight digits that change with the arguments and with the values in the configuration files, comments aside."""
+    files = [Path(argument.partition("=")[2]) for argument in arguments if argument.startswith("--config=")]
+    return hashlib.sha256(json.dumps([*arguments, [_values(file) for file in files]]).encode()).hexdigest()[:8]
+
+
+def _values(file: Path) -> dict[str, Any]:
+    """The values in a configuration file and in the files that it names for its sections."""
+    values = load_hparams_from_yaml(file, use_omegaconf=False)
+    for section, value in values.items():
+        if isinstance(value, str) and value.endswith(".yaml"):
+            values[section] = _values(file.parent / value)
+    return values
