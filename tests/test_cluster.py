@@ -182,7 +182,7 @@ def test_the_batch_file_runs() -> None:
     short = ["--trainer.max_epochs", "1", "--data.steps_per_epoch", "2", "--trainer.callbacks", "null"]
     job = slurm(PATH=path, SLURM_ARRAY_JOB_ID="1200", SLURM_ARRAY_TASK_ID="3")
     done = subprocess.run(
-        ["bash", "configs/trainer/train.sbatch", "configs/quickstart.yaml", *here, *short],
+        ["bash", "configs/_trainer/train.sbatch", "configs/quickstart.yaml", *here, *short],
         env=job, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -1,8 +1,10 @@
-"""Every file under configs/ parses and trains for one step, small data standing in for its own."""
+"""Configs parse, hang together and train, small data standing in for their own."""
 
 import dataclasses
 import json
 import math
+import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +12,189 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
 from PIL import Image
 
-from supercm_lightning.cli import run
+from supercm_lightning.cli import SuperCMCLI, run
 from supercm_lightning.data import DATASETS, DOMAIN_SETS
 
-CONFIGS = Path(__file__).parent.parent / "configs"
-FRAGMENTS = sorted((CONFIGS / "trainer").glob("*.yaml"))
-TABLES = set((CONFIGS / "bench").rglob("*.yaml"))  # tests/tools/test_bench.py
-FILES = sorted(set(CONFIGS.rglob("*.yaml")) - set(FRAGMENTS) - TABLES)
-NAMES = [str(file.relative_to(CONFIGS)) for file in FILES]
-# Across data sets the configs of a method are alike: the small nets, one data set of the others with every method, and
-# one method on every set of domains show the rest.
-EVERY_METHOD = ("configs", "svhn", "office_caltech10_features")
-QUICK = [f.stem.endswith("_cpu") or f.parent.name in EVERY_METHOD or f.stem == "supercm_dann" for f in FILES]
+CONFIGS = Path(__file__).parents[1] / "configs"
+FRAGMENTS = sorted(file for folder in ("_data", "_trainer") for file in (CONFIGS / folder).glob("*.yaml"))
+# Fragments for a machine go behind any config, and say so by their command.
+MACHINES = [file for file in FRAGMENTS if "\n#   supercm " in file.read_text(encoding="utf-8")]
+BENCH = {*(CONFIGS / "bench").rglob("*.yaml"), *(CONFIGS / "_rows").rglob("*.yaml")}  # tests/tools/test_bench.py
+FILES = sorted(set(CONFIGS.rglob("*.yaml")) - set(FRAGMENTS) - BENCH)
+QUICKSTART = CONFIGS / "quickstart.yaml"
+
+
+def name_of(file: Path) -> str:
+    return str(file.relative_to(CONFIGS))
+
+
+def fragments_of(file: Path) -> set[Path]:
+    """The files that a config names."""
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    sections = [content.get(name) for name in ("model", "data", "trainer", "rows")]
+    return {(file.parent / section).resolve() for section in sections if isinstance(section, str)}
+
+
+def representatives() -> set[Path]:
+    """Configs that name every fragment at least once, one that runs on a CPU where there is one."""
+    seen: set[Path] = set()
+    chosen = {QUICKSTART}
+    for file in sorted(FILES, key=lambda file: (not file.stem.endswith("_cpu"), file)):
+        if fragments_of(file) - seen:
+            seen |= fragments_of(file)
+            chosen.add(file)
+    return chosen
+
+
+REPRESENTATIVES = representatives()
 RUNS = [
-    pytest.param(file, id=name, marks=[] if quick else pytest.mark.slow)
-    for file, name, quick in zip(FILES, NAMES, QUICK, strict=True)
+    pytest.param(file, id=name_of(file), marks=[] if file in REPRESENTATIVES else pytest.mark.slow) for file in FILES
 ]
 
 
+class Found(Exception):
+    """Raised when the parser is there, before it parses."""
+
+
+@cache
+def parser() -> LightningArgumentParser:
+    """The parser of `supercm fit`."""
+    found: list[LightningArgumentParser] = []
+
+    def stop(cli: SuperCMCLI, *_: Any) -> None:
+        found.append(cli._parser("fit"))
+        raise Found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SuperCMCLI, "parse_arguments", stop)
+        with pytest.raises(Found):
+            run(["fit"])
+    return found[0]
+
+
+def plain(value: Any) -> Any:
+    """A parsed configuration without the places of its files."""
+    if isinstance(value, list):
+        return [plain(entry) for entry in value]
+    if isinstance(value, Namespace):
+        value = vars(value)
+    if isinstance(value, dict):
+        return {name: plain(entry) for name, entry in value.items() if name not in ("config", "__path__")}
+    return value
+
+
+def parse(*arguments: str) -> dict[str, Any]:
+    """What `supercm fit` would run, defaults included."""
+    return dict(plain(parser().parse_args(list(arguments))))
+
+
+@cache
+def parsed(file: Path) -> dict[str, Any]:
+    """A config, resolved."""
+    return parse("--config", str(file))
+
+
+def without_supercm(file: Path) -> Path:
+    """The config of the same method without SuperCM; the file itself where it has none."""
+    name = re.sub("^supercm(_cpu)?$", r"supervised\1", file.stem)
+    name = name.replace("supercm_", "") if "tuned" not in name else name
+    other = file.with_stem(name)
+    return other if other.exists() else file
+
+
+# ------------------------------------------------------------------------------------------------------------- all
+def test_every_config_parses() -> None:
+    for file in FILES:
+        try:
+            parsed(file)
+        except SystemExit:
+            pytest.fail(f"{name_of(file)} does not parse")
+
+
+def test_configs_are_short() -> None:
+    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in CONFIGS.rglob("*.yaml")) <= 2600
+
+
+def test_every_fragment_is_used() -> None:
+    rows = set((CONFIGS / "_rows").glob("*.yaml"))
+    used = set().union(*map(fragments_of, {*FILES, *BENCH} - rows))
+    assert used == {*FRAGMENTS, *rows} - set(MACHINES)
+
+
+def test_every_config_states_the_command_that_runs_it() -> None:
+    commands = {file: f"#   supercm fit --config configs/{name_of(file)}" for file in FILES}
+    for file in MACHINES:
+        commands[file] = f"#   supercm fit --config configs/quickstart.yaml --trainer configs/{name_of(file)}"
+    assert [name_of(file) for file, command in commands.items() if command not in file.read_text().splitlines()] == []
+
+
+def test_every_value_of_a_fragment_is_explained() -> None:
+    unexplained = []
+    for file in [QUICKSTART, *FRAGMENTS]:
+        above = ""
+        for line in file.read_text(encoding="utf-8").splitlines():
+            explained = "  # " in line or ("class_path" in above and "  # " in above)
+            if not explained and not re.search(r"^\s*#|:$|class_path: \w+$|^$", line):
+                unexplained.append(f"{name_of(file)}: {line.strip()}")
+            above = line
+    assert unexplained == []
+
+
+def test_a_method_with_supercm_differs_from_the_one_without_in_the_clustering_loss_alone() -> None:
+    pairs = [(file, without_supercm(file)) for file in FILES if without_supercm(file) != file]
+    assert len(pairs) > 70
+    differing = []
+    for pair in pairs:
+        one, other = map(parsed, pair)
+        options = [config["model"]["init_args"] for config in (one, other)]
+        common = options[0].keys() & options[1].keys()
+        same = all(options[0][name] == options[1][name] for name in common)
+        same = same and all(one[name] == other[name] for name in ("data", "trainer", "seed_everything"))
+        differing += [] if same else [name_of(pair[0])]
+    assert differing == []
+
+
+# -------------------------------------------------------------------------------------------------------- overrides
+def test_the_command_line_overrides_a_fragment() -> None:
+    file = CONFIGS / "ssl" / "mnist" / "supercm_vat.yaml"
+    before = parsed(file)
+    found = parse(
+        "--config", str(file), "--data.num_labeled", "50", "--trainer.max_epochs", "3", "--model.beta", "2"
+    )  # fmt: skip
+    assert found["data"]["init_args"] == before["data"]["init_args"] | {"num_labeled": 50}
+    assert found["model"]["init_args"] == before["model"]["init_args"] | {"beta": 2.0}
+    assert found["trainer"] == before["trainer"] | {"max_epochs": 3}
+
+
+def test_the_method_and_the_data_of_a_config_can_be_exchanged() -> None:
+    file = CONFIGS / "ssl" / "mnist" / "supervised.yaml"
+    found = parse("--config", str(file), "--model", "FixMatch", "--data", str(CONFIGS / "_data" / "ssl_svhn.yaml"))
+    assert found["model"]["class_path"].endswith("FixMatch")
+    assert found["model"]["init_args"]["lr"] == parsed(file)["model"]["init_args"]["lr"]
+    assert found["data"] == parsed(CONFIGS / "ssl" / "svhn" / "supervised.yaml")["data"]
+
+
+@pytest.mark.parametrize("file", MACHINES, ids=name_of)
+def test_a_fragment_for_a_machine_changes_the_trainer_of_any_config(file: Path) -> None:
+    fragment = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for config in (QUICKSTART, CONFIGS / "ssl" / "mnist" / "supercm_cpu.yaml"):
+        before, after = parsed(config), parse("--config", str(config), "--trainer", str(file))
+        assert after == before | {"trainer": before["trainer"] | fragment}
+
+
+@pytest.mark.parametrize("name", ["cpu", "debug"])
+def test_a_fragment_for_this_machine_trains(name: str) -> None:
+    files = ["--config", str(QUICKSTART), "--trainer", str(CONFIGS / "_trainer" / f"{name}.yaml")]
+    short = ["--trainer.max_epochs", "1", "--data.steps_per_epoch", "1", "--trainer.callbacks", "null"]
+    cli = run(["fit", *files, *short, "--trainer.enable_progress_bar", "false"])
+    assert cli.trainer.global_step == 1
+
+
+# ---------------------------------------------------------------------------------------------------------- training
 def stand_in(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts a few random images, small ones, in place of a registered data set."""
     spec = DATASETS[name]
@@ -110,16 +275,18 @@ def small_features(options: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize("file", RUNS)
 def test_config_trains_for_one_step(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = yaml.safe_load(file.read_text())["data"]
-    options = data["init_args"]
-    if data["class_path"] == "FeatureDataModule":
+    data = parsed(file)["data"]
+    kind, options = data["class_path"].rpartition(".")[2], data["init_args"]
+    if kind == "FeatureDataModule":
         overrides = small_features(options)
-    elif data["class_path"] == "DomainAdaptationDataModule":
+    elif kind == "DomainAdaptationDataModule":
         overrides = small_domains(options, monkeypatch)
-    elif data["class_path"] == "ClusteringDataModule":
+    elif kind == "ClusteringDataModule":
         overrides = small_clusters(options, monkeypatch)
     else:
         overrides = small_semi_supervised(options, monkeypatch)
+    if file in REPRESENTATIVES and kind != "FeatureDataModule":
+        overrides += ["--model.backbone", "small_cnn"]  # the others train theirs
     cli = run(
         ["fit", "--config", str(file), *overrides, "--data.steps_per_epoch", "1", "--trainer.max_epochs", "1",
          "--trainer.check_val_every_n_epoch", "1", "--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "1",
@@ -128,42 +295,6 @@ def test_config_trains_for_one_step(file: Path, monkeypatch: pytest.MonkeyPatch)
     assert cli.trainer.global_step == 1
     (summary,) = Path.cwd().rglob("summary.json")
     metrics = json.loads(summary.read_text())["metrics"]
-    clustering = data["class_path"] == "ClusteringDataModule"
+    clustering = kind == "ClusteringDataModule"
     assert {"train/loss", "test/acc", "test/nmi" if clustering else "val/acc"} <= set(metrics)
     assert all(math.isfinite(value) for value in metrics.values())
-
-
-@pytest.mark.parametrize("file", FRAGMENTS, ids=[file.name for file in FRAGMENTS])
-def test_a_fragment_changes_the_trainer_of_any_config(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fragment = yaml.safe_load(file.read_text())
-    assert list(fragment) == ["trainer"]
-    with pytest.raises(SystemExit):
-        run(["fit", "--config", str(CONFIGS / "quickstart.yaml"), "--config", str(file), "--print_config"])
-    found = yaml.safe_load(capsys.readouterr().out)
-    quickstart = yaml.safe_load((CONFIGS / "quickstart.yaml").read_text())
-    assert found["trainer"].items() >= fragment["trainer"].items()
-    assert found["trainer"]["max_epochs"] == quickstart["trainer"]["max_epochs"]
-    assert found["data"]["init_args"].items() >= quickstart["data"]["init_args"].items()
-
-
-@pytest.mark.parametrize("name", ["cpu", "debug"])
-def test_a_fragment_for_this_machine_trains(name: str) -> None:
-    files = ["--config", str(CONFIGS / "quickstart.yaml"), "--config", str(CONFIGS / "trainer" / f"{name}.yaml")]
-    short = ["--trainer.max_epochs", "1", "--data.steps_per_epoch", "1", "--trainer.callbacks", "null"]
-    cli = run(["fit", *files, *short, "--trainer.enable_progress_bar", "false"])
-    assert cli.trainer.global_step == 1
-
-
-@pytest.mark.parametrize("file", FILES + FRAGMENTS, ids=lambda file: str(file.relative_to(CONFIGS)))
-def test_every_value_of_a_config_is_explained(file: Path) -> None:
-    lines = [line for line in file.read_text().splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    values = [line for line in lines if not line.rstrip().endswith(":") and "class_path:" not in line]
-    unexplained = [line for line in values if "  # " not in line]
-    assert not unexplained
-
-
-@pytest.mark.parametrize("file", FILES + FRAGMENTS, ids=lambda file: str(file.relative_to(CONFIGS)))
-def test_a_config_states_the_command_that_runs_it(file: Path) -> None:
-    before = "--config configs/quickstart.yaml " if file in FRAGMENTS else ""
-    command = f"#   supercm fit {before}--config configs/{file.relative_to(CONFIGS)}"
-    assert command in file.read_text().splitlines()

@@ -42,7 +42,12 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "configs" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LITERAL = [ROOT / "docs" / "tutorial.md", ROOT / "docs" / "own_images.md"]
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
@@ -353,7 +358,7 @@ def test_every_page_is_in_the_navigation() -> None:
     assert {page for page in listed - written if not page.startswith("notebooks/")} == set()
 
 
-@pytest.mark.parametrize("module", ["methods", "data", "callbacks", "losses", "clustering", "metrics", "nn"])
+@pytest.mark.parametrize("module", ["methods", "data", "callbacks", "losses", "self_labeling", "metrics", "nn"])
 def test_every_public_name_is_on_the_reference_page(module: str) -> None:
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     documented = set(re.findall(rf"^::: supercm_lightning\.{module}\.(\w+)$", text, re.M))

@@ -160,6 +160,21 @@ def test_a_changed_command_has_another_folder_and_the_place_of_the_data_has_none
     assert folder(options=options) != by_reference
 
 
+def test_a_file_that_a_config_or_a_table_names_counts_as_its_content() -> None:
+    def cells() -> list[Cell]:
+        return list(Grid.read(Path("grid.yaml")).cells(Path("out")))
+
+    before = cells()
+    Path("parts").mkdir()
+    Path("parts/trainer.yaml").write_text(yaml.safe_dump(CONFIG["trainer"]))
+    Path("parts/rows.yaml").write_text(yaml.safe_dump(GRID["rows"], sort_keys=False))
+    Path("supercm.yaml").write_text(yaml.safe_dump(CONFIG | {"trainer": "parts/trainer.yaml"}))
+    write_grid(rows="parts/rows.yaml")
+    assert cells() == before
+    Path("parts/trainer.yaml").write_text(yaml.safe_dump(CONFIG["trainer"] | {"max_epochs": 3}))
+    assert not {cell.folder for cell in cells()} & {cell.folder for cell in before}
+
+
 def test_a_cell_that_another_process_runs_is_left_to_it(capfd: pytest.CaptureFixture[str]) -> None:
     cell = next(Grid.read(Path("grid.yaml")).cells(Path("out")))
     cell.folder.mkdir(parents=True)

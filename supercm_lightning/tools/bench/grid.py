@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
-from lightning.pytorch.core.saving import load_hparams_from_yaml
+from jsonargparse import ArgumentParser, get_loader
 
 from supercm_lightning.utils.options import MissingFileError, SuperCMError
 
@@ -69,7 +68,7 @@ class Grid:
 
     @classmethod
     def read(cls, file: Path) -> "Grid":
-        """Reads a YAML file.
+        """Reads a YAML file; `rows` may be the name of a file, relative to this one, that several tables share.
 
         Raises:
             SuperCMError: If it has another form, or a row is compared with one that does not exist.
@@ -77,7 +76,7 @@ class Grid:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(cls)
         try:
-            grid = cls(**parser.instantiate_classes(parser.parse_path(file)))
+            grid = cls(**parser.instantiate_classes(parser.parse_object(_read(file))))
         except Exception as error:  # jsonargparse has one kind for all
             raise SuperCMError(f"{file}: {error}") from error
         for name, row in grid.rows.items():
@@ -163,16 +162,17 @@ def _slug(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in name)
 
 
+def _read(file: Path) -> dict[str, Any]:
+    """Content of a YAML file, with the content of the files that it names as its sections."""
+    content: dict[str, Any] = get_loader("yaml")(file.read_text(encoding="utf-8"))
+    for name in {"model", "data", "trainer", "rows"} & content.keys():
+        if isinstance(content[name], str) and (named := file.parent / content[name]).is_file():
+            content[name] = _read(named)
+    return content
+
+
 def _fingerprint(arguments: Sequence[str]) -> str:
-    """Eight digits that change with the arguments and with the values in the configuration files, comments aside."""
-    files = [Path(argument.partition("=")[2]) for argument in arguments if argument.startswith("--config=")]
-    return hashlib.sha256(json.dumps([*arguments, [_values(file) for file in files]]).encode()).hexdigest()[:8]
-
-
-def _values(file: Path) -> dict[str, Any]:
-    """The values in a configuration file and in the files that it names for its sections."""
-    values = load_hparams_from_yaml(file, use_omegaconf=False)
-    for section, value in values.items():
-        if isinstance(value, str) and value.endswith(".yaml"):
-            values[section] = _values(file.parent / value)
-    return values
+    """Eight digits that change with the arguments and with the configuration, however divided into files."""
+    options = (argument.partition("=") for argument in arguments)
+    config = [_read(Path(value)) for name, _, value in options if name == "--config"]
+    return hashlib.sha256(json.dumps([*arguments, config], sort_keys=True).encode()).hexdigest()[:8]
