@@ -1,6 +1,7 @@
 """Backbones by name: ours, else timm's."""
 
 import difflib
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -37,14 +38,28 @@ class TimmBackbone(nn.Module):
         num_features: Width of the output.
 
     Raises:
-        ValueError: If the model does not take images of this shape, or does not reduce them to vectors.
+        SuperCMError: If the model does not take images of this shape or does not reduce them to vectors, or its
+            weights cannot be fetched.
     """
 
     def __init__(self, name: str, input_shape: tuple[int, ...], **kwargs: Any) -> None:
         super().__init__()
         import timm
 
-        self.model = timm.create_model(name, num_classes=0, in_chans=input_shape[0], **kwargs)
+        hub = logging.getLogger("huggingface_hub")
+        level = hub.level
+        hub.setLevel(logging.ERROR)  # it warns of every retry
+        try:
+            self.model = timm.create_model(name, num_classes=0, in_chans=input_shape[0], **kwargs)
+        except OSError as error:
+            raise SuperCMError(
+                f"timm's {name}: the weights could not be fetched ({str(error).splitlines()[0]}). Without a network "
+                "give pretrained=false and a local file of weights as backbone_checkpoint (supercm-features: "
+                "checkpoint), or fill the cache: on a machine with a network run "
+                f"`timm.create_model({name!r}, pretrained=True)` and copy its ~/.cache/huggingface."
+            ) from error
+        finally:
+            hub.setLevel(level)
         # timm's own num_features is not the width of the output in every family (MobileNetV3 has a layer behind it).
         try:
             with evaluating(self.model), torch.no_grad():
@@ -76,16 +91,18 @@ def build_backbone(name: str, input_shape: tuple[int, ...], **kwargs: Any) -> nn
         A module that maps (n, *input_shape) to (n, num_features) and has the attribute `num_features`.
 
     Raises:
-        ValueError: If the name is unknown or the backbone does not fit the shape of the inputs.
+        SuperCMError: If the name is unknown or the backbone does not fit the shape of the inputs.
     """
     shape = tuple(input_shape)
-    of_vectors = name in _FEATURE_BACKBONES
+    takes_vectors = name in _FEATURE_BACKBONES
     build = _FEATURE_BACKBONES.get(name) or _IMAGE_BACKBONES.get(name) or _timm_constructor(name)
-    if len(shape) != (1 if of_vectors else 3):
-        takes, instead = ("vectors (d,)", _IMAGE_BACKBONES) if of_vectors else ("images (C, H, W)", _FEATURE_BACKBONES)
+    if len(shape) != (1 if takes_vectors else 3):
+        expected, others = (
+            ("vectors (d,)", _IMAGE_BACKBONES) if takes_vectors else ("images (C, H, W)", _FEATURE_BACKBONES)
+        )
         raise SuperCMError(
-            f"backbone {name!r} takes {takes}, but the inputs have shape {shape}; for those there are "
-            f"{', '.join(instead)}, or give a module of your own."
+            f"backbone {name!r} takes {expected}, but the inputs have shape {shape}; choose one of "
+            f"{', '.join(others)}, or give a module of your own."
         )
     return build(shape, **kwargs)
 
@@ -98,7 +115,7 @@ def _timm_constructor(name: str) -> Callable[..., nn.Module]:
         ours = [*_IMAGE_BACKBONES, *_FEATURE_BACKBONES]
         close = difflib.get_close_matches(name, ours, 2) + difflib.get_close_matches(name, timm.list_models(), 3)
         raise SuperCMError(
-            f"backbone {name!r} is neither ours ({', '.join(ours)}) nor timm's."
+            f"backbone {name!r} is neither one of {', '.join(ours)} nor a model of timm."
             + (f" Did you mean {', '.join(close)}?" if close else "")
         )
     return lambda shape, **kwargs: TimmBackbone(name, shape, **kwargs)

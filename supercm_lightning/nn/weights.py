@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from supercm_lightning.nn.backbones import TimmBackbone
-from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.utils.options import MissingFileError, SuperCMError
 
 _PREFIX = "backbone."
 _GROUPS = ("blocks", "stages", "layers")
@@ -24,7 +24,7 @@ def load_backbone_weights(backbone: nn.Module, path: Path) -> None:
             (`.pth`, `.bin`, `.safetensors`).
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        MissingFileError: If there is no such file.
         SuperCMError: If the file cannot be read, or its weights do not fit the backbone.
 
     Example:
@@ -65,7 +65,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     from timm.models import load_state_dict
 
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file.")
+        raise MissingFileError(f"{path}: no such file; give a checkpoint, a state dict or a .safetensors file.")
     try:
         state: Any = load_state_dict(str(path), weights_only=True)
     except (UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:

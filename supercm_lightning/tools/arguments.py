@@ -17,7 +17,10 @@ def errors_in_one_line() -> Iterator[None]:
     try:
         yield
     except (SuperCMError, OSError, ModuleNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        message = str(error)
+        if message.startswith("Caught "):  # in a worker of a loader; its traceback ends with the message
+            message = message.splitlines()[-1].partition(": ")[2]
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
 
 

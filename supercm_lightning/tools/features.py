@@ -1,9 +1,10 @@
 """The command `supercm-features`: frozen features of a folder of images, by any model of timm or of this package."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import timm
@@ -23,7 +24,8 @@ from supercm_lightning.data.sources.images import BadImage, check_bad_image_poli
 from supercm_lightning.data.sources.npz import save_npz
 from supercm_lightning.data.sources.stores import FileStore, default_num_workers
 from supercm_lightning.nn import TimmBackbone, build_backbone, load_backbone_weights
-from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.tools.arguments import errors_in_one_line
+from supercm_lightning.utils.options import SuperCMError, check_range
 
 
 def extract_features(
@@ -56,11 +58,11 @@ def extract_features(
         output: Folder of the files to write; files of these names are replaced.
         backbone: Any model of timm, with or without a tag of its weights, or `small_cnn`, `wrn_28_2`, `wrn_28_8`,
             `resnet18_32`.
-        pretrained: Fetch timm's weights, unless they are in its cache.
+        pretrained: Use timm's weights, fetched unless cached. False without a checkpoint: random weights.
         checkpoint: Local file of weights in place of those: of timm's model (.safetensors, .pth, .bin), or a checkpoint
-            of this package trained with this backbone.
+            of a run with this backbone.
         backbone_options: Arguments of the backbone's constructor, such as `img_size` of a transformer.
-        image_size: Side of the images; None: the one that the model was trained with. This package's have none.
+        image_size: Side of the images; None: the model's own, which only timm's models have.
         dataset: With `source` and `target`: `folder`, or the name of a registered set of domains, such as `office31`.
         source: Names of the source domains.
         target: Name of the target domain, with labels or without.
@@ -74,26 +76,29 @@ def extract_features(
         The file of each set.
 
     Raises:
-        FileNotFoundError: If images or weights are missing.
-        ValueError: If an option contradicts the data or the model, or an image cannot be read.
-        OSError: If weights cannot be fetched.
+        MissingFileError: If images or weights are missing.
+        SuperCMError: If an option contradicts the data or the model, an image cannot be read, or weights cannot be
+            fetched.
     """
     check_bad_image_policy(on_bad_image)
+    check_range(1, batch_size=batch_size)
+    check_range(0, num_workers=num_workers)
     num_workers = default_num_workers() if num_workers is None else num_workers
-    if batch_size < 1 or num_workers < 0:
-        raise SuperCMError(f"batch_size={batch_size}, num_workers={num_workers}: must be at least 1 and 0.")
-    parts, class_names = _find(root.expanduser(), dataset, source, target, folders_are_classes)
+    splits, class_names = _find(root.expanduser(), dataset, source, target, folders_are_classes)
     place = torch.device(device) if device else _default_device()
     network, transform = build_extractor(backbone, pretrained, checkpoint, backbone_options or {}, image_size)
     network.eval().to(place)
+    width = int(cast(Any, network).num_features)
+    if checkpoint is None and not pretrained:
+        print(f"The weights of {backbone} are random: pretrained=false and no checkpoint.", file=sys.stderr)
     output.mkdir(parents=True, exist_ok=True)
     written = {}
-    for part, files in parts.items():
+    for split, files in splits.items():
         labels = torch.tensor([label for _, label in files], dtype=torch.int64)
         store = FileStore([file for file, _ in files], labels, channels=3, image_size=None)
         if on_bad_image == "skip":
             store, messages = store.readable()
-            print("\n".join([*messages, f"{part}: {len(messages)} of {len(files)} images are left out."]))
+            print("\n".join([*messages, f"{split}: {len(messages)} of {len(files)} images are left out."]))
         loader = DataLoader(_Images(store, transform), batch_size, num_workers=num_workers)
         arrays = {
             "labels": store.labels.numpy(),
@@ -102,10 +107,10 @@ def extract_features(
         }
         if class_names is not None and bool((store.labels >= 0).any()):
             arrays["classes"] = np.array(class_names)
-        written[part] = output / f"{part}.npz"
-        blocks = _features(network, track(loader, f"{part}: {len(store):,} images"), place)
-        save_npz(written[part], "features", (len(store), int(network.num_features)), blocks, arrays)  # type: ignore[arg-type]
-        print(f"{len(store):,} rows of {network.num_features} features: {written[part]}")
+        written[split] = output / f"{split}.npz"
+        blocks = _features(network, track(loader, f"{split}: {len(store):,} images"), place)
+        save_npz(written[split], "features", (len(store), width), blocks, arrays)
+        print(f"{len(store):,} samples of {width} features: {written[split]}")
     return written
 
 
@@ -117,7 +122,7 @@ def _find(
 ) -> tuple[dict[str, Files], Sequence[str] | None]:
     """Files and labels of each set, and the names of the classes."""
     if (source is None) != (target is None):
-        raise SuperCMError("source and target go together: give both for domains, or neither.")
+        raise SuperCMError("source and target go together: give both for two domains, or neither.")
     if source is not None and target is not None:
         if dataset != "folder" and dataset not in DOMAIN_SETS:
             raise SuperCMError(f"dataset={dataset!r}: choose folder or one of {', '.join(DOMAIN_SETS)}.")
@@ -129,15 +134,15 @@ def _find(
         raise SuperCMError(f"dataset={dataset!r}: a set of domains needs source and target.")
     if not folders_are_classes:
         found, _ = scan_clusters(root, None, None)
-        return {part: [(file, -1) for file, _ in files] for part, files in found.items()}, None
+        return {split: [(file, -1) for file, _ in files] for split, files in found.items()}, None
     layout = scan_folder(root)
-    parts: dict[str, Files] = {
+    splits: dict[str, Files] = {
         layout.tree or "train": layout.labeled,
         "unlabeled": [(file, -1) for file in layout.unlabeled],
         "val": layout.val or [],
         "test": layout.test or [],
     }
-    return {part: files for part, files in parts.items() if files}, layout.class_names
+    return {split: files for split, files in splits.items() if files}, layout.class_names
 
 
 def build_extractor(
@@ -147,7 +152,7 @@ def build_extractor(
     options: dict[str, Any],
     image_size: int | None,
 ) -> tuple[nn.Module, Callable[[Image.Image], Tensor]]:
-    """A backbone with its weights, and the preprocessing that they were trained with.
+    """Builds a backbone with its weights, and the preprocessing that they were trained with.
 
     Args:
         backbone: As in `extract_features`, like all others.
@@ -157,12 +162,11 @@ def build_extractor(
         image_size: Side of the images, or None for the model's own.
 
     Returns:
-        A module from images (n, 3, H, W) to features (n, num_features), and what makes such an image of a file's.
+        A module from images (n, 3, H, W) to features (n, num_features), and the transform of a file's image.
 
     Raises:
-        FileNotFoundError: If the checkpoint is missing.
-        ValueError: If it is not of this backbone, or an option is missing.
-        OSError: If weights cannot be fetched.
+        MissingFileError: If the checkpoint is missing.
+        SuperCMError: If it is not of this backbone, an option is missing, or weights cannot be fetched.
     """
     of_timm = timm.is_model(backbone) or ":" in backbone
     fetch = pretrained and checkpoint is None
@@ -172,24 +176,17 @@ def build_extractor(
         options = options | {"pretrained": fetch}
     elif fetch:
         raise SuperCMError(
-            f"backbone={backbone!r} is not a model of timm and has no published weights. Give checkpoint, the file of "
-            "a training with this backbone, or pretrained=false for random features."
+            f"backbone={backbone!r} is not a model of timm and has no published weights. Give checkpoint, a file of "
+            "this backbone's weights, or pretrained=false for random ones."
         )
     elif image_size is None:
-        raise SuperCMError(f"image_size: {backbone!r} has no size of its own; give the one that it was trained with.")
-    try:
-        network = build_backbone(backbone, (3, image_size, image_size), **options)
-    except OSError as error:  # what a failed download is, whoever reports it
-        raise OSError(
-            f"backbone={backbone!r}: the weights could not be fetched ({error}). Without a network give checkpoint, a "
-            "file of weights that you have, or fill the cache beforehand: on a machine with a network run "
-            f"`timm.create_model({backbone!r}, pretrained=True)` and copy its ~/.cache/huggingface."
-        ) from error
+        raise SuperCMError(f"image_size: {backbone!r} has no size of its own; give the size of its training images.")
+    network = build_backbone(backbone, (3, image_size, image_size), **options)
     if checkpoint is not None:
         load_backbone_weights(network, checkpoint)
     if isinstance(network, TimmBackbone):
         settings = resolve_model_data_config(network.model) | {"input_size": (3, image_size, image_size)}
-    else:  # what the data modules do
+    else:  # as the data modules do
         settings = {"input_size": (3, image_size, image_size), "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0}
     return network, create_transform(**settings)
 
@@ -204,8 +201,8 @@ class _Images(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.store)
 
-    def __getitem__(self, row: int) -> Tensor:
-        return self.transform(Image.fromarray(self.store[row].permute(1, 2, 0).numpy()))
+    def __getitem__(self, index: int) -> Tensor:
+        return self.transform(Image.fromarray(self.store[index].permute(1, 2, 0).numpy()))
 
 
 @torch.inference_mode()
@@ -219,6 +216,7 @@ def _default_device() -> torch.device:
     return accelerator or torch.device("cpu")
 
 
+@errors_in_one_line()
 def main(args: list[str] | None = None) -> None:
     """The console script.
 

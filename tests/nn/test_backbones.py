@@ -163,7 +163,7 @@ def test_timm_models_that_do_not_fit_the_images_are_named() -> None:
         ValueError, match=r"vit_tiny_patch16_224 does not take images of shape \(3, 32, 32\).*img_size=32"
     ):
         build_backbone("vit_tiny_patch16_224", (3, 32, 32))
-    with pytest.raises(ValueError, match="not a vector"):
+    with pytest.raises(ValueError, match="pool it to a vector"):
         build_backbone("resnet18", (3, 32, 32), global_pool="")
 
 

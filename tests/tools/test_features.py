@@ -1,5 +1,7 @@
 """Features of a folder of images, from the files to a trained method."""
 
+import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,6 @@ from timm.data import create_transform, resolve_model_data_config
 from supercm_lightning import Supervised
 from supercm_lightning.cli import run
 from supercm_lightning.nn import build_backbone
-from supercm_lightning.tools import features as tool
 from supercm_lightning.tools.features import build_extractor, extract_features, main
 
 COLOURS = {"blue": (30, 40, 220), "green": (30, 200, 40), "red": (220, 40, 30)}
@@ -126,41 +127,61 @@ def test_weights_of_a_trained_method_are_its_own() -> None:
 def test_an_unreadable_image_is_named_or_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     write_images(Path("photos"), 2)
     Path("photos/red/broken.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"broken\.png: cannot be read as an image"):
-        main(["--root", "photos", *SMALL])
-    assert not list(Path("features").iterdir())
+    for workers in ("0", "1"):
+        with pytest.raises(SystemExit, match="2"):
+            main(["--root", "photos", *SMALL, "--num_workers", workers])
+        assert re.search(r"^error: [^\n]*broken\.png: cannot be read[^\n]*\n\Z", capsys.readouterr().err, re.M)
+        assert not list(Path("features").iterdir())
     main(["--root", "photos", *SMALL, "--on_bad_image", "skip"])
     assert "train: 1 of 7 images are left out" in capsys.readouterr().out
     assert len(read("train")["features"]) == 6
     assert "red/broken.png" not in read("train")["files"]
 
 
-def test_without_a_network_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_one_line_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def offline(*args: object, **kwargs: object) -> None:
-        raise FileNotFoundError("cannot find the requested files in the local cache")
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
+        raise FileNotFoundError("cannot find the requested files in the local cache.\nSee the documentation.")
 
-    monkeypatch.setattr(tool, "build_backbone", offline)
-    with pytest.raises(OSError, match=r"could not be fetched .* give checkpoint"):
-        build_extractor("resnet10t", True, None, {}, None)
+    write_images(Path("photos"), 1)
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(SystemExit, match="2"):
+        main(["--root", "photos", "--backbone", "resnet10t"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(r"error: .*resnet10t: .*local cache.*pretrained=false.*checkpoint", line)
+
+
+def test_random_weights_are_announced(capsys: pytest.CaptureFixture[str]) -> None:
+    write_images(Path("photos"), 1)
+    main(["--root", "photos", *SMALL])
+    assert "weights of small_cnn are random" in capsys.readouterr().err
+    torch.save(build_backbone("small_cnn", (3, 16, 16)).state_dict(), "weights.pt")
+    main(["--root", "photos", *SMALL, "--checkpoint", "weights.pt"])
+    assert "random" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "message"),
+    ("options", "message"),
     [
-        (["--backbone", "resnet1000"], ValueError, "resnet1000"),
-        (["--backbone", "small_cnn"], ValueError, "has no published weights"),
-        (["--backbone", "small_cnn", "--pretrained", "false"], ValueError, "image_size"),
-        (["--backbone", "resnet10t", "--checkpoint", "none.pth"], FileNotFoundError, "none.pth: no such file"),
-        (["--backbone", "resnet10t", "--checkpoint", "text.pth"], ValueError, "cannot be read as weights"),
-        (["--backbone", "resnet10t", "--checkpoint", "mlp.pth"], ValueError, "do not fit the backbone"),
-        (["--target", "night"], ValueError, "source and target go together"),
-        (["--dataset", "office31"], ValueError, "needs source and target"),
-        (["--batch_size", "0"], ValueError, "batch_size=0"),
+        (["--backbone", "resnet1000"], "resnet1000"),
+        (["--backbone", "small_cnn"], "pretrained=false"),
+        (["--backbone", "small_cnn", "--pretrained", "false"], "image_size"),
+        (["--backbone", "resnet10t", "--checkpoint", "none.pth"], "none.pth: no such file"),
+        (["--backbone", "resnet10t", "--checkpoint", "text.pth"], "text.pth: cannot be read"),
+        (["--backbone", "resnet10t", "--checkpoint", "mlp.pth"], "mlp.pth: the weights do not fit"),
+        (["--target", "night"], "source and target"),
+        (["--dataset", "office31"], "needs source and target"),
+        (["--batch_size", "0"], "batch_size=0"),
     ],
 )
-def test_wrong_options_are_named(options: list[str], error: type[Exception], message: str) -> None:
+def test_wrong_options_are_named(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     write_images(Path("photos"), 1)
     Path("text.pth").write_text("weights")
     torch.save(build_backbone("mlp", (4,)).state_dict(), "mlp.pth")
-    with pytest.raises(error, match=message):
+    with pytest.raises(SystemExit, match="2"):
         main(["--root", "photos", *options])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line

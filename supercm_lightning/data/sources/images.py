@@ -27,7 +27,7 @@ def check_bad_image_policy(on_bad_image: str) -> None:
         raise SuperCMError(f"on_bad_image={on_bad_image!r}: choose {' or '.join(get_args(BadImage))}.")
 
 
-class UnreadableImage(ValueError):
+class UnreadableImage(SuperCMError):
     """A file that cannot be read as an image."""
 
 
