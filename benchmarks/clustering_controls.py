@@ -7,42 +7,65 @@ from torch import Tensor
 
 from supercm_lightning import ASD, ASDFreeMatch, ClusteringDataModule, FreeMatch
 from supercm_lightning.data.sources.stores import ArrayStore, Store
+from supercm_lightning.self_labeling import ASDOptions, SelfLabeler
 from supercm_lightning.utils.random import generator
 
 
-class RandomMap(ASDFreeMatch):
-    """Maps instance classes to clusters at random: what is left without the transitions."""
+class RandomMapLabeler(SelfLabeler):
+    """Maps instance classes to clusters at random, once."""
 
-    def _map_to_clusters(self) -> None:
-        if not self.clusters.known:
-            order = torch.randperm(len(self.drawn), generator=generator(self._seed or 0, "random map"))
-            self.clusters.set(order % self.num_classes)
+    seed = torch.initial_seed()
+
+    def update_map(self) -> None:
+        """Keeps the first map."""
+        if not self.clusters.is_known:
+            order = torch.randperm(len(self.samples), generator=generator(self.seed, "random map"))
+            self.clusters.set_map(order % self.num_clusters)
+
+
+class RandomMap(ASDFreeMatch):
+    """What is left of ASD without the transitions."""
+
+    def build_labeler(self, in_features: int) -> SelfLabeler:
+        """An adaptor with a random map, drawn from the seed of the process."""
+        labeler = RandomMapLabeler(in_features, self.num_classes, ASDOptions.from_flat(self.hparams))
+        labeler.seed = torch.initial_seed()
+        return labeler
+
+
+class TrueLabeler(SelfLabeler):
+    """Keeps the samples, labels and clusters that it was given."""
+
+    def sample(self, *args: Any) -> None:
+        """Keeps the samples."""
+
+    def observe(self, *args: Any) -> None:
+        """Labels them by the map."""
+        self.targets.copy_(self.clusters(self.samples.shard[1]).repeat(self.num_views))
 
 
 class TrueLabels(ASD, FreeMatch):
     """The same learner, views and schedule with four true labels per class: the ceiling that ASD aims at."""
 
+    def build_labeler(self, in_features: int) -> SelfLabeler:
+        """An adaptor that chooses nothing."""
+        return TrueLabeler(in_features, self.num_classes, ASDOptions.from_flat(self.hparams))
+
     def setup(self, stage: str) -> None:
-        """Draws the rows."""
+        """Draws the labeled samples."""
         super().setup(stage)
         if stage == "fit":
-            data = self.trainer.datamodule  # type: ignore[attr-defined]
-            labels = data.samples["unlabeled"].store.labels[data.samples["unlabeled"].index]
+            samples = self.trainer.datamodule.samples["unlabeled"]  # type: ignore[attr-defined]
+            labels: Tensor = samples.store.labels[samples.index]
             order = torch.randperm(len(labels), generator=generator(torch.initial_seed(), "true labels"))
-            share = len(self.drawn) // self.num_classes
-            drawn = [order[labels[order] == k][:share] for k in range(self.num_classes)]
-            self.drawn.rows.copy_(torch.cat(drawn))
-            self.clusters.set(torch.arange(self.num_classes).repeat_interleave(share))
-
-    def _draw(self) -> None:
-        pass
-
-    def _label(self, step: Any) -> Tensor:
-        return self.clusters.cluster_of
+            count = len(self.labeler.samples) // self.num_classes
+            chosen = [order[labels[order] == k][:count] for k in range(self.num_classes)]
+            self.labeler.samples.index.copy_(torch.cat(chosen))
+            self.labeler.clusters.set_map(torch.arange(self.num_classes).repeat_interleave(count))
 
 
 class LongTail(ClusteringDataModule):
-    """170 rows of the first class, 17 of the last one, geometrically in between; the same rows for every seed."""
+    """170 samples of the first class, 17 of the last, geometrically in between; the same samples for every seed."""
 
     def _read_stores(self) -> dict[str, Store]:
         store = super()._read_stores()["train"]

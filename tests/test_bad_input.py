@@ -27,7 +27,7 @@ from supercm_lightning import (
     Supervised,
 )
 from supercm_lightning.cli import run
-from supercm_lightning.data.modules.clustering import read_clusters
+from supercm_lightning.self_labeling import read_clusters
 
 PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
 

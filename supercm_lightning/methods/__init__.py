@@ -5,6 +5,7 @@ from supercm_lightning.methods.asd import ASD as ASD
 from supercm_lightning.methods.base import Method as Method
 from supercm_lightning.methods.bnm import BNM as BNM
 from supercm_lightning.methods.cdan import CDAN as CDAN
+from supercm_lightning.methods.clusterer import Clusterer as Clusterer
 from supercm_lightning.methods.combinations import *  # noqa: F403
 from supercm_lightning.methods.dann import DANN as DANN
 from supercm_lightning.methods.fixmatch import FixMatch as FixMatch

@@ -1,16 +1,21 @@
-"""What clustering without labels needs, on tensors: no Lightning."""
+"""Labels made without labels, on tensors: sampling, alignment, transitions, grouping, and the adaptor of all."""
 
+from supercm_lightning.self_labeling.adaptor import SelfLabeler
 from supercm_lightning.self_labeling.alignment import align_labels
-from supercm_lightning.self_labeling.cluster_map import ClusterMap, majority_clusters
+from supercm_lightning.self_labeling.cluster_map import ClusterMap
 from supercm_lightning.self_labeling.grouping import group_classes, kmedoids, match_clusters
+from supercm_lightning.self_labeling.initial_clusters import majority_clusters, read_clusters
+from supercm_lightning.self_labeling.options import ASDOptions
 from supercm_lightning.self_labeling.pseudo_labeled import PseudoLabeledSamples
 from supercm_lightning.self_labeling.sampling import class_coverage, prototype_sample, random_sample
 from supercm_lightning.self_labeling.transitions import ClassTransitionTracker
 
 __all__ = [
+    "ASDOptions",
     "ClassTransitionTracker",
     "ClusterMap",
     "PseudoLabeledSamples",
+    "SelfLabeler",
     "align_labels",
     "class_coverage",
     "group_classes",
@@ -19,4 +24,5 @@ __all__ = [
     "match_clusters",
     "prototype_sample",
     "random_sample",
+    "read_clusters",
 ]

@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.utils.options import SuperCMError, check_choice
 
 
 def align_labels(
@@ -15,30 +15,33 @@ def align_labels(
     """Gives each of n samples one of n labels, each label once, at the least total cost.
 
     With uniform marginals an optimal transport plan between n samples and n labels is a permutation. `exact` finds it;
-    `sinkhorn` finds the plan with entropy regularisation, in the log domain, and rounds it to the permutation of the
-    largest total plan. The two agree as `eps` goes to zero.
+    `sinkhorn` computes the entropy-regularized plan in the log domain and rounds it to the permutation with the largest
+    total plan. The two agree as `eps` goes to zero.
 
     Args:
         cost: Cost of giving sample i the label j, (n, n), finite, without gradient.
         solver: `exact` or `sinkhorn`.
-        eps: Weight of the entropy as a share of the range of the costs, > 0, for `sinkhorn`.
-        iterations: Number of its iterations.
+        eps: For `sinkhorn`: weight of the entropy as a fraction of the range of the costs, > 0.
+        iterations: For `sinkhorn`: number of iterations.
 
     Returns:
         Label of each sample, (n,) int64, a permutation of 0 … n − 1, on the device of `cost`.
 
     Raises:
-        ValueError: If the cost is not square, or the solver is unknown.
+        SuperCMError: If the cost is not square, or the solver is unknown.
 
     Source: Cuturi, "Sinkhorn Distances", NeurIPS 2013; used for labels by Duan et al., IEEE TIP 2025.
+
+    Example:
+        >>> align_labels(torch.tensor([[0.1, 0.0], [0.9, 0.2]]))
+        tensor([0, 1])
     """
     if cost.ndim != 2 or len(cost) != cost.shape[1]:
         raise SuperCMError(f"cost of shape {tuple(cost.shape)}: there must be as many labels as samples.")
+    check_choice(solver=(solver, ("exact", "sinkhorn")))
     objective = cost.detach().cpu().double()
     if solver == "sinkhorn":
         objective = -_sinkhorn(objective, eps, iterations)
-    elif solver != "exact":
-        raise SuperCMError(f"solver={solver!r}: choose exact or sinkhorn.")
     _, label = linear_sum_assignment(objective.numpy())
     return torch.from_numpy(label).to(cost.device)
 

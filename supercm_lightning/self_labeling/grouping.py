@@ -1,4 +1,4 @@
-"""Groups of classes from how often they are confused: k-medoids, spectral clustering, ids that stay."""
+"""Groups of classes by how often they are confused: k-medoids, spectral clustering, stable ids."""
 
 from typing import Literal
 
@@ -7,11 +7,11 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.utils.options import SuperCMError, check_choice
 
 
 def kmedoids(dissimilarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Partitions n items around k of them so that the sum of the dissimilarities to the own medoid is small.
+    """Partitions n items around k of them, the medoids, with a small sum of dissimilarities to the own medoid.
 
     Partitioning around medoids: BUILD adds the medoid that lowers the sum most, SWAP exchanges a medoid for another
     item as long as that lowers the sum. Deterministic; of equal choices the first is taken. A medoid belongs to its own
@@ -26,10 +26,16 @@ def kmedoids(dissimilarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
         Cluster of each item, (n,) int64 in [0, k), and the medoids, (k,) int64, in the order of their cluster.
 
     Raises:
-        ValueError: If the matrix is not square, or k is outside its range.
+        SuperCMError: If the matrix is not square, or k is outside its range.
 
     Source: Kaufman and Rousseeuw, "Finding Groups in Data", 1990, chapter 2; the sums of SWAP are those of Schubert and
         Rousseeuw, "Faster k-Medoids Clustering", 2019.
+
+    Example:
+        >>> points = torch.tensor([[0.0], [0.1], [0.2], [5.0], [5.1]])
+        >>> labels, medoids = kmedoids(torch.cdist(points, points), k=2)
+        >>> labels, medoids
+        (tensor([0, 0, 0, 1, 1]), tensor([1, 3]))
     """
     n = len(dissimilarity)
     if tuple(dissimilarity.shape) != (n, n):
@@ -43,7 +49,7 @@ def kmedoids(dissimilarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _build(d: np.ndarray, k: int) -> np.ndarray:
-    """Adds one medoid after the other, each time the one that lowers the sum most."""
+    """Greedy initialization: adds the medoid that lowers the sum most, k times."""
     medoids = [int(d.sum(axis=0).argmin())]
     for _ in range(k - 1):
         gain = np.maximum(d[:, medoids].min(axis=1)[:, None] - d, 0).sum(axis=0)
@@ -54,14 +60,14 @@ def _build(d: np.ndarray, k: int) -> np.ndarray:
 
 def _swap(d: np.ndarray, medoids: np.ndarray) -> np.ndarray:
     """Exchanges medoids for other items while the sum of the dissimilarities falls."""
-    rows, k = np.arange(len(d)), len(medoids)
+    items, k = np.arange(len(d)), len(medoids)
     while True:
         to_medoids = d[:, medoids]
         own = to_medoids.argmin(axis=1)
-        nearest = to_medoids[rows, own]
-        to_medoids[rows, own] = np.inf
+        nearest = to_medoids[items, own]
+        to_medoids[items, own] = np.inf
         second = to_medoids.min(axis=1)
-        # Of candidate c in place of medoid i: rows of other medoids may only gain, those of i fall to c or the second.
+        # Candidate c in place of medoid i: items of other medoids can only gain, items of i go to c or to their second.
         gained = np.minimum(d - nearest[:, None], 0)
         lost = np.minimum(d, second[:, None]) - nearest[:, None] - gained
         change = gained.sum(axis=0) + (own == np.arange(k)[:, None]).astype(float) @ lost
@@ -74,15 +80,16 @@ def _swap(d: np.ndarray, medoids: np.ndarray) -> np.ndarray:
 
 
 def _members(d: np.ndarray, medoids: np.ndarray) -> np.ndarray:
+    """Cluster of each item; ties go to the smallest cluster."""
     to_medoids = d[:, medoids]
     nearest = to_medoids == to_medoids.min(axis=1, keepdims=True)
     nearest[medoids] = np.eye(len(medoids), dtype=bool)
     label = nearest.argmax(axis=1)
     tied = nearest.sum(axis=1) > 1
     size = np.bincount(label[~tied], minlength=len(medoids))
-    for row in tied.nonzero()[0]:
-        label[row] = np.where(nearest[row], size, len(d)).argmin()
-        size[label[row]] += 1
+    for item in tied.nonzero()[0]:
+        label[item] = np.where(nearest[item], size, len(d)).argmin()
+        size[label[item]] += 1
     return label
 
 
@@ -90,8 +97,8 @@ def group_classes(transitions: Tensor, k: int, by: Literal["kmedoids", "spectral
     """Groups classes that are often confused.
 
     The similarity of two classes is S = (T + Tᵀ) / 2. `kmedoids` partitions by 1 − S / max S. `spectral` clusters S
-    divided by the square roots of its row sums; it also finds groups where single cells hold few counts, because it
-    looks at whole rows.
+    divided by the square roots of its row sums; it compares whole rows, and so finds groups also where single cells
+    hold few counts.
 
     Args:
         transitions: Counts of changes a → b, (C, C); the diagonal is ignored.
@@ -102,20 +109,23 @@ def group_classes(transitions: Tensor, k: int, by: Literal["kmedoids", "spectral
         Group of each class, (C,) int64 in [0, k), on the host.
 
     Raises:
-        ValueError: If `by` is unknown or k is outside its range.
+        SuperCMError: If `by` is unknown or k is outside its range.
+
+    Example:
+        >>> group_classes(torch.tensor([[0, 9, 0, 0], [9, 0, 0, 0], [0, 0, 0, 7], [0, 0, 7, 0]]), k=2)
+        tensor([0, 0, 1, 1])
     """
     from sklearn.cluster import SpectralClustering
 
+    check_choice(by=(by, ("kmedoids", "spectral")))
     similarity = (transitions + transitions.T).cpu().double() / 2
     similarity.fill_diagonal_(0)
     top = similarity.max()
     if by == "kmedoids" or top == 0:
         dissimilarity = 1 - similarity / top.clamp_min(1)
         return kmedoids(dissimilarity.fill_diagonal_(0), k)[0]
-    if by != "spectral":
-        raise SuperCMError(f"by={by!r}: choose kmedoids or spectral.")
-    # Classes with few changes would be groups of their own; the regularisation of Amini et al. (2013), a constant of
-    # the size of the mean, ties them to all others.
+    # Without regularization classes with few changes become groups of their own. Amini et al. (2013) add a constant of
+    # the size of the mean similarity.
     similarity += similarity.mean()
     root = similarity.sum(dim=1).sqrt()
     affinity = similarity / (root[:, None] * root)
@@ -124,16 +134,20 @@ def group_classes(transitions: Tensor, k: int, by: Literal["kmedoids", "spectral
 
 
 def match_clusters(new: Tensor, old: Tensor, weight: Tensor, k: int) -> Tensor:
-    """Renames clusters so that they overlap most with an earlier clustering of the same items.
+    """Permutes cluster ids so that the overlap with an earlier clustering of the same items is largest.
 
     Args:
         new: Cluster of each item, (n,) int64 in [0, k).
-        old: Its earlier cluster, (n,) int64 in [0, k); items below 0 had none.
+        old: Its earlier cluster, (n,) int64 in [0, k); below 0 for none.
         weight: Weight of each item, (n,), >= 0.
         k: Number of clusters.
 
     Returns:
         `new` with permuted ids, (n,) int64.
+
+    Example:
+        >>> match_clusters(torch.tensor([1, 1, 0, 0]), torch.tensor([0, 0, 1, 1]), torch.ones(4), k=2)
+        tensor([0, 0, 1, 1])
     """
     known = old >= 0
     overlap = torch.zeros(k * k, dtype=torch.float64)

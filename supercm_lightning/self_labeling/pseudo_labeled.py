@@ -1,4 +1,4 @@
-"""The rows that are labelled at present."""
+"""The samples that currently carry pseudo-labels."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -12,74 +12,86 @@ from supercm_lightning.self_labeling.alignment import align_labels
 from supercm_lightning.self_labeling.sampling import prototype_sample, random_sample
 from supercm_lightning.utils.collectives import all_gather_shards, from_rank_zero, rank_slice
 
+FEATURE_RATE = 0.1
+"""Weight of the newest feature in the running mean feature of an instance label."""
+AGREEMENT_RATE = 0.1
+"""Weight of the newest set in the running agreement."""
+
 
 class PseudoLabeledSamples(nn.Module):
-    """The n_l rows that are labelled at present, and the instance label of each; all in buffers.
+    """The n_l samples that currently carry pseudo-labels, and the instance label of each; all state is in buffers.
 
-    In a distributed run drawing and aligning are collective calls, and all processes know the same rows and labels. The
-    rows are dealt out: each is forwarded in one process only.
+    In a distributed run sampling and alignment are collective calls, and all processes hold the same samples and
+    labels. Each process forwards its round-robin shard of the samples.
 
     Args:
-        num_rows: Number of rows n to draw from.
-        num_drawn: Number of rows n_l that are labelled at a time, and of instance labels.
+        num_samples: Number of samples n to choose from.
+        num_labels: Number of samples n_l in a set, and of instance labels.
         num_features: Width d of the features.
 
     Attributes:
-        rows: The drawn rows, (n_l,) int64.
+        index: Positions of the current samples, (n_l,) int64.
         labels: Their instance labels, (n_l,) int64, a permutation of 0 … n_l − 1.
-        unused: Rows that were not drawn yet in this pass, (n,) bool.
-        last_label: The instance label that each row had when drawn last, (n,) int64, -1 before that.
-        mean_features: Running mean of the normalised features of each instance label, (n_l, d), normalised.
-        agreement: Running share of the rows that get the label which they had when drawn last, a scalar in [0, 1].
+        unused: Samples that were not chosen yet in the current pass, (n,) bool.
+        last_label: Instance label of each sample when it was last chosen, (n,) int64, -1 before that.
+        mean_features: Running mean of the normalized features of each instance label, (n_l, d), normalized.
+        agreement: Running fraction of the samples that get the label of their last time, a scalar in [0, 1].
 
     Source: Duan et al., IEEE TIP 2025, steps "sampling" and "alignment".
+
+    Example:
+        >>> samples = PseudoLabeledSamples(num_samples=20, num_labels=5, num_features=3)
+        >>> samples.sample_randomly(torch.Generator().manual_seed(0))
+        >>> samples.align(torch.randn(5, 3), logits=torch.randn(5, 5))
+        >>> sorted(samples.labels.tolist())
+        [0, 1, 2, 3, 4]
     """
 
-    rows: Tensor
+    index: Tensor
     labels: Tensor
     unused: Tensor
     last_label: Tensor
     mean_features: Tensor
     agreement: Tensor
 
-    def __init__(self, num_rows: int, num_drawn: int, num_features: int) -> None:
+    def __init__(self, num_samples: int, num_labels: int, num_features: int) -> None:
         super().__init__()
-        self.register_buffer("rows", torch.arange(num_drawn))
-        self.register_buffer("labels", torch.arange(num_drawn))
-        self.register_buffer("unused", torch.ones(num_rows, dtype=torch.bool))
-        self.register_buffer("last_label", torch.full((num_rows,), -1))
-        self.register_buffer("mean_features", torch.zeros(num_drawn, num_features))
+        self.register_buffer("index", torch.arange(num_labels))
+        self.register_buffer("labels", torch.arange(num_labels))
+        self.register_buffer("unused", torch.ones(num_samples, dtype=torch.bool))
+        self.register_buffer("last_label", torch.full((num_samples,), -1))
+        self.register_buffer("mean_features", torch.zeros(num_labels, num_features))
         self.register_buffer("agreement", torch.zeros(()))
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.index)
 
     @property
-    def share(self) -> tuple[Tensor, Tensor]:
-        """Rows and labels of this process's share, (m,) int64 each; all n_l in a run of one process."""
-        mine = rank_slice()
-        return self.rows[mine], self.labels[mine]
+    def shard(self) -> tuple[Tensor, Tensor]:
+        """Positions and labels of this process's shard, (m,) int64 each; all n_l in a run of one process."""
+        own = rank_slice()
+        return self.index[own], self.labels[own]
 
-    def draw_at_random(self, generator: torch.Generator) -> None:
-        """Draws the next rows of a walk, see `random_sample`.
+    def sample_randomly(self, generator: torch.Generator) -> None:
+        """Chooses the next samples of a random order without repetition, see `random_sample`.
 
         Args:
             generator: Source of randomness, on the host, the same in all processes.
         """
         unused = self.unused.cpu()
-        self._keep(random_sample(unused, len(self), generator), unused)
+        self._set(random_sample(unused, len(self), generator), unused)
 
-    def draw_prototypes(
+    def sample_prototypes(
         self, k: int, num_candidates: int, features_of: Callable[[Tensor], Tensor], generator: torch.Generator
     ) -> None:
-        """Draws k prototypes with their neighbours, see `prototype_sample`, among random candidates.
+        """Chooses k prototypes with their neighbors among random candidates, see `prototype_sample`.
 
-        A pass ends, and every row may be drawn again, when too few of the candidates are unused.
+        A new pass begins, in which every sample may be chosen again, when too few of the candidates are unused.
 
         Args:
             k: Number of prototypes.
-            num_candidates: Number of candidates, at least n_l; all rows if there are fewer.
-            features_of: Gives features (m, d) of rows (m,) int64.
+            num_candidates: Number of candidates, at least n_l; all samples if there are fewer.
+            features_of: Gives features (m, d) of samples by position (m,) int64.
             generator: Source of randomness, on the host, the same in all processes.
         """
         unused = self.unused.cpu()
@@ -88,10 +100,10 @@ class PseudoLabeledSamples(nn.Module):
             unused.fill_(True)
         chosen = prototype_sample(features_of(candidates), k, len(self), unused[candidates], generator)
         unused[candidates[chosen]] = False
-        self._keep(candidates[chosen], unused)
+        self._set(candidates[chosen], unused)
 
-    def _keep(self, rows: Tensor, unused: Tensor) -> None:
-        from_rank_zero(self.rows.copy_(rows))
+    def _set(self, index: Tensor, unused: Tensor) -> None:
+        from_rank_zero(self.index.copy_(index))
         from_rank_zero(self.unused.copy_(unused))
 
     @torch.no_grad()
@@ -102,10 +114,10 @@ class PseudoLabeledSamples(nn.Module):
         cost: Literal["logit", "feature"] = "logit",
         solver: Literal["exact", "sinkhorn"] = "exact",
     ) -> None:
-        """Gives every drawn row the instance label that fits it best, each label once.
+        """Gives each sample an instance label, each label once, at the least total cost.
 
         Args:
-            features: Features of this process's share of the drawn rows, (m, d).
+            features: Features of this process's shard, (m, d).
             logits: Their logits over the instance labels, (m, n_l).
             cost: `logit`: the negative log-probability; `feature`: the cosine distance to `mean_features`.
             solver: See `align_labels`.
@@ -113,15 +125,15 @@ class PseudoLabeledSamples(nn.Module):
         features = F.normalize(all_gather_shards(features.float(), len(self)), dim=1)
         logits = all_gather_shards(logits.float(), len(self))
         costs = -logits.log_softmax(dim=1) if cost == "logit" else 1 - features @ self.mean_features.T
-        # A network that became NaN is named with its term of the loss, a moment later.
+        # A network that became NaN is reported with the loss term of the same step, not by the solver.
         self.labels.copy_(align_labels(costs.nan_to_num(), solver))
-        mean = self.mean_features[self.labels].lerp(features, 0.1)
+        mean = self.mean_features[self.labels].lerp(features, FEATURE_RATE)
         self.mean_features[self.labels] = F.normalize(mean, dim=1)
-        before = self.last_label[self.rows]
+        before = self.last_label[self.index]
         known = before >= 0
         same = (before == self.labels).sum() / known.sum().clamp_min(1)
-        self.agreement.lerp_(torch.where(known.any(), same, self.agreement), 0.1)
-        self.last_label[self.rows] = self.labels
+        self.agreement.lerp_(torch.where(known.any(), same, self.agreement), AGREEMENT_RATE)
+        self.last_label[self.index] = self.labels
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         resize_buffers(self, ("unused", "last_label"), state_dict, prefix)

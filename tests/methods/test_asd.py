@@ -1,4 +1,4 @@
-"""ASD: what it labels and when, that it is the same resumed or shared, and that it never reads a label."""
+"""ASD: what it labels and when, that it is the same resumed or distributed, and that it never reads a label."""
 
 import os
 from collections.abc import Callable
@@ -72,8 +72,9 @@ def save_blobs(**kwargs: Any) -> None:
 
 def decisions(model: Any) -> dict[str, Tensor]:
     """What the adaptor decided so far."""
-    kept = {name: getattr(model.drawn, name).clone() for name in ("rows", "labels", "unused", "last_label")}
-    return kept | {"cluster_of": model.clusters.cluster_of.clone()}
+    samples = model.labeler.samples
+    kept = {name: getattr(samples, name).clone() for name in ("index", "labels", "unused", "last_label")}
+    return kept | {"cluster_of": model.labeler.clusters.cluster_of.clone()}
 
 
 class Watch(Callback):
@@ -82,12 +83,11 @@ class Watch(Callback):
     def __init__(self) -> None:
         self.steps: list[dict[str, Any]] = []
 
-    def on_train_forward(self, trainer: Trainer, pl_module: Any, step: Step) -> None:
-        with torch.no_grad():
-            logits = pl_module.instance_head(step.labeled_features[: len(pl_module.drawn)])
-        self.steps.append(
-            decisions(pl_module) | {"y": step.y, "x": step.x, "predicted": logits.argmax(1), "index": step.index}
-        )
+    def observe(self, trainer: Trainer, pl_module: Any, step: Step) -> None:
+        labeler = pl_module.labeler
+        predicted = labeler.instance_head(step.labeled_features[: len(labeler.samples)]).argmax(1)
+        found = {"y": step.y.clone(), "x": step.x, "predicted": predicted, "visited": step.index}
+        self.steps.append(decisions(pl_module) | found)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
         self.steps[-1]["terms"] = {n for n in trainer.callback_metrics if n.startswith("train/")}
@@ -100,8 +100,8 @@ def watched() -> list[dict[str, Any]]:
     return watch.steps
 
 
-def test_sets_are_held_and_no_row_is_drawn_twice_before_all_were(watched: list[dict[str, Any]]) -> None:
-    sets = [step["rows"].tolist() for step in watched]
+def test_sets_are_held_and_no_sample_is_chosen_twice_before_all_were(watched: list[dict[str, Any]]) -> None:
+    sets = [step["index"].tolist() for step in watched]
     for start in range(0, 18, 3):
         assert sets[start] == sets[start + 1] == sets[start + 2]
         assert watched[start]["labels"].tolist() == watched[start + 2]["labels"].tolist()
@@ -136,18 +136,18 @@ def test_the_other_method_starts_with_the_clusters(watched: list[dict[str, Any]]
     assert watched[first]["cluster_of"].unique().tolist() == list(range(10))
 
 
-def test_views_of_the_drawn_rows_are_those_rows() -> None:
+def test_inputs_are_views_of_the_chosen_samples() -> None:
     watch = Watch()
     data = digits(shift=0)
     trainer(2, watch).fit(model_of(), datamodule=data)
     step = watch.steps[0]
-    clean = data.normalize(data.samples["unlabeled"].store.data[step["rows"]])
+    clean = data.normalize(data.samples["unlabeled"].store.data[step["index"]])
     torch.testing.assert_close(step["x"][:40], clean)
     assert not torch.equal(step["x"][40:], clean)
     assert not torch.equal(step["x"][40:], watch.steps[1]["x"][40:])  # a held set gets new views
 
 
-def test_prototypes_come_from_the_averaged_features_and_fill_every_cluster_alike() -> None:
+def test_prototypes_are_chosen_by_averaged_features_equally_from_every_cluster() -> None:
     save_blobs()
     watch = Watch()
     model = ASDFixMatch(
@@ -156,9 +156,9 @@ def test_prototypes_come_from_the_averaged_features_and_fill_every_cluster_alike
     trainer(9, watch).fit(model, datamodule=ClusteringDataModule("features", "blobs.npz"))
     _, labels = blobs()
     for step in watch.steps:
-        assert labels[step["rows"]].bincount().tolist() == [4, 4, 4, 4]
-    drawn = torch.cat([watch.steps[number]["rows"] for number in (0, 3, 6)])
-    assert len(drawn.unique()) == len(drawn)
+        assert labels[step["index"]].bincount().tolist() == [4, 4, 4, 4]
+    chosen = torch.cat([watch.steps[number]["index"] for number in (0, 3, 6)])
+    assert len(chosen.unique()) == len(chosen)
 
 
 @pytest.mark.parametrize("kind", [ASDFixMatch, ASDFreeMatch, ASDSuperCM, ASDSuperCMFreeMatch, ASDSuperCMVAT])
@@ -217,12 +217,13 @@ def test_resumed_run_is_bit_identical(kind: type[Method], cost: str) -> None:
     for number in (7, 14):
         resumed, later = fit(Path(f"saved/step={number}.ckpt"))
         for mine, theirs in zip(later.steps, steps.steps[number:], strict=True):
-            for name in ("rows", "labels", "cluster_of", "unused", "last_label", "y", "x", "index"):
+            for name in ("index", "labels", "cluster_of", "unused", "last_label", "y", "x", "visited"):
                 assert torch.equal(mine[name], theirs[name]), f"{name} differs after step {number}"
         expected = whole.state_dict()
         for name, value in resumed.state_dict().items():
             assert torch.equal(value, expected[name]), f"{name} differs after resuming at step {number}"
-    assert {"tracker.bank", "tracker.counts", "tracker.events", "drawn.last_label", "drawn.rows"} <= set(expected)
+    kept = ("tracker.bank", "tracker.counts", "tracker.events", "samples.last_label", "samples.index")
+    assert {f"labeler.{name}" for name in kept} <= set(expected)
 
 
 def test_a_checkpoint_loads_without_the_data() -> None:
@@ -269,7 +270,7 @@ def test_a_run_without_labels_trains_and_predicts() -> None:
 def test_labels_of_a_semi_supervised_set_are_not_used() -> None:
     model = model_of(ASDFixMatch)
     trainer(4).fit(model, datamodule=SemiSupervisedDataModule(num_labeled=20, steps_per_epoch=4))
-    assert model.tracker.bank.max() >= 0
+    assert model.labeler.tracker.bank.max() >= 0
 
 
 def test_methods_with_labels_say_what_clusters_without() -> None:
@@ -330,7 +331,7 @@ def test_given_clusters_are_the_labels_until_the_first_map_which_keeps_their_nam
     run = trainer(60, watch)
     run.fit(model, datamodule=data)
     for step in watch.steps[:30]:
-        assert step["y"].tolist() == given[step["rows"]].tolist() * 2
+        assert step["y"].tolist() == given[step["index"]].tolist() * 2
         assert "train/fixmatch" in step["terms"]
     assert bool((watch.steps[-1]["cluster_of"] >= 0).all())
     predicted = torch.cat([part["probabilities"] for part in run.predict(model, datamodule=data)]).argmax(1)
@@ -349,7 +350,7 @@ def test_the_table_that_predict_writes_is_a_clustering_to_start_from() -> None:
     watch = Watch()
     trainer(2, watch).fit(again, datamodule=digits())
     expected = torch.cat([p["probabilities"] for p in run.predict(model, datamodule=data)]).argmax(1)
-    assert watch.steps[0]["y"][:40].tolist() == expected[watch.steps[0]["rows"]].tolist()
+    assert watch.steps[0]["y"][:40].tolist() == expected[watch.steps[0]["index"]].tolist()
 
 
 @pytest.mark.parametrize(
@@ -363,25 +364,27 @@ def test_a_clustering_that_does_not_fit_is_refused(content: Any, message: str) -
         trainer(1).fit(model_of(asd_init_labels="given.npy"), datamodule=digits())
 
 
-def test_backbone_weights_come_from_a_checkpoint_or_a_state_dict() -> None:
+def test_averaged_weights_start_from_given_backbone_weights() -> None:
     first = model_of()
-    run = trainer(3)
-    run.fit(first, datamodule=digits())
-    run.save_checkpoint("run.ckpt")
+    with torch.no_grad():
+        for parameter in first.backbone.parameters():
+            parameter.add_(1.0)
     torch.save(first.backbone.state_dict(), "backbone.pt")
-    for file in ("run.ckpt", "backbone.pt"):
-        seed_everything(11)
-        second = ASDFreeMatch(num_classes=10, input_shape=(1, 8, 8), asd_backbone_checkpoint=file, **QUICK)
-        second.trainer = trainer(1)
-        second.trainer.fit(second, datamodule=digits(steps_per_epoch=1))
-        start = first.backbone.state_dict()
-        moved = [
-            float((value.detach() - start[name]).abs().max()) for name, value in second.backbone.named_parameters()
-        ]
-        assert max(moved) < 0.01  # one step of Adam at lr 0.001 away
-    torch.save({"weight": torch.zeros(1)}, "other.pt")
-    with pytest.raises(ValueError, match=r"other\.pt: the weights do not fit the backbone"):
-        trainer(1).fit(model_of(asd_backbone_checkpoint="other.pt"), datamodule=digits())
+    second = model_of(backbone_checkpoint="backbone.pt")
+    trainer(1).fit(second, datamodule=digits())
+    start = first.backbone.state_dict()
+    for name, value in second.average.module[0].named_parameters():
+        assert (value - start[name]).abs().max() < 0.01, name  # one step of Adam at lr 0.001 away
+
+
+def test_a_second_fit_starts_the_labeling_anew() -> None:
+    watch, again = Watch(), Watch()
+    model = model_of()
+    trainer(10, watch).fit(model, datamodule=digits())
+    trainer(1, again).fit(model, datamodule=digits())
+    assert watch.steps[-1]["cluster_of"].min() >= 0
+    assert again.steps[0]["cluster_of"].max() == -1
+    assert (again.steps[0]["last_label"] >= 0).sum() == 40
 
 
 @pytest.mark.parametrize(
@@ -394,9 +397,13 @@ def test_backbone_weights_come_from_a_checkpoint_or_a_state_dict() -> None:
     ],
 )
 def test_window_is_a_fraction_of_the_batches(steps: int, options: dict[str, Any], expected: int) -> None:
+    class Stop(Callback):
+        def on_train_batch_start(self, *args: Any) -> int:
+            return -1
+
     model = model_of(asd_window=0.5)
-    model.trainer = trainer(steps, **options)
-    assert model._window(100) == expected
+    trainer(steps, Stop(), **options).fit(model, datamodule=digits(steps_per_epoch=100))
+    assert len(model.labeler.tracker.events) == expected
 
 
 # ------------------------------------------------------------------------------------------------------ processes
@@ -406,9 +413,9 @@ class Decisions(Callback):
     def __init__(self) -> None:
         self.steps: list[dict[str, Tensor]] = []
 
-    def on_train_forward(self, trainer: Trainer, pl_module: Any, step: Step) -> None:
-        tracked = {name: getattr(pl_module.tracker, name).clone() for name in ("matrix", "bank")}
-        self.steps.append(decisions(pl_module) | tracked | {"y": step.y})
+    def observe(self, trainer: Trainer, pl_module: Any, step: Step) -> None:
+        tracked = {name: getattr(pl_module.labeler.tracker, name).clone() for name in ("matrix", "bank")}
+        self.steps.append(decisions(pl_module) | tracked | {"y": step.y.clone()})
 
 
 def whole_run(kind: type[Method], folder: Path, batch: int, **kwargs: Any) -> Any:
@@ -428,7 +435,7 @@ def whole_run(kind: type[Method], folder: Path, batch: int, **kwargs: Any) -> An
 
 
 def whole_run_of_two(kind: type[Method], folder: Path) -> Any:
-    """The same in a process of the pool, with half of the rows."""
+    """The same in a process of the pool, with half of the samples."""
     # How a launcher such as torchrun tells Lightning that the processes are there.
     with mock.patch.dict(os.environ, {"LOCAL_RANK": str(torch.distributed.get_rank())}):
         return whole_run(kind, folder, batch=30, devices=2, strategy="ddp")
@@ -444,7 +451,7 @@ def test_two_processes_decide_what_one_does(
     for number, one in enumerate(alone):
         for rank, (steps, _) in enumerate(ranks):
             for name, value in one.items():
-                if name == "y":  # of a weak and a strong view, dealt out
+                if name == "y":  # of a weak and a strong view, sharded
                     value = value.view(2, -1)[:, rank::2].flatten()
                 assert torch.equal(steps[number][name], value), f"{name} of a rank differs at step {number}"
     assert len(alone) == 20
@@ -515,11 +522,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_named() -> None:
         trainer(10).fit(model_of(lr=1e30, asd_hold=1), datamodule=digits())
 
 
-def test_more_rows_than_there_are_is_an_error_at_setup() -> None:
-    with pytest.raises(ValueError, match="130 rows are labelled at a time, and there are 120"):
+def test_more_samples_than_there_are_is_an_error_at_setup() -> None:
+    with pytest.raises(ValueError, match=r"asd_samples: 130 .* 120"):
         trainer(1).fit(model_of(asd_samples=130), datamodule=digits())
 
 
 def test_a_fraction_of_an_endless_training_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"asd_window=0\.3 is a fraction"):
+    with pytest.raises(ValueError, match=r"trainer\.max_epochs or trainer\.max_steps"):
         trainer(-1, max_epochs=-1).fit(model_of(asd_window=0.3), datamodule=digits())

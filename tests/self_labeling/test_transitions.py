@@ -36,7 +36,7 @@ class Restated:
 
 
 def batches(count: int, size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Random visits; a row may occur several times in a batch."""
+    """Random visits; a sample may occur several times in a batch."""
     stream = torch.Generator().manual_seed(0)
     return [
         (torch.randint(0, 30, (size,), generator=stream), torch.randint(0, 4, (size,), generator=stream))
@@ -44,9 +44,9 @@ def batches(count: int, size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     ]
 
 
-@pytest.mark.parametrize(("window", "batch_size"), [(1, 12), (7, 12), (7, 0), (100, 3)])
-def test_counts_are_those_of_a_dictionary_at_every_step(window: int, batch_size: int) -> None:
-    tracker, restated = ClassTransitionTracker(30, 4, window, batch_size), Restated(4, window)
+@pytest.mark.parametrize("window", [1, 7, 100])
+def test_counts_are_those_of_a_dictionary_at_every_step(window: int) -> None:
+    tracker, restated = ClassTransitionTracker(30, 4, window), Restated(4, window)
     for number, (index, predictions) in enumerate(batches(40, 12)):
         size = 12 - number % 5
         tracker.update(index[:size], predictions[:size])
@@ -55,6 +55,20 @@ def test_counts_are_those_of_a_dictionary_at_every_step(window: int, batch_size:
     assert tracker.matrix.sum() > 0
     assert tracker.matrix.diagonal().sum() == 0
     assert {row: label for row, label in enumerate(tracker.bank.tolist()) if label >= 0} == restated.last
+
+
+@pytest.mark.parametrize(("before", "at", "after"), [(7, 5, 3), (7, 20, 3), (7, 20, 12), (3, 20, 7), (5, 20, 5)])
+def test_a_resized_window_keeps_the_latest_updates(before: int, at: int, after: int) -> None:
+    tracker, restated = ClassTransitionTracker(30, 4, before), Restated(4, before)
+    for number, (index, predictions) in enumerate(batches(40, 12)):
+        if number == at:
+            tracker.resize(after)
+            restated.events = deque(restated.events, maxlen=after)
+            assert tracker.matrix.tolist() == restated.matrix
+        tracker.update(index, predictions)
+        restated.update(index.tolist(), predictions.tolist())
+        assert tracker.matrix.tolist() == restated.matrix
+    assert tracker.events.shape == (after, 12)
 
 
 def test_classes_in_use_are_those_of_the_latest_predictions() -> None:
@@ -69,10 +83,10 @@ def test_classes_in_use_are_those_of_the_latest_predictions() -> None:
 
 
 def counts_of_this_process() -> list[Any]:
-    """Matrices after every batch of which this process gives every second row."""
-    rank, tracker, found = torch.distributed.get_rank(), ClassTransitionTracker(30, 4, 5, 12), []
+    """Matrices after every batch of which this process gives every second sample."""
+    rank, tracker, found = torch.distributed.get_rank(), ClassTransitionTracker(30, 4, 5), []
     for index, predictions in batches(15, 12):
-        # Without repeated rows: their order is another one when processes share a batch.
+        # Without repeated samples: their order is another one when processes share a batch.
         first = torch.tensor([row not in index[:place].tolist() for place, row in enumerate(index.tolist())])
         index, predictions = (
             index[first][: 2 * (int(first.sum()) // 2)],
@@ -106,7 +120,7 @@ def test_a_loaded_tracker_goes_on_as_the_saved_one() -> None:
 
 
 def test_memory_at_four_hundred_classes() -> None:
-    tracker = ClassTransitionTracker(50_000, 400, 1000, 448)
+    tracker = ClassTransitionTracker(50_000, 400, 1000)
     stream = torch.Generator().manual_seed(0)
     for _ in range(3):
         tracker.update(torch.randint(50_000, (448,), generator=stream), torch.randint(400, (448,), generator=stream))
