@@ -83,6 +83,7 @@ class Classifier(LightningModule):
         if channels_last:
             self.backbone.to(memory_format=torch.channels_last)
         self.val_scores, self.test_scores = nn.ModuleDict(self.build_scores()), nn.ModuleDict(self.build_scores())
+        self.train()
 
     def build_head(self, in_features: int) -> nn.Module:
         """The classifier on top of the features; called once, when the options are in `self.hparams`."""

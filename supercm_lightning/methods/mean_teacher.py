@@ -9,7 +9,7 @@ from supercm_lightning.contracts import Step
 from supercm_lightning.losses import consistency_loss
 from supercm_lightning.methods.base import Method
 from supercm_lightning.nn import Ema
-from supercm_lightning.utils.options import check_range
+from supercm_lightning.utils.options import check_decay, check_range
 
 
 class MeanTeacher(Method):
@@ -43,6 +43,7 @@ class MeanTeacher(Method):
 
     def __init__(self, mean_teacher_weight: float = 8.0, mean_teacher_decay: float = 0.95, **kwargs: Any) -> None:
         check_range(0, mean_teacher_weight=mean_teacher_weight)
+        check_decay(mean_teacher_decay=mean_teacher_decay)
         super().__init__(**kwargs)
         self.teacher = Ema(self._student, mean_teacher_decay, warmup="mean")
 

@@ -58,6 +58,11 @@ class CentroidUpdate(Callback):
             )
         pl_module.follows_step = False
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Gives the centroids back to the module."""
+        if isinstance(pl_module, ClusteringModel):
+            pl_module.follows_step = True
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """`eval_forward`: computes the features of the labeled samples without augmentation."""
         if self.mode == "reuse":
