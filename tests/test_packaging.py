@@ -55,7 +55,7 @@ def test_compromised_lightning_releases_are_refused(project):
 
 def test_every_imported_distribution_is_declared(project):
     # What a dependency happens to bring along can disappear with its next release.
-    modules = {"scikit-learn": "sklearn", "pillow": "PIL", "umap-learn": "umap"}
+    modules = {"scikit-learn": "sklearn", "pillow": "PIL", "umap-learn": "umap", "pyyaml": "yaml"}
     extras = [line for name in ("umap", "bench", "export", "tune") for line in project["optional-dependencies"][name]]
     declared = {modules.get(r.name, r.name) for r in map(Requirement, project["dependencies"] + extras)}
     imported = set()

@@ -4,11 +4,22 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
 from supercm_lightning.utils.options import SuperCMError
+
+
+def check_installed(extra: str, *packages: str) -> None:
+    """Checks that the packages of an extra are installed.
+
+    Raises:
+        ModuleNotFoundError: If one is missing; the message names the extra.
+    """
+    if missing := [name for name in packages if find_spec(name) is None]:
+        raise ModuleNotFoundError(f"{', '.join(missing)} not found: pip install 'supercm-lightning[{extra}]'.")
 
 
 @contextmanager

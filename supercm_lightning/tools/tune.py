@@ -1,7 +1,6 @@
 """The command `supercm-tune`: a search for options by Optuna, each trial a run of the command line."""
 
 import ast
-import csv
 import math
 import re
 from collections.abc import Sequence
@@ -10,22 +9,27 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, Literal
 
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
+from matplotlib.ticker import AutoLocator, LogLocator, NullLocator
 
 from supercm_lightning.cli import run
-from supercm_lightning.tools.arguments import parse
-from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.contracts import ViewData
+from supercm_lightning.tools.arguments import check_installed, errors_in_one_line, parse
+from supercm_lightning.utils.options import SuperCMError, check_range
+from supercm_lightning.utils.trainer import datamodule_of
 
 if TYPE_CHECKING:
     import optuna
+    import pandas as pd
 
 _FORM = re.compile(r"\s*([\w.]+)\s*=\s*(log|uniform|int|choice)\((.+)\)\s*")
 
 
 @dataclass(frozen=True)
 class Range:
-    """Values of one option among which to search.
+    """Values of one option to search among.
 
     Attributes:
         option: Name of the option, such as `model.beta`.
@@ -42,7 +46,11 @@ class Range:
         """Reads `model.beta=log(0.01,10)`.
 
         Raises:
-            ValueError: If the text has another form, or the bounds make no range.
+            SuperCMError: If the text has another form, or the bounds are not in ascending order.
+
+        Example:
+            >>> Range.parse("model.beta=log(0.01,10)")
+            Range(option='model.beta', kind='log', values=[0.01, 10])
         """
         match = _FORM.fullmatch(text)
         if match is None:
@@ -53,12 +61,8 @@ class Range:
         values = [_value(value.strip()) for value in listed.split(",")]
         if kind != "choice":
             numbers = [value for value in values if isinstance(value, int if kind == "int" else int | float)]
-            if (
-                len(numbers) != 2
-                or len(values) != 2
-                or not numbers[0] < numbers[1]
-                or (kind == "log" and values[0] <= 0)
-            ):
+            ascending = len(numbers) == len(values) == 2 and numbers[0] < numbers[1]
+            if not ascending or (kind == "log" and numbers[0] <= 0):
                 raise SuperCMError(
                     f"search={text!r}: {kind} takes two ascending numbers; log: positive, int: integers."
                 )
@@ -81,15 +85,15 @@ def _value(text: str) -> Any:
 
 
 class TrialWatch(Callback):
-    """Reports every validation of a run to a trial, stops the run if the trial is pruned, and leaves its test out.
+    """Reports every validation of a run to a trial, stops the run if the trial is pruned, and omits its test.
 
     Args:
-        trial: Optuna's trial, or what has its `report` and `should_prune`.
+        trial: Optuna's trial, or an object with its `report` and `should_prune`.
         metric: The metric; None: `val/score` for data of two domains, else `val/acc`.
         first_step: Number of the run's first validation among those of the trial.
 
     Attributes:
-        metric: Name of the metric, once there was a validation.
+        metric: Name of the metric, known after the first validation.
         value: Its last value.
         step: Number of the next validation.
         pruned: Whether the run was stopped.
@@ -104,19 +108,26 @@ class TrialWatch(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Switches the test off, which no choice may depend on."""
+        trainer.limit_test_batches = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Checks processes and validation samples before the first step."""
         if trainer.world_size > 1:
             raise SuperCMError("A trial runs in one process: add --fixed trainer.devices=1, and start several workers.")
-        trainer.limit_test_batches = 0
+        if not sum(trainer.num_val_batches):
+            raise SuperCMError("The runs have no validation to choose by: give validation samples, as by data.num_val.")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reports the metric."""
         if trainer.sanity_checking:
             return
         if self.metric is None:
-            data = trainer.datamodule  # type: ignore[attr-defined]
-            self.metric = "val/score" if getattr(data, "is_domain_adaptation", False) else "val/acc"
+            data = datamodule_of(trainer)
+            self.metric = "val/score" if isinstance(data, ViewData) and data.is_domain_adaptation else "val/acc"
         if self.metric not in trainer.callback_metrics:
-            raise SuperCMError(f"metric={self.metric!r} is not logged, only {', '.join(trainer.callback_metrics)}.")
+            raise SuperCMError(
+                f"metric={self.metric!r} is not logged; choose of {', '.join(trainer.callback_metrics)}."
+            )
         self.value = float(trainer.callback_metrics[self.metric])
         self.trial.report(self.value, self.step)
         self.step += 1
@@ -143,7 +154,7 @@ def tune(
 
     Writes into `output`: `best.yaml`, the configuration of the best trial, which `supercm fit --config` takes;
     `trials.csv`; for each option with numbers a picture of the metric against it; and the folder of every run. A
-    trial's value is the metric of its last validation. Neither test rows nor target labels are looked at. A trial whose
+    trial's value is the metric of its last validation. Neither test samples nor target labels are used. A trial whose
     loss is not finite counts as failed.
 
     Args:
@@ -169,19 +180,17 @@ def tune(
         Optuna's study.
 
     Raises:
-        ModuleNotFoundError: If Optuna is missing (extra `tune`).
-        ValueError: If an option has no sense, or no trial came to its end.
+        ModuleNotFoundError: If Optuna or pandas is missing (extra `tune`).
+        SuperCMError: If an option is not valid, the data has no validation samples, or no trial was completed.
     """
-    try:
-        import optuna
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("Optuna not found: pip install 'supercm-lightning[tune]'.") from error
+    check_installed("tune", "optuna", "pandas")
+    import optuna
+
     if metric is not None and metric.startswith(("test/", "oracle/", "target/")):
         raise SuperCMError(
-            f"metric={metric!r}: options are not chosen by test rows or target labels; take a val/ metric."
+            f"metric={metric!r}: options are not chosen by test samples or target labels; take a val/ metric."
         )
-    if min(20 if trials is None else trials, repeats) < 1:
-        raise SuperCMError(f"trials={trials}, repeats={repeats}: must be at least 1.")
+    check_range(1, trials=trials, repeats=repeats)
     ranges = [Range.parse(text) for text in search]
     common = [argument for file in config for argument in ("--config", str(file))]
     common += [f"--{option}" for option in fixed or ()]
@@ -197,6 +206,8 @@ def tune(
         trials = 20 if trials is None else trials
         samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}[sampler](seed=seed)
 
+    refused: list[SuperCMError] = []
+
     def objective(trial: optuna.Trial) -> float:
         chosen = [f"--{r.option}={r.suggest(trial)}" for r in ranges]
         folder = output / f"trial_{trial.number}"
@@ -206,16 +217,20 @@ def tune(
             varied = [f"--{option}={repeat}" for option in vary or ["seed_everything"]] if repeats > 1 else []
             watch = TrialWatch(trial, metric, step)
             arguments = ["fit", *common, *chosen, *varied, f"--trainer.default_root_dir={folder}"]
-            cli = run(arguments, extra_callbacks=[watch])
+            try:
+                cli = run(arguments, extra_callbacks=[watch])
+            except SuperCMError as error:  # Optuna would print its traceback; every further trial would meet it too
+                refused.append(error)
+                trial.study.stop()
+                raise optuna.TrialPruned from error
             if watch.pruned:
                 raise optuna.TrialPruned
             if watch.value is None:
-                raise SuperCMError(
-                    "The runs have no validation to choose by: give validation rows, such as data.num_val."
-                )
+                raise SuperCMError("No run was validated: train for longer, or lower trainer.check_val_every_n_epoch.")
             values.append(watch.value)
             step = watch.step
             trial.set_user_attr("run", str(cli.trainer.log_dir))
+        trial.set_user_attr("std", stdev(values) if repeats > 1 else None)
         trial.set_user_attr("values", values)
         trial.set_user_attr("metric", watch.metric)
         return fmean(values)
@@ -233,9 +248,10 @@ def tune(
     if len(found.get_trials(deepcopy=False, states=ended)) < trials:
         limit = optuna.study.MaxTrialsCallback(trials, states=ended)
         found.optimize(objective, callbacks=[limit], catch=(FloatingPointError,))
-    complete = found.get_trials(states=(state.COMPLETE,))
-    if not complete:
-        raise SuperCMError("No trial came to its end; nothing to choose from.")
+    if refused:
+        raise refused[0]
+    if not found.get_trials(states=(state.COMPLETE,)):
+        raise SuperCMError("No trial was completed, so there is nothing to choose from; see the messages above.")
     _write(found, ranges, output)
     return found
 
@@ -244,45 +260,50 @@ def _write(study: "optuna.Study", ranges: Sequence[Range], output: Path) -> None
     """The best configuration, the table of trials and the pictures."""
     output.mkdir(parents=True, exist_ok=True)
     best = study.best_trial
-    said = f"{best.user_attrs['metric']} {best.value:.4f} in trial {best.number} of {len(study.trials)}"
-    text = (Path(best.user_attrs["run"]) / "config.yaml").read_text()
-    text = re.sub(r"^  default_root_dir: .*$", "  default_root_dir: null", text, count=1, flags=re.MULTILINE)
-    (output / "best.yaml").write_text(f"# {said}: {', '.join(f'{k}={v}' for k, v in best.params.items())}\n{text}")
-    options = [r.option for r in ranges]
-    with (output / "trials.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["trial", "state", "value", "std", *options])
-        for trial in study.trials:
-            values = trial.user_attrs.get("values", [])
-            std = stdev(values) if len(values) > 1 else None
-            table.writerow([trial.number, trial.state.name, trial.value, std, *(trial.params.get(o) for o in options)])
+    metric = best.user_attrs["metric"]
+    result = f"{metric} {best.value:.4f} in trial {best.number} of {len(study.trials)}"
+    config = yaml.safe_load((Path(best.user_attrs["run"]) / "config.yaml").read_text())
+    config["trainer"]["default_root_dir"] = None
+    options = ", ".join(f"{name}={value}" for name, value in best.params.items())
+    (output / "best.yaml").write_text(f"# {result}: {options}\n{yaml.safe_dump(config, sort_keys=False)}")
+    trials = study.trials_dataframe(attrs=("number", "state", "value", "params", "user_attrs"))
+    trials = trials.rename(columns=lambda name: name.removeprefix("params_").removeprefix("user_attrs_"))
+    trials.to_csv(output / "trials.csv", index=False)
     for r in ranges:
         if all(isinstance(value, int | float) for value in r.values):
-            _plot(study, r, best.user_attrs["metric"], output / f"{r.option}.png")
-    print(f"{said}: {output / 'best.yaml'}")
+            plot_trials(trials[trials["state"] == "COMPLETE"], r, metric).savefig(output / f"{r.option}.png", dpi=150)
+    print(f"{result}: {output / 'best.yaml'}")
 
 
-def _plot(study: "optuna.Study", r: Range, metric: str, file: Path) -> None:
-    """The metric of the complete trials against one option, with the deviation over repeats."""
-    done = sorted(
-        (t for t in study.trials if t.value is not None and r.option in t.params), key=lambda t: t.params[r.option]
-    )
+def plot_trials(trials: "pd.DataFrame", r: Range, metric: str) -> Figure:
+    """Draws the metric of trials against one option, with the standard deviation over repeats.
+
+    Args:
+        trials: A line for each trial, with the option, `value` and `std`.
+        r: The range of the option, of numbers.
+        metric: Name of the metric.
+    """
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    x = [t.params[r.option] for t in done]
-    repeats = [t.user_attrs["values"] for t in done]
-    deviations = [stdev(values) if len(values) > 1 else 0.0 for values in repeats]
-    means = [t.value for t in done if t.value is not None]
-    axes.errorbar(x, means, deviations, marker="o", capsize=3, linestyle="-" if r.kind == "choice" else "")
-    positive = [value for value in x if value > 0]
-    if r.kind == "log" or (positive and max(x) > 20 * min(positive)):
-        # A range that contains zero is logarithmic from its smallest positive value on.
+    trials = trials.sort_values(r.option)
+    spread = trials["std"].astype(float).fillna(0)
+    style = "-" if r.kind == "choice" else ""
+    axes.errorbar(trials[r.option], trials["value"], spread, marker="o", capsize=3, linestyle=style)
+    positive = [value for value in r.values if value > 0]
+    if r.kind == "log" or (r.kind == "choice" and positive and max(r.values) > 20 * min(positive)):
+        # A list that contains zero is logarithmic from its smallest positive value on.
         axes.set_xscale("symlog", linthresh=min(positive))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)) if max(positive) >= 10 * min(positive) else AutoLocator())
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter("{x:g}")
+    if r.kind == "choice":
+        axes.set_xticks(sorted(r.values))
     axes.set(xlabel=r.option, ylabel=metric)
     axes.grid(alpha=0.3)
-    figure.savefig(file, dpi=150)
+    return figure
 
 
+@errors_in_one_line()
 def main(args: list[str] | None = None) -> None:
     """The console script.
 

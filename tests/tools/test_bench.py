@@ -132,7 +132,7 @@ def test_a_cell_is_the_command_line_that_its_row_says() -> None:
         "--data.split_seed=0", "--model.beta=2",
     )  # fmt: skip
     cli = run([argument.replace("=300", "=1") for argument in cell.command])
-    assert cli.model.beta == 2
+    assert cli.model.hparams.beta == 2
     summary = cell.summary("test/acc")
     assert summary is not None
     assert summary["metrics"]["test/acc"] == float(cli.trainer.callback_metrics["test/acc"])

@@ -2,15 +2,17 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
 from supercm_lightning.cli import run
-from supercm_lightning.tools.tune import Range, TrialWatch, main, tune
+from supercm_lightning.tools.tune import Range, TrialWatch, _write, main, plot_trials, tune
 
 optuna = pytest.importorskip("optuna")
 
@@ -69,8 +71,8 @@ def test_three_trials_then_two_more_and_a_configuration_that_runs() -> None:
     for file in Path("tuned").rglob("summary.json"):
         assert not any(name.startswith("test/") for name in json.loads(file.read_text())["metrics"])
     cli = run(["fit", "--config", "tuned/best.yaml"])
-    assert cli.model.beta == pytest.approx(float(best["model.beta"]))
-    assert cli.model.lr == float(best["model.lr"])
+    assert cli.model.hparams.beta == pytest.approx(float(best["model.beta"]))
+    assert cli.model.hparams.lr == float(best["model.lr"])
     assert cli.datamodule.split_seed == 3
     assert "test/acc" in cli.trainer.callback_metrics
     assert Path("tuned/model.beta.png").stat().st_size > 1000
@@ -125,9 +127,51 @@ def test_a_pruned_run_stops_and_is_not_tested() -> None:
 
 
 def test_a_loss_that_is_not_finite_fails_its_trial_and_not_the_search() -> None:
-    with pytest.raises(ValueError, match="No trial came to its end"):
+    with pytest.raises(ValueError, match="No trial was completed"):
         tune([Path("base.yaml")], ["model.beta=log(0.1,1)"], fixed=["model.lr=1.0e+30"], trials=2)
     assert len(list(Path("tuned").rglob("config.yaml"))) == 2
+
+
+def test_pruned_trials_are_in_the_table_and_not_in_the_pictures() -> None:
+    study = optuna.create_study(direction="maximize")
+    beta = optuna.distributions.FloatDistribution(0.1, 10, log=True)
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text("trainer:\n  default_root_dir: here\nseed_everything: 3\n")
+    for number, kind in enumerate(("COMPLETE", "PRUNED", "COMPLETE")):
+        state = optuna.trial.TrialState[kind]
+        attributes = {"run": "run", "metric": "val/acc", "std": None} if kind == "COMPLETE" else {}
+        study.add_trial(
+            optuna.create_trial(
+                state=state, value=0.5 + 0.1 * number, params={"model.beta": 1.0 + number},
+                distributions={"model.beta": beta}, user_attrs=attributes, intermediate_values={0: 0.3},
+            )
+        )  # fmt: skip
+    _write(study, [Range.parse("model.beta=log(0.1,10)")], Path("tuned"))
+    assert [row["state"] for row in table()] == ["COMPLETE", "PRUNED", "COMPLETE"]
+    best = yaml.safe_load(Path("tuned/best.yaml").read_text())
+    assert best == {"trainer": {"default_root_dir": None}, "seed_everything": 3}
+    assert "trial 2" in Path("tuned/best.yaml").read_text().splitlines()[0]
+    assert Path("tuned/model.beta.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("text", "values", "least"),
+    [
+        ("log(0.2,0.9)", [0.3, 0.5, 0.8], 2),
+        ("log(0.02,0.9)", [0.03, 0.5], 2),
+        ("log(0.001,10)", [0.01, 5], 4),
+        ("choice(0,0.1,0.3,1,10)", [0, 0.1, 0.3, 1, 10], 5),
+        ("uniform(0,1)", [0.2, 0.3], 2),
+    ],
+)
+def test_the_axis_of_an_option_has_labels(text: str, values: list[float], least: int) -> None:
+    r = Range.parse(f"model.beta={text}")
+    figure = plot_trials(pd.DataFrame({"model.beta": values, "value": 0.5, "std": None}), r, "val/acc")
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    low, high = axes.get_xlim()
+    ticks = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+    assert sum(bool(label.get_text()) and low <= place <= high for place, label in ticks) >= least
 
 
 @pytest.mark.parametrize(
@@ -150,14 +194,25 @@ def test_ranges_are_read(text: str, kind: str, values: list[Any]) -> None:
         (["--search", "model.beta=0.1"], "expected option=log"),
         (["--search", "model.beta=log(0,1)"], "two ascending numbers"),
         (["--search", "model.beta=int(0.5,2)"], "two ascending numbers"),
-        (["--search", "model.beta=log(0.1,1)", "--metric", "test/acc"], "not chosen by test rows"),
+        (["--search", "model.beta=log(0.1,1)", "--metric", "test/acc"], "metric='test/acc'"),
         (["--search", "model.beta=log(0.1,1)", "--metric", "oracle/target_acc"], "target labels"),
         (["--search", "model.beta=log(0.1,1)", "--sampler", "grid"], "choice"),
         (["--search", "model.beta=log(0.1,1)", "--trials", "0"], "trials=0"),
-        (["--search", "model.beta=log(0.1,1)", "--metric", "val/f1"], "val/f1.* is not logged; there are .*val/acc"),
-        (["--search", "model.beta=log(0.1,1)", "--fixed", "data.num_val=0"], "no validation to choose by"),
+        (["--search", "model.beta=log(0.1,1)", "--metric", "val/f1"], "val/f1.* is not logged.*val/acc"),
     ],
 )
-def test_wrong_options_are_named(options: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_wrong_options_are_named(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
         main(["--config", "base.yaml", *options])
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert re.search(message, errors[0])
+
+
+def test_data_without_validation_is_refused_before_the_first_step(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--config", "base.yaml", "--search", "model.beta=log(0.1,1)", "--fixed", "data.num_val=0"])
+    assert re.search(r"^error: .*data\.num_val", capsys.readouterr().err, re.M)
+    (summary,) = Path("tuned").rglob("summary.json")
+    assert json.loads(summary.read_text())["steps"] == 0
+    assert not Path("tuned", "trial_1").exists()

@@ -3,10 +3,9 @@
 import shlex
 import sys
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
-from supercm_lightning.tools.arguments import errors_in_one_line, parse
+from supercm_lightning.tools.arguments import check_installed, errors_in_one_line, parse
 from supercm_lightning.tools.bench.grid import Cell, Column, Grid, Row
 from supercm_lightning.tools.bench.schedule import run_cells, write_array
 from supercm_lightning.utils.options import SuperCMError, check_range
@@ -90,8 +89,7 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: Arguments without the program's name; None: those of the process.
     """
-    if find_spec("pandas") is None:
-        raise ModuleNotFoundError("pandas not found: pip install 'supercm-lightning[bench]'.")
+    check_installed("bench", "pandas")
     given = sys.argv[1:] if args is None else args
     if given[:1] == ["report"]:
         from supercm_lightning.tools.bench.report import report
