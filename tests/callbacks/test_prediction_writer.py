@@ -67,6 +67,24 @@ def test_the_test_writes_its_labels_beside(short, tmp_path):
     assert [{k: row[k] for k in row if k != "label"} for row in rows] == read(tmp_path / "predictions.csv")
 
 
+def test_probabilities_of_every_class_are_written_if_asked(short, tmp_path):
+    model, data = short.make_model(), short.make_data()
+    data.class_names = tuple("abcdefghij")
+    short.make_trainer([PredictionWriter(probabilities=True)]).predict(model, datamodule=data)
+    rows = read(tmp_path / "predictions.csv")
+    assert list(rows[0]) == ["index", "class", "confidence", *(f"p_{name}" for name in "abcdefghij")]
+    for row in rows:
+        p = {name: float(row[f"p_{name}"]) for name in "abcdefghij"}
+        assert sum(p.values()) == pytest.approx(1, abs=1e-5)
+        assert p[row["class"]] == max(p.values()) == float(row["confidence"])
+
+
+def test_the_samples_of_several_loaders_follow_one_another(short, tmp_path):
+    loaders = [DataLoader(TensorDataset(torch.randn(n, 1, 8, 8), torch.zeros(n), torch.arange(n)), 4) for n in (3, 6)]
+    short.make_trainer([PredictionWriter()]).predict(short.make_model(Supervised), loaders)
+    assert [int(row["index"]) for row in read(tmp_path / "predictions.csv")] == [*range(3), *range(6)]
+
+
 def test_a_shuffled_loader_of_the_user_without_class_names(short, tmp_path):
     x = torch.randn(10, 1, 8, 8)
     rows = TensorDataset(x, torch.full((10,), -1), torch.arange(10))

@@ -48,7 +48,7 @@ class AdaptationScores(Callback):
     has fewer than five samples.
 
     Args:
-        max_samples: Most target samples, a random choice, for the scores that compare samples (`snd`, `class_ami`), >= 2.
+        max_samples: Most target samples for `snd` and `class_ami`, which compare samples, a random choice, >= 2.
         seed: Seed of the random choices, of k-means and of the folds.
 
     Attributes:

@@ -1,45 +1,61 @@
 """Writes predictions as a table."""
 
 import csv
+import io
+from collections import defaultdict
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from supercm_lightning.utils.collectives import gather_objects
+from supercm_lightning.callbacks.evaluation.sample_table import SampleTable
+from supercm_lightning.contracts import ViewData
+from supercm_lightning.utils.files import write_atomically
 from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.utils.trainer import datamodule_of
 
 
 class PredictionWriter(Callback):
-    """On `predict`, writes one line per row: `file` (or `index`, where rows have no files), `class` and `confidence`.
+    """Writes a table with one line per sample: `file` (or `index`, without files), `class` and `confidence`.
 
-    On `test`, also the true `label`, into a file of the same name with `test_` in front.
+    `predict` writes it into the file of this name, `test` into one with `test_` in front, with a column `label`.
 
-    Lines stand in the order of the rows and each row once, also when several processes share the work. `class` is the
-    name where the datamodule has `class_names`, else the number; `confidence` is the probability of that class.
+    Lines are in the order of the samples, each once, also if several processes share the work. `class` is the name if
+    the data module has `class_names`, else the number; `confidence` is the probability of that class. The first process
+    gathers 20 bytes per sample, with `probabilities` 4 more per class, and writes the file beside its place before it
+    replaces an older one.
 
     Args:
         filename: Name of the table in the run's folder (the logger's, else `default_root_dir`), or a full path. A
             name that ends in `.parquet` gives that format (needs the extra `export`), any other CSV.
+        probabilities: Adds a column `p_<class>` with the probability of each class.
 
     Raises:
-        ModuleNotFoundError: If Parquet is asked for and pyarrow is not installed.
+        ModuleNotFoundError: If Parquet is requested and pyarrow is not installed.
+        SuperCMError: If several processes predict from a loader that gives no index.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> writer = PredictionWriter("predictions.csv", probabilities=True)
+        >>> trainer = Trainer(callbacks=[writer], logger=False, enable_checkpointing=False)
     """
 
-    def __init__(self, filename: str = "predictions.csv") -> None:
+    def __init__(self, filename: str = "predictions.csv", probabilities: bool = False) -> None:
         if filename.endswith(".parquet") and find_spec("pyarrow") is None:
             raise ModuleNotFoundError(f"filename={filename!r} needs pyarrow: pip install 'supercm-lightning[export]'.")
         self.filename = filename
-        self._path: Path | None = None
-        self._rows: dict[tuple[int, int], tuple[int, float, int]] = {}
+        self.probabilities = probabilities
+        self._path = Path(filename)
+        self._tables: defaultdict[int, SampleTable] = defaultdict(SampleTable)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Notes the run's folder, which all ranks must ask for together."""
+        """Determines the run's folder, for which all ranks must ask together."""
         if stage in ("predict", "test"):
             self._path = Path(trainer.log_dir or trainer.default_root_dir) / self.filename
-            self._rows = {}
+            self._tables.clear()
 
     def on_predict_batch_end(
         self,
@@ -50,15 +66,15 @@ class PredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keeps the class and confidence of each row."""
+        """Keeps the predictions of a batch."""
         probabilities, index = outputs["probabilities"], outputs["index"]
         assert probabilities is not None
         if index is None and trainer.world_size > 1:
             raise SuperCMError(
-                "PredictionWriter cannot put the rows of several processes in order without their index. Let the "
-                "loader give (x, y, index), or predict with one device."
+                "PredictionWriter cannot sort the samples of several processes without their index. Let the loader "
+                "give (x, y, index), or predict with one device."
             )
-        self._keep(probabilities, index, None, dataloader_idx)
+        self._keep(dataloader_idx, probabilities, index)
 
     def on_test_batch_end(
         self,
@@ -69,66 +85,71 @@ class PredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keeps the class, confidence and label of each row of the first loader."""
+        """Keeps the predictions and labels of a batch of the first loader."""
         index = batch[2] if len(batch) > 2 else None
-        in_order = index is not None or trainer.world_size == 1  # else a test goes without its table
-        if dataloader_idx == 0 and in_order and isinstance(outputs, dict) and "logits" in outputs:
-            self._keep(outputs["logits"].float().softmax(dim=1), index, batch[1], dataloader_idx)
+        sortable = index is not None or trainer.world_size == 1  # otherwise the test has no table
+        if dataloader_idx == 0 and sortable and isinstance(outputs, dict) and "logits" in outputs:
+            self._keep(0, outputs["logits"].float().softmax(dim=1), index, label=batch[1])
 
-    def _keep(self, probabilities: Tensor, index: Tensor | None, labels: Tensor | None, loader: int) -> None:
-        places = index.tolist() if index is not None else range(len(self._rows), len(self._rows) + len(probabilities))
-        confidence, predicted = probabilities.max(dim=1)
-        known = labels.tolist() if labels is not None else [-1] * len(predicted)
-        for place, *row in zip(places, predicted.tolist(), confidence.tolist(), known, strict=True):
-            self._rows[loader, place] = (row[0], row[1], row[2])
+    def _keep(self, loader: int, probabilities: Tensor, index: Tensor | None, **columns: Tensor) -> None:
+        columns["confidence"], columns["class"] = probabilities.max(dim=1)
+        if self.probabilities:
+            columns["probabilities"] = probabilities
+        self._tables[loader].add(index, **columns)
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gathers the rows of all ranks and writes them."""
-        assert self._path is not None
+        """Gathers the predictions of all ranks and writes them."""
         count = self._write(trainer, "predict", self._path)
         if trainer.is_global_zero:
             print(f"{count} predictions: {self._path}")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Likewise."""
-        assert self._path is not None
+        """Gathers the predictions of all ranks and writes them beside those of `predict`."""
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._write(trainer, "test", self._path.with_name(f"test_{self._path.name}"))
 
-    def _write(self, trainer: Trainer, part: str, path: Path) -> int:
-        rows = {key: row for one in gather_objects(self._rows) for key, row in one.items()}
-        if not trainer.is_global_zero or (part == "test" and not rows):
+    def _write(self, trainer: Trainer, split: str, path: Path) -> int:
+        loaders = trainer.num_predict_batches if split == "predict" else [1]
+        tables = [self._tables[number].gather() for number in range(len(loaders))]
+        tables = [table for table in tables if table]
+        if not tables:
             return 0
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        names = getattr(data, "class_names", None)
-        describe = getattr(data, "describe_sample", None)
-        files = {key: describe(part, key[1]) if describe is not None else None for key in rows}
-        has_files = any(file not in (None, str(key[1])) for key, file in files.items())
+        data = datamodule_of(trainer)
+        parts = [self._columns(table, split, data) for table in tables]
+        columns = {name: [value for part in parts for value in part[name]] for name in parts[0]}
+        write_atomically(path, lambda stream: _write_table(stream, path.suffix, columns))
+        return len(columns["class"])
 
-        def name(label: int) -> Any:
-            return (names[label] if names else label) if label >= 0 else None
+    def _columns(self, table: dict[str, Tensor], split: str, data: object) -> dict[str, Sequence[Any]]:
+        names = data.class_names if isinstance(data, ViewData) else None
+        places = table["index"].tolist() if "index" in table else list(range(len(table["class"])))
+        files = [data.describe_sample(split, place) for place in places] if isinstance(data, ViewData) else []
 
-        path.parent.mkdir(parents=True, exist_ok=True)
-        order = sorted(rows)
-        columns: dict[str, list[Any]] = {
-            "file" if has_files else "index": [files[key] if has_files else key[1] for key in order],
-            **({"label": [name(rows[key][2]) for key in order]} if part == "test" else {}),
-            "class": [name(rows[key][0]) for key in order],
-            "confidence": [rows[key][1] for key in order],
-        }
-        _write_table(path, columns)
-        return len(rows)
+        def named(labels: Tensor) -> list[Any]:
+            return [(names[label] if names else label) if label >= 0 else None for label in labels.tolist()]
+
+        has_files = any(file != str(place) for file, place in zip(files, places, strict=False))
+        columns: dict[str, Sequence[Any]] = {"file": files} if has_files else {"index": places}
+        if "label" in table:
+            columns["label"] = named(table["label"])
+        columns |= {"class": named(table["class"]), "confidence": table["confidence"].tolist()}
+        if "probabilities" in table:
+            classes = names or range(table["probabilities"].shape[1])
+            columns |= {f"p_{name}": p.tolist() for name, p in zip(classes, table["probabilities"].T, strict=True)}
+        return columns
 
 
-def _write_table(path: Path, columns: dict[str, list[Any]]) -> None:
-    if path.suffix == ".parquet":
+def _write_table(stream: BinaryIO, suffix: str, columns: dict[str, list[Any]]) -> None:
+    if suffix == ".parquet":
         import pyarrow
         import pyarrow.parquet
 
-        pyarrow.parquet.write_table(pyarrow.table(columns), path)
+        pyarrow.parquet.write_table(pyarrow.table(columns), stream)
         return
-    with path.open("w", newline="") as table:
-        writer = csv.writer(table)
-        writer.writerow(columns)
-        *others, confidence = columns.values()
-        writer.writerows(zip(*others, (f"{value:.6f}" for value in confidence), strict=True))
+    text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True)
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    writer.writerows(
+        [f"{v:.6f}" if isinstance(v, float) else v for v in row] for row in zip(*columns.values(), strict=True)
+    )
+    text.detach()

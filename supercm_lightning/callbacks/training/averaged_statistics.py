@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from supercm_lightning.contracts import Batch, JointModel
 from supercm_lightning.data import move_batch
 from supercm_lightning.nn import evaluating
+from supercm_lightning.utils.collectives import mean_over_ranks
 from supercm_lightning.utils.lightning_private import without_iterator
 from supercm_lightning.utils.trainer import datamodule_of
 
@@ -79,16 +80,16 @@ def estimate_statistics(trainer: Trainer, pl_module: LightningModule, batch_norm
         return
     batches = TrainingBatches(trainer, pl_module, limit)
     layers = [layer for layer in map(pl_module.get_submodule, batch_norms) if isinstance(layer, _BatchNorm)]
-    with isolate_rng(), evaluating(pl_module), trainer.precision_plugin.forward_context():
+    with isolate_rng(), evaluating(pl_module):
         if layers:
-            with _cumulative(layers, trainer):
+            with _cumulative(layers), trainer.precision_plugin.forward_context():
                 for batch in batches:
                     pl_module.joint_forward(batch)
         pl_module.estimate_statistics(batches)
 
 
 @contextmanager
-def _cumulative(layers: Sequence[_BatchNorm], trainer: Trainer) -> Iterator[None]:
+def _cumulative(layers: Sequence[_BatchNorm]) -> Iterator[None]:
     """Lets batch norm layers collect the mean of the batch statistics, counters untouched."""
     before = [[stat.clone() for stat in _running(layer)] for layer in layers]
     momenta = [layer.momentum for layer in layers]
@@ -101,7 +102,7 @@ def _cumulative(layers: Sequence[_BatchNorm], trainer: Trainer) -> Iterator[None
         for layer, stats in zip(layers, before, strict=True):
             *moments, num_batches = _running(layer)
             if num_batches > 0:  # otherwise it took no part, as the layers of a teacher
-                stats[:2] = [trainer.strategy.reduce(stat, reduce_op="mean") for stat in moments]
+                stats[:2] = map(mean_over_ranks, moments)
     finally:
         for layer, momentum, stats in zip(layers, momenta, before, strict=True):
             for stat, value in zip(_running(layer), stats, strict=True):
