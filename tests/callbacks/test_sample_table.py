@@ -26,7 +26,7 @@ def test_without_an_index_the_order_stays():
 
 def gather_in_one_of_two(count):
     table = SampleTable()
-    index = torch.arange(distributed.get_rank(), count, 2)
+    index = torch.arange(count)[distributed.get_rank() :: 2]
     if len(index):
         table.add(index, value=10 * index)
     return table.gather()
