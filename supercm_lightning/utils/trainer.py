@@ -23,6 +23,11 @@ def log_interval(trainer: Trainer) -> int:
     return trainer.log_every_n_steps  # type: ignore[attr-defined]
 
 
+def is_dry_run(trainer: Trainer) -> bool:
+    """Whether the trainer only tries out the code (`fast_dev_run`) and writes nothing."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
 def check_trainer(trainer: Trainer, name: str) -> None:
     """Refuses strategies and precisions with which buffers and averages would be wrong.
 

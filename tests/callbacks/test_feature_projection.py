@@ -6,20 +6,45 @@ import sys
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.colors import to_hex
 from matplotlib.image import imread
+from torch.utils.data import DataLoader, TensorDataset
 
 from supercm_lightning.callbacks import SWA, FeatureProjection
 from supercm_lightning.methods import Supervised
+from supercm_lightning.utils.options import SuperCMError
 
 
 def scatters(figure):
-    """Number of points and first colour of each labelled scatter of a figure, and the stars apart."""
+    """Number of points and first color of each labeled scatter of a figure, and the stars apart."""
     found = {}
     for part in figure.axes[0].collections:
         found[part.get_label()] = len(part.get_offsets()), to_hex(part.get_facecolors()[0])
     return found
+
+
+def watch(**options):
+    """A projection by PCA that notes what it draws."""
+
+    class Watch(FeatureProjection):
+        def draw(self, *args):
+            self.seen.append(args)
+            return super().draw(*args)
+
+    projection = Watch(**({"method": "pca", "max_samples": 320} | options))
+    projection.seen = []
+    return projection
+
+
+class Own(Supervised):
+    """Takes batches of labeled samples alone."""
+
+    views = ()
+
+    def labeled_samples(self, batch):
+        return batch
 
 
 def clusters(num_classes, per_class, width=6):
@@ -29,7 +54,7 @@ def clusters(num_classes, per_class, width=6):
     return centers[labels] + torch.randn(len(labels), width, generator=generator), labels, centers
 
 
-def test_every_row_is_drawn_in_the_colour_of_its_class():
+def test_every_sample_is_drawn_in_the_color_of_its_class():
     features, labels, centroids = clusters(3, 20)
     labels[:6] = -1
     centroids[1] = float("nan")
@@ -39,16 +64,16 @@ def test_every_row_is_drawn_in_the_colour_of_its_class():
         "cat": 18,
         "dog": 18,
         "frog": 18,
-        "unlabelled": 6,
+        "unlabeled": 6,
         "centroid": 0,
     }
     stars = next(part for part in figure.axes[0].collections if part.get_label().startswith("_"))
     assert len(stars.get_offsets()) == 2
     colors = [found[name][1] for name in ("cat", "frog")]
     assert [to_hex(color) for color in stars.get_facecolors()] == colors
-    assert len({color for _, color in found.values()}) == len(found) - 1  # the first star has its class's colour
+    assert len({color for _, color in found.values()}) == len(found) - 1  # the first star has its class's color
     names = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert names == ["cat", "dog", "frog", "unlabelled", "centroid"]
+    assert names == ["cat", "dog", "frog", "unlabeled", "centroid"]
     assert figure.axes[0].get_title() == "title"
 
 
@@ -61,7 +86,7 @@ def test_centroids_share_the_embedding_of_the_features():
     np.testing.assert_allclose(stars.get_offsets(), [part.get_offsets().mean(axis=0) for part in points], atol=1e-5)
 
 
-def test_domains_differ_by_marker_and_classes_by_colour():
+def test_domains_differ_by_marker_and_classes_by_color():
     features, labels, centroids = clusters(3, 20)
     is_target = torch.arange(60) % 4 == 0
     labels[is_target & (labels == 2)] = -1
@@ -78,7 +103,7 @@ def test_domains_differ_by_marker_and_classes_by_colour():
     for cross, number in zip(crosses, (0, 1, -1), strict=True):
         np.testing.assert_allclose(cross.get_offsets(), points[(is_target & (labels == number)).numpy()])
     written = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert written == ["cat", "dog", "frog", "unlabelled", "source", "target", "centroid"]
+    assert written == ["cat", "dog", "frog", "unlabeled", "source", "target", "centroid"]
 
 
 def test_pictures_of_two_domains_say_which_is_which_and_whose_the_accuracy_is(short):
@@ -119,7 +144,7 @@ def test_many_classes_are_numbered_in_place_of_a_legend(num_classes, legends):
 
 @pytest.mark.parametrize("count", [2, 3, 5, 40])
 @pytest.mark.parametrize("width", [1, 60])
-def test_tsne_embeds_any_number_of_rows(count, width):
+def test_tsne_embeds_any_number_of_samples(count, width):
     features = torch.randn(count, width, generator=torch.Generator().manual_seed(0))
     points = FeatureProjection(method="tsne").embed(features)
     assert points.shape == (count, 2)
@@ -165,7 +190,7 @@ def test_pictures_of_a_fit(short, tmp_path, plain):
 
 
 @pytest.mark.filterwarnings("ignore:Total length of `list`")
-def test_test_rows_are_drawn_without_validation_rows_and_after_test_alone(short, tmp_path):
+def test_test_samples_are_drawn_without_validation_samples_and_after_test_alone(short, tmp_path):
     titles = []
 
     class Titled(FeatureProjection):
@@ -183,12 +208,35 @@ def test_test_rows_are_drawn_without_validation_rows_and_after_test_alone(short,
     assert titles[1:] == [("Test features", 450, None)]
 
 
-@pytest.mark.filterwarnings("ignore:Total length of `list`", "ignore:FeatureProjection drew nothing")
-def test_missing_rows_do_not_end_the_run(short, tmp_path):
+@pytest.mark.filterwarnings("ignore:Total length of `list`")
+def test_training_samples_are_drawn_where_no_others_are_left_unlabeled_ones_in_gray(short, tmp_path):
     data = short.make_data(num_val=0, num_test=0)
-    with pytest.warns(UserWarning, match="no test rows either: There are no test rows"):
-        short.run([FeatureProjection(method="pca")], model=short.make_model(Supervised), data=data)
+    drawn = watch()
+    short.run([drawn], model=short.make_model(Supervised), data=data)
+    ((features, labels, _, _, title, _),) = drawn.seen
+    assert title == "Training features"
+    assert len(labels) == len(features) == 200
+    assert sorted(labels.tolist()) == sorted([-1] * 160 + data.samples["labeled"].labels.tolist())
+    assert (tmp_path / "features.png").exists()
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but")
+def test_loaders_without_validation_draw_nothing_until_the_test(short, tmp_path):
+    samples = TensorDataset(torch.randn(40, 1, 8, 8), torch.arange(40) % 10)
+    module, trainer = short.make_model(Own), short.make_trainer([FeatureProjection(method="pca")], max_steps=2)
+    with pytest.warns(UserWarning, match="drew nothing"):
+        trainer.fit(module, DataLoader(samples, 20))
     assert not (tmp_path / "features.png").exists()
+    trainer.test(module, DataLoader(samples, 20), verbose=False)
+    assert (tmp_path / "features.png").exists()
+
+
+def test_a_module_without_features_is_refused(short):
+    class Other(LightningModule):
+        pass
+
+    with pytest.raises(SuperCMError, match="features"):
+        FeatureProjection().setup(short.make_trainer(), Other(), "fit")
 
 
 def test_features_that_are_not_finite_do_not_end_the_run(short, tmp_path):
@@ -207,4 +255,4 @@ def test_wrong_options_and_a_missing_umap_are_errors(short, monkeypatch):
             FeatureProjection(**arguments)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install supercm-lightning\[umap\]"):
-        FeatureProjection(method="umap").setup(None, None, "fit")
+        FeatureProjection(method="umap").setup(short.make_trainer(), short.make_model(), "fit")

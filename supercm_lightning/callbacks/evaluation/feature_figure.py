@@ -1,4 +1,4 @@
-"""The picture of an embedding: classes by colour, domains by marker, centroids as stars."""
+"""The picture of an embedding: classes by color, domains by marker, centroids as stars."""
 
 import colorsys
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy import ndarray
 
-# Distinct with the common colour vision deficiencies: Paul Tol's "muted" and one "vibrant". No grey: it means unknown.
+# Distinct with the common color vision deficiencies: Paul Tol's "muted" and one "vibrant". Gray means unknown.
 _COLORS = (
     "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#EE7733",
 )  # fmt: skip
@@ -28,7 +28,7 @@ def feature_figure(
     title: str = "",
     is_target: Tensor | None = None,
 ) -> "Figure":
-    """Draws points, coloured by class, and a star at the centroid of each class.
+    """Draws points, colored by class, and a star at the centroid of each class.
 
     Args:
         points: Embedded features, (n, 2).
@@ -36,16 +36,22 @@ def feature_figure(
         class_names: Names of the classes.
         stars: Embedded centroid, (2,), of each class that has one.
         title: Title.
-        is_target: Which rows are of the target domain, (n,) bool; they get a marker of their own. None: one domain.
+        is_target: Which samples are of the target domain, (n,) bool; they get a marker of their own. None: one domain.
 
     Returns:
-        The figure, tied to no window and no pyplot state.
+        The figure, independent of windows and of the state of pyplot.
+
+    Example:
+        >>> import numpy
+        >>> figure = feature_figure(numpy.random.rand(4, 2), torch.tensor([0, 1, 1, -1]), ("cat", "dog"), stars={})
+        >>> [text.get_text() for text in figure.legends[0].get_texts()]
+        ['cat', 'dog', 'unlabeled']
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from numpy import array, median
 
-    # One domain: few labelled rows stand out among many unlabelled ones. Two: the target's rows, among the source's.
+    # One domain: few labeled samples stand out among many unlabeled ones. Two: target samples among source samples.
     unknown, order, alpha = (_UNKNOWN, 0.5, 0.75) if is_target is None else (_UNKNOWN_TARGET, 1, 0.4)
     colors = dict(enumerate(_colors(len(class_names)))) | {-1: unknown}
     named = len(class_names) <= _LONGEST_LEGEND
@@ -59,11 +65,11 @@ def feature_figure(
     everything = torch.ones(len(labels), dtype=torch.bool)
     domains = {"source": (~is_target, disc), "target": (is_target, cross)} if is_target is not None else {}
     labels, legend = labels.clamp_min(-1), set()
-    for rows, style in domains.values() or [(everything, disc)]:
+    for members, style in domains.values() or [(everything, disc)]:
         for number in (*range(len(class_names)), -1):
-            chosen = (rows & (labels == number)).numpy()
+            chosen = (members & (labels == number)).numpy()
             if chosen.any():
-                name = "unlabelled" if number < 0 else class_names[number]
+                name = "unlabeled" if number < 0 else class_names[number]
                 label = name if number not in legend else f"_{name}"
                 legend.add(number)
                 height = order if number < 0 else 1
@@ -77,8 +83,8 @@ def feature_figure(
         axes.scatter([], [], color="white", label="centroid", **star)
     if named:
         handles = figure.legend(loc="outside right center", frameon=False, handletextpad=0.2, scatteryoffsets=[0.5])
-        for handle in handles.legend_handles:
-            handle.set(sizes=[60], alpha=1)  # type: ignore[union-attr]
+        for handle in filter(None, handles.legend_handles):
+            handle.set(sizes=[60], alpha=1)
     else:
         known = labels[labels >= 0].unique().tolist()
         places = {number: median(points[(labels == number).numpy()], axis=0) for number in known}

@@ -15,7 +15,7 @@ from supercm_lightning.callbacks.evaluation.sample_table import SampleTable
 from supercm_lightning.contracts import ViewData
 from supercm_lightning.utils.files import write_atomically
 from supercm_lightning.utils.options import SuperCMError
-from supercm_lightning.utils.trainer import datamodule_of
+from supercm_lightning.utils.trainer import datamodule_of, is_dry_run
 
 
 class PredictionWriter(Callback):
@@ -105,7 +105,7 @@ class PredictionWriter(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gathers the predictions of all ranks and writes them beside those of `predict`."""
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not is_dry_run(trainer):
             self._write(trainer, "test", self._path.with_name(f"test_{self._path.name}"))
 
     def _write(self, trainer: Trainer, split: str, path: Path) -> int:
