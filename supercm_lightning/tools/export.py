@@ -1,11 +1,10 @@
 """The command `supercm-export`: a trained model as a file that other programs run."""
 
-import importlib
 import importlib.metadata
 import json
 import os
+import pkgutil
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +12,8 @@ import torch
 from jsonargparse import auto_cli
 from torch import Tensor, nn
 
-from supercm_lightning import methods
 from supercm_lightning.methods import Method
+from supercm_lightning.tools.arguments import check_installed, errors_in_one_line
 from supercm_lightning.utils.checkpoints import read_checkpoint
 from supercm_lightning.utils.options import SuperCMError
 
@@ -38,21 +37,20 @@ def export_model(
         ckpt_path: The checkpoint.
         output: File to write; None: beside the checkpoint, under its name.
         format: `onnx` (needs the extra `export`), which onnxruntime and many others run, or `torch_export`.
-        model: Class of the method, such as `my_methods.Mine`; None: the one that the checkpoint names, if it is of this
-            package.
+        model: Name of a method of this package or path of a class, such as `my_methods.Mine`; None: the class that the
+            checkpoint names, if it is of this package.
 
     Returns:
         The file.
 
     Raises:
-        FileNotFoundError: If there is no such checkpoint.
+        MissingFileError: If there is no such checkpoint.
         ModuleNotFoundError: If a package of the extra is missing.
-        ValueError: If the checkpoint cannot be read or its class is unknown.
+        SuperCMError: If the checkpoint cannot be read or its class is unknown.
         RuntimeError: If the written file does not give the model's logits; it is deleted.
     """
-    needed = ("onnx", "onnxscript", "onnxruntime") if format == "onnx" else ()
-    if missing := [name for name in needed if find_spec(name) is None]:
-        raise ModuleNotFoundError(f"{', '.join(missing)} not found: pip install 'supercm-lightning[export]'.")
+    if format == "onnx":
+        check_installed("export", "onnx", "onnxscript", "onnxruntime")
     ckpt_path = ckpt_path.expanduser()
     output = output.expanduser() if output is not None else ckpt_path.with_suffix(_SUFFIXES[format])
     method, metadata = load_method(ckpt_path, model)
@@ -60,8 +58,8 @@ def export_model(
     write, run = (_write_onnx, _run_onnx) if format == "onnx" else (_write_program, _run_program)
     write(_Logits(method).eval(), torch.zeros(2, *method.input_shape), output, metadata)
     worst = 0.0
-    for rows in (1, 5):
-        x = torch.randn(rows, *method.input_shape, generator=torch.Generator().manual_seed(rows))
+    for n in (1, 5):
+        x = torch.randn(n, *method.input_shape, generator=torch.Generator().manual_seed(n))
         with torch.no_grad():
             expected = method(x)
             difference = (run(output, x) - expected).abs().max() / expected.abs().max().clamp_min(1.0)
@@ -74,20 +72,22 @@ def export_model(
 
 
 def load_method(ckpt_path: Path, model: str | None = None) -> tuple[Method, dict[str, Any]]:
-    """The method of a checkpoint, ready to evaluate, and what a user of it must know.
+    """Loads the method of a checkpoint for evaluation, with its metadata.
 
     Args:
         ckpt_path: The checkpoint.
         model: As in `export_model`.
 
+    Returns:
+        The method, and its class names, preprocessing, input shape, name and version.
+
     Raises:
-        FileNotFoundError: As in `export_model`.
-        ValueError: Likewise.
+        SuperCMError: As in `export_model`.
     """
     checkpoint = read_checkpoint(ckpt_path)
     options = checkpoint.get("hyper_parameters", {})
     saved = options.get("_class_path")
-    # A checkpoint shall not decide by itself what is imported.
+    # A checkpoint must not decide what code is imported.
     if model is None and saved is not None and "." in saved and not saved.startswith("supercm_lightning."):
         raise SuperCMError(f"model: the checkpoint is one of {saved}. To let it be imported, give --model {saved}.")
     name = model or saved
@@ -109,15 +109,14 @@ def load_method(ckpt_path: Path, model: str | None = None) -> tuple[Method, dict
 
 
 def _class(name: str) -> type[Method]:
-    module, _, short = name.rpartition(".")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        found = getattr(importlib.import_module(module) if module else methods, short)
-    except (ImportError, AttributeError) as error:
+        found = pkgutil.resolve_name(name if "." in name else f"supercm_lightning.methods.{name}")
+    except (ImportError, AttributeError, ValueError) as error:
         raise SuperCMError(f"model={name}: {error}. Give a method of this package or the path of a class.") from error
     if not (isinstance(found, type) and issubclass(found, Method)):
-        raise SuperCMError(f"model={name}: not a method.")
+        raise SuperCMError(f"model={name}: not a method. Give a subclass of Method, such as SuperCM.")
     return found
 
 
@@ -144,7 +143,8 @@ def _write_onnx(network: nn.Module, example: Tensor, file: Path, metadata: dict[
         dynamo=True,
         verbose=False,
     )
-    assert program is not None
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned no program.")
     program.save(file)
     written = onnx.load(file, load_external_data=False)
     onnx.helper.set_model_props(written, {name: json.dumps(value) for name, value in metadata.items()})
@@ -169,6 +169,7 @@ def _run_program(file: Path, x: Tensor) -> Tensor:
     return torch.export.load(file).module()(x)
 
 
+@errors_in_one_line()
 def main(args: list[str] | None = None) -> None:
     """The console script.
 

@@ -17,6 +17,7 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from supercm_lightning.contracts import Backbone
 from supercm_lightning.data.sources.domain_files import find_files, folder_set
 from supercm_lightning.data.sources.domains import DOMAIN_SETS
 from supercm_lightning.data.sources.folder import scan_clusters, scan_folder
@@ -88,7 +89,7 @@ def extract_features(
     place = torch.device(device) if device else _default_device()
     network, transform = build_extractor(backbone, pretrained, checkpoint, backbone_options or {}, image_size)
     network.eval().to(place)
-    width = int(cast(Any, network).num_features)
+    width = cast(Backbone, network).num_features
     if checkpoint is None and not pretrained:
         print(f"The weights of {backbone} are random: pretrained=false and no checkpoint.", file=sys.stderr)
     output.mkdir(parents=True, exist_ok=True)
