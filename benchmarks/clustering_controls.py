@@ -1,12 +1,13 @@
 """Controls and hard cases for the tables of clustering; no options of the library, because they serve no user."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from supercm_lightning import ASD, ASDFreeMatch, ClusteringDataModule, FreeMatch
-from supercm_lightning.data.sources.stores import ArrayStore, Store
+from supercm_lightning.data.sources.stores import ArrayStore, Samples
 from supercm_lightning.self_labeling import ASDOptions, SelfLabeler
 from supercm_lightning.utils.random import generator
 
@@ -65,18 +66,18 @@ class TrueLabels(ASD, FreeMatch):
 
 
 class LongTail(ClusteringDataModule):
-    """170 samples of the first class, 17 of the last, geometrically in between; the same samples for every seed."""
+    """170 samples of the first class, 17 of the last one, geometrically in between; the same for every seed."""
 
-    def _read_stores(self) -> dict[str, Store]:
-        store = super()._read_stores()["train"]
-        assert isinstance(store, ArrayStore)
-        stream, keep = torch.Generator().manual_seed(0), []
+    def read(self) -> dict[str, Samples]:
+        """Keeps these samples of the clustered ones, which are tested too."""
+        samples = super().read()
+        labels, stream, keep = samples["unlabeled"].store.labels, torch.Generator().manual_seed(0), []
         for k in range(self.num_classes):
-            rows = (store.labels == k).nonzero()[:, 0]
+            numbers = (labels == k).nonzero()[:, 0]
             count = round(170 * 10 ** (-k / (self.num_classes - 1)))
-            keep.append(rows[torch.randperm(len(rows), generator=stream)][:count])
-        rows = torch.cat(keep).sort().values
-        return {"train": ArrayStore(store.data[rows], store.labels[rows])}
+            keep.append(numbers[torch.randperm(len(numbers), generator=stream)][:count])
+        index = torch.cat(keep).sort().values
+        return {split: replace(part, index=index) for split, part in samples.items()}
 
 
 class Turned(ClusteringDataModule):
@@ -86,8 +87,10 @@ class Turned(ClusteringDataModule):
         super().__init__(**kwargs)
         self.num_classes *= 2
 
-    def _read_stores(self) -> dict[str, Store]:
-        store = super()._read_stores()["train"]
+    def read(self) -> dict[str, Samples]:
+        """Adds the turned images."""
+        store = super().read()["test"].store
         assert isinstance(store, ArrayStore)
         labels = torch.cat([store.labels, store.labels + self.num_classes // 2])
-        return {"train": ArrayStore(torch.cat([store.data, store.data.rot90(1, (2, 3))]), labels)}
+        both = ArrayStore(torch.cat([store.data, store.data.rot90(1, (2, 3))]), labels)
+        return {"unlabeled": Samples.all_of(both, hide_labels=True), "test": Samples.all_of(both)}

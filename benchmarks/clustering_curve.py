@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from supercm_lightning.data.modules.base import move_batch
+from supercm_lightning.data import move_batch
 from supercm_lightning.metrics import ClusteringAccuracy
 from supercm_lightning.nn import evaluating
 

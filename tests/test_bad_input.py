@@ -190,7 +190,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 @case(
     FILES,
     "every file of a class bad, with `on_bad_image: skip`",
-    "training set: 1 of 2 classes have no labelled row (cat)",
+    "training set: 1 of 2 classes have no labeled sample (cat)",
     ValueError,
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +241,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
         assert data.samples["test"].labels.tolist() == [0] * 3 + [1] * 4
 
 
-@case(FILES, "`on_bad_image: ignore`", "on_bad_image='ignore': choose error or skip", ValueError)
+@case(FILES, "`on_bad_image: ignore`", "on_bad_image='ignore': choose one of error, skip", ValueError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     images()
     read(on_bad_image="ignore")
@@ -250,7 +250,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 @case(
     FILES,
     "grey, grey with alpha, RGBA, palette, CMYK, 1-bit and 16-bit files beside RGB ones",
-    "read as RGB; 16 bits are scaled to 8, transparency is dropped",
+    "read as RGB; 16 bits are scaled to 8, transparent pixels are white",
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     root = images()
@@ -350,7 +350,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     read()
 
 
-@case(FOLDERS, "one empty class folder", "1 of 3 classes have no labelled row (owl)", ValueError)
+@case(FOLDERS, "one empty class folder", "1 of 3 classes have no labeled sample (owl)", ValueError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     (images() / "train/owl").mkdir()
     read()
@@ -431,7 +431,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     domains(" 2\n", " 0\n")
 
 
-@case(LISTS, "a class that both domains lack", "1 of 4 classes have no labelled row (2)", ValueError)
+@case(LISTS, "a class that both domains lack", "1 of 4 classes have no labeled sample (2)", ValueError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     write = Path.write_text
     monkeypatch.setattr(Path, "write_text", lambda path, text: write(path, text.replace(" 2\n", " 3\n")))
@@ -453,7 +453,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     domains("1.png 1", "1.png -1")
 
 
-@case(LISTS, "an image twice", "one.txt, line 2: flat/0.png stands in line 1 already. Remove one", ValueError)
+@case(LISTS, "an image twice", "one.txt, line 2: flat/0.png is already listed in line 1. Remove one", ValueError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     domains("flat/1.png", "flat/0.png")
 
@@ -547,7 +547,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     digits(num_labeled=1700)
 
 
-@case(SPLITS, "every row labelled, with a method that needs unlabelled ones", "The unlabelled set is empty", ValueError)
+@case(SPLITS, "every row labelled, with a method that needs unlabelled ones", "The unlabeled set is empty", ValueError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     run(["fit", "--model", "SuperCM", "--data", "SemiSupervisedDataModule", *QUIET])
 
@@ -580,33 +580,36 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 @case(
     SPLITS,
     "a split file with words or fractions for rows",
-    "split.json: not a split … rows are whole numbers",
+    "split.json: not a split … sample numbers must be integers",
     ValueError,
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="rows are whole numbers"):
+    with pytest.raises(ValueError, match="must be integers"):
         split_file(val=[1.5])
     split_file(val=["one"])
 
 
-@case(SPLITS, "a split file with a row twice", "split.json: row 3 stands twice among labeled, val and test", ValueError)
+@case(SPLITS, "a split file with a row twice", "split.json: sample 3 occurs twice in labeled, val and test", ValueError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     split_file(val=[3, 3])
 
 
 @case(
-    SPLITS, "a split file with a row outside the data", "split.json: row 1797 is not one of the 1797 rows", ValueError
+    SPLITS,
+    "a split file with a row outside the data",
+    "split.json: sample 1797 is not one of the 1797 samples",
+    ValueError,
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     split_file(val=[1797])
 
 
-@case(SPLITS, "a split file that lacks a class", "labelled set: 9 of 10 classes have no labelled row", ValueError)
+@case(SPLITS, "a split file that lacks a class", "labeled set: 9 of 10 classes have no labeled sample", ValueError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     split_file(labeled=[0], val=[], test=[])
 
 
-@case(SPLITS, "a split file of other data", "made for 1,797 rows of mnist, but the data is digits", ValueError)
+@case(SPLITS, "a split file of other data", "made for 1,797 samples of mnist, but the data is digits", ValueError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     split_file(dataset="mnist")
 
@@ -635,14 +638,14 @@ def with_value(value: float) -> Any:
     return bad
 
 
-@case(FEATURES, "a feature that is NaN", "labeled: row 17 has a feature that is NaN or infinite", ValueError)
+@case(FEATURES, "a feature that is NaN", "labeled: sample 17 has a feature that is NaN or infinite", ValueError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
-    features(features=with_value(np.nan))
+    features(features=with_value(np.nan)).arrays("labeled")
 
 
-@case(FEATURES, "a feature that is infinite", "labeled: row 17 has a feature that is NaN or infinite", ValueError)
+@case(FEATURES, "a feature that is infinite", "labeled: sample 17 has a feature that is NaN or infinite", ValueError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
-    features(features=with_value(np.inf))
+    features(features=with_value(np.inf)).arrays("labeled")
 
 
 @case(FEATURES, "a truncated `.npz`", "labeled=a.npz: cannot be read; the file is truncated or damaged", ValueError)
@@ -707,7 +710,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     features(labels=Y - 2)
 
 
-@case(FEATURES, "a class without a row", "labeled: 1 of 4 classes have no labelled row (2)", ValueError)
+@case(FEATURES, "a class without a row", "labeled: 1 of 4 classes have no labeled sample (2)", ValueError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     features(labels=np.where(Y == 2, 3, Y))
 

@@ -34,7 +34,7 @@ def test_a_split_is_a_partition_or_refused(
             make_split(y, "fuzz", num_labeled, num_val, num_test, seed)
         return
     split = make_split(y, "fuzz", num_labeled, num_val, num_test, seed)
-    rows = split.rows(labeled_in_unlabeled=False)
+    rows = split.indices(labeled_in_unlabeled=False)
     assert torch.cat(list(rows.values())).sort().values.tolist() == list(range(len(y)))
     assert (len(rows["val"]), len(rows["test"])) == (num_val, num_test)
     assert len(rows["labeled"]) == int((y >= 0).sum()) - num_val - num_test if num_labeled is None else num_labeled
@@ -109,7 +109,7 @@ def test_a_split_file_is_sound_or_refused(content: dict[str, object]) -> None:
     if split is None:
         assert message.startswith("split_file=split.json: ")
         return
-    parts = split.rows(labeled_in_unlabeled=False)
+    parts = split.indices(labeled_in_unlabeled=False)
     assert torch.cat(list(parts.values())).sort().values.tolist() == list(range(split.num_rows))
 
 

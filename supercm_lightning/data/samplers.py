@@ -1,36 +1,43 @@
-"""The sampler behind every training loader."""
+"""Samplers of the training and evaluation loaders."""
 
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.utils.data import DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler
 
+from supercm_lightning.utils.options import SuperCMError
 from supercm_lightning.utils.random import generator
 
 
 class CyclingSampler(DistributedSampler[int]):
-    """Walks through fresh permutations of a set without end, cut into epochs of a fixed number of steps.
+    """Infinite sampler: concatenates independent permutations and yields `steps_per_epoch` batches per epoch.
 
-    Every row is visited once before any is visited again, across epochs too; each pass has its own order. The ranks of
-    a distributed run take turns in the same walk, so that together they see what one process with the whole batch sees.
-    A `DistributedSampler`, so that Lightning leaves it in place and tells it the epoch.
+    Every sample is visited once before any is visited again, across epochs too; each pass has its own order. The ranks
+    of a distributed run take turns in the same sampling order, so that together they see what one process with the
+    whole batch sees. A `DistributedSampler`, so that Lightning leaves it in place.
 
     Args:
-        num_rows: Size of the set, at least 1.
-        batch_size: Rows per step and rank.
+        num_samples: Size of the set, at least 1.
+        batch_size: Samples per step and rank.
         steps_per_epoch: Steps per epoch.
         seed: Seed of the permutations.
-        name: Distinguishes the walks of several samplers with one seed.
+        name: Distinguishes the orders of several samplers with one seed.
         rank: This process's number.
         world_size: Number of processes.
-        step: Gives the number of the training step at which an iteration starts; None: the first step of the epoch. A
-            run resumed within an epoch walks on from its step, where the epoch's number alone would repeat rows.
+        step: Gives the number of the training step at which an iteration starts, from which a resumed run continues
+            within an epoch; None: the first step of the epoch.
+
+    Example:
+        >>> sampler = CyclingSampler(5, 2, 5, seed=0, name="labeled", rank=0, world_size=1)
+        >>> order = list(sampler)
+        >>> sorted(order[:5]) == sorted(order[5:]) == [0, 1, 2, 3, 4]
+        True
     """
 
     def __init__(
         self,
-        num_rows: int,
+        num_samples: int,
         batch_size: int,
         steps_per_epoch: int,
         seed: int,
@@ -39,30 +46,89 @@ class CyclingSampler(DistributedSampler[int]):
         world_size: int,
         step: Callable[[], int] | None = None,
     ) -> None:
-        super().__init__(range(num_rows), num_replicas=world_size, rank=rank, seed=seed)  # type: ignore[arg-type]
-        self.num_rows = num_rows
+        super().__init__(_Sized(num_samples), num_replicas=world_size, rank=rank, seed=seed)
+        self.set_size = num_samples
         self.batch_size = batch_size
         self.steps_per_epoch = steps_per_epoch
         self.name = name
         self.step = step
         self.num_samples = batch_size * steps_per_epoch
         self.total_size = self.num_samples * world_size
-        self._drawn: tuple[int, Tensor] | None = None
+        self._permutation: tuple[int, Tensor] | None = None
 
     def __iter__(self) -> Iterator[int]:
-        """The rows of this rank for one epoch."""
+        """The samples of this rank for one epoch."""
         step = self.step() if self.step is not None else self.epoch * self.steps_per_epoch
         start = step * self.batch_size * self.num_replicas
         place, end = start + self.rank, start + self.total_size
         while place < end:
-            number, row = divmod(place, self.num_rows)
-            stop = min(end - number * self.num_rows, self.num_rows)
-            rows = self._order(number)[row : stop : self.num_replicas].tolist()
-            yield from rows
-            place += len(rows) * self.num_replicas
+            number, first = divmod(place, self.set_size)
+            stop = min(end - number * self.set_size, self.set_size)
+            numbers = self._order(number)[first : stop : self.num_replicas].tolist()
+            yield from numbers
+            place += len(numbers) * self.num_replicas
 
     def _order(self, number: int) -> Tensor:
-        """The order of one pass, drawn once: an epoch may be a small part of a large set."""
-        if self._drawn is None or self._drawn[0] != number:
-            self._drawn = (number, torch.randperm(self.num_rows, generator=generator(self.seed, self.name, number)))
-        return self._drawn[1]
+        """The order of one pass, computed once: an epoch may be a small fraction of a large set."""
+        if self._permutation is None or self._permutation[0] != number:
+            self._permutation = (
+                number,
+                torch.randperm(self.set_size, generator=generator(self.seed, self.name, number)),
+            )
+        return self._permutation[1]
+
+
+class ShardSampler(DistributedSampler[int]):
+    """Evaluation sampler: every sample once, rank `r` of `w` gets `r::w`; none is repeated to even out the ranks.
+
+    Args:
+        num_samples: Size of the set, at least the number of processes.
+        rank: This process's number.
+        world_size: Number of processes.
+        name: Split, for the message.
+
+    Raises:
+        SuperCMError: If there are fewer samples than processes.
+
+    Example:
+        >>> [list(ShardSampler(5, rank, 2)) for rank in (0, 1)]
+        [[0, 2, 4], [1, 3]]
+    """
+
+    def __init__(self, num_samples: int, rank: int, world_size: int, name: str = "evaluation") -> None:
+        if num_samples < world_size:
+            raise SuperCMError(
+                f"{name}: {num_samples} samples for {world_size} processes, each of which needs one. Use fewer devices "
+                "or hold out more samples."
+            )
+        super().__init__(_Sized(num_samples), num_replicas=world_size, rank=rank, shuffle=False)
+        self.set_size = num_samples
+        self._shard = range(rank, num_samples, world_size)
+
+    def __iter__(self) -> Iterator[int]:
+        """The samples of this rank, in order."""
+        return iter(self._shard)
+
+    def __len__(self) -> int:
+        return len(self._shard)
+
+    def batch_size(self, size: int) -> int:
+        """A batch size with which all ranks have the same number of batches: `size`, or one near it.
+
+        Ranks that validate within a training run exchange buffers at every batch, so none may have a batch more. Shards
+        differ by one sample at most, which makes a batch of its own only where the size divides the smaller shard.
+        """
+        small, rest = divmod(self.set_size, self.num_replicas)
+        if not rest:
+            return size
+        return next(near for near in (*range(size, 1, -1), *range(size + 1, small + 2), small + 1) if small % near)
+
+
+class _Sized(Dataset[int]):
+    """A set of which samplers need the size alone."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size

@@ -22,7 +22,8 @@ def set_up(*args: Any, **kwargs: Any) -> ClusteringDataModule:
 
 
 def clustered(data: ClusteringDataModule) -> torch.Tensor:
-    return data.samples["unlabeled"].store.data[data.samples["unlabeled"].index]
+    samples = data.samples["unlabeled"]
+    return samples.fetch(torch.arange(len(samples)), torch.device("cpu"))
 
 
 @pytest.fixture
@@ -119,7 +120,7 @@ def test_imagenet_subsets_read_their_classes_and_no_other(
         file.unlink()
     (root / ids[-1]).rmdir()
     with pytest.raises(FileNotFoundError, match=ids[-1]):
-        ClusteringDataModule(name, root)
+        set_up(name, root)
 
 
 @pytest.mark.parametrize("labels", [True, False])

@@ -139,7 +139,7 @@ class TestFolders:
         write_tree(root / "amazon")
         write_tree(root / "Real World")
         write_tree(root / "RealWorld")
-        with pytest.raises(ValueError, match="Real World and RealWorld both stand for the domain Real World"):
+        with pytest.raises(ValueError, match="Real World and RealWorld are both names of the domain Real World"):
             find(root)
 
     def test_domain_folder_without_images(self, root):
@@ -298,7 +298,7 @@ class TestLists:
     def test_list_of_images_that_are_not_there(self, root):
         write_list(root / "a.txt", "/data/image-clef/i/n02691156_7563.JPEG 0")
         with pytest.raises(
-            FileNotFoundError, match=r"first image /data/image-clef/i/n02691156_7563\.JPEG is neither there"
+            FileNotFoundError, match=r"first image /data/image-clef/i/n02691156_7563\.JPEG does not exist"
         ):
             read_list(root / "a.txt", root)
 

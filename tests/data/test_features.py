@@ -63,7 +63,7 @@ def test_one_file_of_which_few_rows_keep_their_label(gather):
 def test_class_names_count_the_classes():
     data = FeatureDataModule(save("a.npz", features=X, labels=Y, classes=np.array(["ape", "bee", "cow"])))
     assert data.class_names == ("ape", "bee", "cow")
-    with pytest.raises(ValueError, match=r"labeled: 1 of 4 classes have no labelled row \(dog\)"):
+    with pytest.raises(ValueError, match=r"labeled: 1 of 4 classes have no labeled sample \(dog\)"):
         module(save("b.npz", features=X, labels=Y, classes=np.array(["ape", "bee", "cow", "dog"])))
 
 
@@ -180,7 +180,9 @@ def test_two_sources_of_which_one_has_no_files_are_numbered():
 def test_a_target_without_labels_is_predicted_as_the_unlabelled_rows(gather):
     data = FeatureDataModule(source=save("a.npz", features=X, labels=Y), target=save("b.npz", features=X[:9]))
     data.setup("predict")
-    with pytest.raises(ValueError, match=r"no test rows.*To predict rows without labels, set predict_on: unlabeled"):
+    with pytest.raises(
+        ValueError, match=r"no test samples.*To predict samples without labels, set predict_on: unlabeled"
+    ):
         data.predict_dataloader()
     assert len(gather(data, "unlabeled")[0]) == 9
 
@@ -192,14 +194,17 @@ class TestBadInput:
     def test_not_a_number(self, suffix):
         bad = X.copy()
         bad[17, 3] = np.nan
-        with pytest.raises(ValueError, match="labeled: row 17 has a feature that is NaN or infinite"):
-            FeatureDataModule(save(f"a.{suffix}", features=bad, labels=Y))
+        data = module(save(f"a.{suffix}", features=bad, labels=Y))
+        with pytest.raises(ValueError, match="labeled: sample 17 has a feature that is NaN or infinite"):
+            data.arrays("labeled")
 
     def test_infinite_in_the_test_file(self):
         bad = X.copy()
         bad[5, 0] = np.inf
-        with pytest.raises(ValueError, match="test: row 5 has a feature"):
-            module(save("a.npz", features=X, labels=Y), test=save("b.npz", features=bad, labels=Y))
+        data = module(save("a.npz", features=X, labels=Y), test=save("b.npz", features=bad, labels=Y))
+        data.arrays("labeled")
+        with pytest.raises(ValueError, match="test: sample 5 has a feature"):
+            data.arrays("test")
 
     def test_missing_names(self):
         with pytest.raises(ValueError, match=r"labeled=a\.npz: has x, y, lacks features and labels"):
@@ -233,7 +238,7 @@ class TestBadInput:
             module(given)
 
     def test_files_of_other_rows(self):
-        with pytest.raises(ValueError, match="labeled: 2 files for 60 rows; each needs one, or leave files out"):
+        with pytest.raises(ValueError, match="labeled: 2 files for 60 samples; each needs one, or leave files out"):
             FeatureDataModule(save("a.npz", features=X, labels=Y, files=np.array(["a.jpg", "b.jpg"])))
 
     def test_missing_file(self):
@@ -264,18 +269,20 @@ class TestBadInput:
     def test_class_that_the_labelled_file_lacks(self):
         with pytest.raises(ValueError, match="test set: labels run from 0 to 2, but num_classes=2"):
             module(save("a.npz", features=X, labels=Y % 2), test=save("b.npz", features=X, labels=Y))
-        with pytest.raises(ValueError, match=r"labeled: 1 of 4 classes have no labelled row \(2\)"):
+        with pytest.raises(ValueError, match=r"labeled: 1 of 4 classes have no labeled sample \(2\)"):
             module(save("a.npz", features=X, labels=np.where(Y == 2, 3, Y)))
 
     def test_numbers_that_do_not_fit(self):
         file = save("a.npz", features=X, labels=np.where(np.arange(60) < 30, Y, -1))
         with pytest.raises(ValueError, match="num_labeled=2: fewer labels than the 3 classes"):
             module(file, num_labeled=2)
-        with pytest.raises(ValueError, match="num_labeled=20, num_val=11 and num_test=0 ask for more than the 30 rows"):
+        with pytest.raises(
+            ValueError, match="num_labeled=20, num_val=11 and num_test=0 ask for more than the 30 samples"
+        ):
             module(file, num_labeled=20, num_val=11)
 
     def test_negative_noise(self):
-        with pytest.raises(ValueError, match="noise=-1: must not be negative"):
+        with pytest.raises(ValueError, match="noise=-1"):
             FeatureDataModule(save("a.npz", features=X, labels=Y), noise=-1)
 
 
@@ -364,11 +371,11 @@ class TestTwoDomains:
             ({"labeled": "one", "target": "two"}, "Give either labeled"),
             ({"labeled": "one", "source": "one", "target": "two"}, "Give either labeled"),
             ({}, "Give either labeled"),
-            ({"source": "one", "target": "two", "unlabeled": "two"}, "unlabeled: the rows of target are"),
+            ({"source": "one", "target": "two", "unlabeled": "two"}, "unlabeled: the samples of target are"),
             ({"source": "one", "target": "one.npz"}, "source and target are the same, one.npz"),
             ({"source": ["two", "one"], "target": "one"}, "source and target are the same"),
             ({"labeled": "one", "standardize": "domain"}, "standardize='domain' needs two domains"),
-            ({"labeled": "one", "standardize": "each"}, "standardize='each': choose joint, domain or None"),
+            ({"labeled": "one", "standardize": "each"}, "standardize='each': choose one of joint, domain"),
             ({"labeled": "one", "oracle_labels": True}, "oracle_labels: only a target has labels"),
         ],
     )
@@ -378,7 +385,7 @@ class TestTwoDomains:
 
     def test_classes_differ(self, pair):
         save("other.npz", features=X, labels=Y, classes=np.array(["ape", "bee", "dog"]))
-        with pytest.raises(ValueError, match=r"target: other classes than those of the labelled features \(cow, dog\)"):
+        with pytest.raises(ValueError, match=r"target: other classes than those of source \(cow, dog\)"):
             module(None, source="one", target="other")
         save("other.npz", features=X, labels=Y, classes=np.array(["bee", "ape", "cow"]))
         with pytest.raises(ValueError, match="in another order"):

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from supercm_lightning.data import SemiSupervisedDataModule
-from supercm_lightning.data.sources.stores import ArrayStore, file_stores
+from supercm_lightning.data.sources.files import Reading, file_stores
+from supercm_lightning.data.sources.stores import ArrayStore
 
 
 def folder(root: Path, read: bool = True, **kwargs) -> SemiSupervisedDataModule:
@@ -21,7 +22,7 @@ def folder(root: Path, read: bool = True, **kwargs) -> SemiSupervisedDataModule:
 def files(data: SemiSupervisedDataModule, part: str) -> list[str]:
     """Files of a part, relative to the root."""
     named = [data.describe_sample(part, index) for index in range(len(data.samples[part]))]
-    return [str(Path(name).relative_to(data.root)) for name in named]
+    return [str(Path(name).relative_to(data.hparams.root)) for name in named]
 
 
 class TestLayouts:
@@ -95,7 +96,7 @@ class TestLayouts:
     def test_empty_validation_and_test_folders_count_as_absent(self, image_folder):
         data = folder(image_folder({"train/a": 10, "train/b": 10, "val": 0, "test/a": 0}))
         assert len(data.samples["val"]) == 2
-        with pytest.raises(ValueError, match=r"no test rows. Give a test set, or set num_test"):
+        with pytest.raises(ValueError, match=r"no test samples. Give a test set, or set num_test"):
             data.test_dataloader()
 
     def test_real_tree_of_50_000_files(self, data_root: Path):
@@ -125,7 +126,7 @@ class TestBadFolders:
             folder(image_folder({"train/a": 2, "train/b": 2, f"{part}/dog": 1}))
 
     def test_empty_class_folder(self, image_folder):
-        with pytest.raises(ValueError, match=r"1 of 3 classes have no labelled row \(dog\)"):
+        with pytest.raises(ValueError, match=r"1 of 3 classes have no labeled sample \(dog\)"):
             folder(image_folder({"train/a": 4, "train/b": 4, "train/dog": 0}))
 
     def test_only_one_class(self, image_folder):
@@ -137,7 +138,7 @@ class TestBadFolders:
             folder(image_folder({"a": 4, "b": 4, "c": 4}), num_labeled=2)
 
     def test_more_labels_than_images(self, image_folder):
-        with pytest.raises(ValueError, match="num_labeled=9, num_val=0 and num_test=0 ask for more than the 8 rows"):
+        with pytest.raises(ValueError, match="num_labeled=9, num_val=0 and num_test=0 ask for more than the 8 samples"):
             folder(image_folder({"a": 4, "b": 4}), num_labeled=9, num_val=0)
 
     @pytest.mark.parametrize("in_memory", [True, False])
@@ -185,13 +186,13 @@ class TestPixels:
     def test_colours_stay_in_order(self, image_folder):
         data = folder(image_folder({"train/a": 1, "train/b": 1}, size=(9, 7)), num_val=0)
         for name, found in zip(files(data, "labeled"), self.pixels(data), strict=True):
-            assert np.array_equal(found.permute(1, 2, 0).numpy(), np.asarray(Image.open(data.root / name)))
+            assert np.array_equal(found.permute(1, 2, 0).numpy(), np.asarray(Image.open(Path(data.hparams.root) / name)))
 
     def test_grey_files_have_one_channel(self, image_folder):
         data = folder(image_folder({"train/a": 1, "train/b": 1}, mode="L", size=(9, 7)), num_val=0)
         assert data.input_shape == (1, 7, 9)
         for name, found in zip(files(data, "labeled"), self.pixels(data), strict=True):
-            assert np.array_equal(found[0].numpy(), np.asarray(Image.open(data.root / name)))
+            assert np.array_equal(found[0].numpy(), np.asarray(Image.open(Path(data.hparams.root) / name)))
 
     def test_one_grey_file_does_not_make_the_others_grey(self, image_folder):
         root = image_folder({"train/a": 2, "train/b": 2})
@@ -279,7 +280,7 @@ class TestMemoryAndWorkers:
     def test_size_decides_when_nothing_is_said(self, image_folder, monkeypatch):
         root = image_folder({"a": 4, "b": 4})
         assert isinstance(folder(root).samples["labeled"].store, ArrayStore)
-        monkeypatch.setattr("supercm_lightning.data.sources.stores._MEMORY", 8 * 3 * 8 * 8 - 1)
+        monkeypatch.setattr("supercm_lightning.data.sources.files.MEMORY", 8 * 3 * 8 * 8 - 1)
         assert not isinstance(folder(root).samples["labeled"].store, ArrayStore)
 
     @pytest.mark.slow
@@ -302,4 +303,4 @@ def test_a_part_of_which_no_image_can_be_read_is_named(tmp_path: Path, in_memory
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"val: none of its 1 images can be read, .*bad\.png"):
-        file_stores({"val": [(bad, 0)]}, (3, 8, 8), None, in_memory, on_bad_image="skip")
+        file_stores({"val": [(bad, 0)]}, (3, 8, 8), Reading(None, in_memory, "skip"))

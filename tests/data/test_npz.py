@@ -66,7 +66,7 @@ def test_a_file_written_in_blocks_is_read_as_any_other() -> None:
 def test_a_file_that_is_not_finished_leaves_the_old_one() -> None:
     np.savez("file.npz", **ARRAYS)
     before = Path("file.npz").read_bytes()
-    with pytest.raises(ValueError, match="4 rows of features, where 7 were expected"):
+    with pytest.raises(ValueError, match="4 samples of features, where 7 were expected"):
         save_npz(Path("file.npz"), "features", (7, 3), [ARRAYS["features"][:4]], {})
     assert Path("file.npz").read_bytes() == before
     assert [file.name for file in Path().iterdir()] == ["file.npz"]

@@ -116,7 +116,7 @@ class TestTrainingBatch:
         assert batch["unlabeled"][0][0].dtype == batch["labeled"][0].dtype == torch.float64
 
     def test_method_with_a_view_nobody_made_is_told(self, fit):
-        with pytest.raises(ValueError, match="Sketches asks for the view 'sketch'; SemiSupervisedDataModule has weak"):
+        with pytest.raises(ValueError, match="Sketches needs the view 'sketch'; SemiSupervisedDataModule has weak"):
             fit(digits(), Sketches)
 
     def test_own_view_of_a_subclass(self, fit):
@@ -231,20 +231,20 @@ class TestEvaluation:
         data = digits(num_val=0)
         recorded = fit(data)
         assert (len(recorded.batches), recorded.val_batches) == (4, [])
-        with pytest.raises(ValueError, match=r"no validation rows. Give a validation set, or set num_val"):
+        with pytest.raises(ValueError, match=r"no validation samples. Give a validation set, or set num_val"):
             trainer().validate(model(data), datamodule=data)
 
     def test_without_test_rows_test_says_what_is_missing(self, trainer, model):
         data = digits(num_test=0)
-        with pytest.raises(ValueError, match=r"no test rows. Give a test set, or set num_test"):
+        with pytest.raises(ValueError, match=r"no test samples. Give a test set, or set num_test"):
             trainer().test(model(data), datamodule=data)
 
     def test_rows_are_described_by_their_file(self, gather, image_folder):
         data = SemiSupervisedDataModule("folder", root=image_folder({"labeled/a": 3, "labeled/b": 2, "unlabeled/x": 4}))
         _, _, index = gather(data, "unlabeled")
         names = [data.describe_sample("predict", int(row)) for row in index]
-        assert names == [str(data.root / f"unlabeled/x/{row}.png") for row in range(4)]
-        assert data.describe_sample("labeled", 4) == str(data.root / "labeled/b/1.png")
+        assert names == [str(Path(data.hparams.root) / f"unlabeled/x/{row}.png") for row in range(4)]
+        assert data.describe_sample("labeled", 4) == str(Path(data.hparams.root) / "labeled/b/1.png")
 
     def test_rows_without_file_are_described_by_their_index(self):
         data = digits()
@@ -317,7 +317,7 @@ class TestBadInput:
             ({"unlabeled_batch_size": -3}, "unlabeled_batch_size=-3: must be at least 1"),
             ({"eval_batch_size": 0}, "eval_batch_size=0: must be at least 1"),
             ({"steps_per_epoch": 0}, "steps_per_epoch=0: must be at least 1"),
-            ({"num_workers": -1}, "num_workers=-1: must not be negative"),
+            ({"num_workers": -1}, "num_workers=-1: must be at least 0"),
             ({"predict_on": "train"}, "predict_on='train': choose one of test, val, unlabeled, labeled"),
             ({"num_labeled": 9}, "num_labeled=9: fewer labels than the 10 classes"),
             ({"shift": 8}, r"shift=8: must be from 0 to less than the images' \(8, 8\)"),
@@ -335,7 +335,10 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"num_labeled": 1500}, "num_labeled=1500, num_val=150 and num_test=450 ask for more than the 1,797 rows"),
+            (
+                {"num_labeled": 1500},
+                "num_labeled=1500, num_val=150 and num_test=450 ask for more than the 1,797 samples",
+            ),
             ({"num_val": 1797}, "num_val=1797 .* ask for more"),
             ({"num_val": -1}, "num_val=-1: must not be negative"),
             ({"num_test": -0.1}, "num_test=-0.1: must not be negative"),
@@ -358,7 +361,7 @@ class TestBadInput:
             data: Any = digits(num_labeled=None)
         else:
             data = FeatureDataModule(TensorDataset(torch.randn(12, 3), torch.arange(12) % 3))
-        with pytest.raises(ValueError, match=r"The unlabelled set is empty.*set num_labeled below"):
+        with pytest.raises(ValueError, match=r"The unlabeled set is empty.*set num_labeled below"):
             fit(data, SuperCM, **limit)
 
     def test_no_unlabelled_rows_are_no_trouble_for_the_supervised_method(self, trainer, model):

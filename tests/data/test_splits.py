@@ -39,7 +39,7 @@ def test_validation_and_test_rows_are_in_proportion_to_the_classes():
 
 
 def test_parts_are_disjoint_and_complete():
-    rows = make_split(LABELS, "d", 13, 21, 17, seed=5).rows(labeled_in_unlabeled=False)
+    rows = make_split(LABELS, "d", 13, 21, 17, seed=5).indices(labeled_in_unlabeled=False)
     assert {part: len(numbers) for part, numbers in rows.items()} == {
         "labeled": 13, "val": 21, "test": 17, "unlabeled": 49,
     }  # fmt: skip
@@ -48,8 +48,8 @@ def test_parts_are_disjoint_and_complete():
 
 def test_labelled_rows_join_the_unlabelled_ones_only_when_asked():
     split = make_split(LABELS, "d", 13, 21, 17, seed=5)
-    assert not set(split.labeled) & set(split.rows(False)["unlabeled"].tolist())
-    with_them = set(split.rows(True)["unlabeled"].tolist())
+    assert not set(split.labeled) & set(split.indices(False)["unlabeled"].tolist())
+    with_them = set(split.indices(True)["unlabeled"].tolist())
     assert set(split.labeled) < with_them
     assert not with_them & set(split.val + split.test)
 
@@ -76,14 +76,14 @@ def test_rows_without_label_are_only_ever_unlabelled(num_labeled):
     labels[::2] = -1
     split = make_split(labels, "d", num_labeled, 10, 10, seed=0)
     assert all(labels[row] >= 0 for row in split.labeled + split.val + split.test)
-    assert set(range(0, 100, 2)) <= set(split.rows(False)["unlabeled"].tolist())
+    assert set(range(0, 100, 2)) <= set(split.indices(False)["unlabeled"].tolist())
 
 
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
         ((2, 0, 0), "num_labeled=2: fewer labels than the 3 classes"),
-        ((101, 0, 0), "num_labeled=101, num_val=0 and num_test=0 ask for more than the 100 rows"),
+        ((101, 0, 0), "num_labeled=101, num_val=0 and num_test=0 ask for more than the 100 samples"),
         ((50, 30, 30), "num_labeled=50, num_val=30 and num_test=30 ask for more"),
         ((None, 60, 38), "num_labeled=None, num_val=60 and num_test=38 ask for more"),
         ((12, -1, 0), "num_val=-1"),
@@ -95,7 +95,7 @@ def test_impossible_numbers_are_named(numbers, message):
 
 
 def test_class_without_labelled_row_is_named():
-    with pytest.raises(ValueError, match=r"1 of 3 classes have no labelled row \(bird\)"):
+    with pytest.raises(ValueError, match=r"1 of 3 classes have no labeled sample \(bird\)"):
         check_labels(torch.tensor([0, 1, 1]), 3, ("ape", "cow", "bird"), "labelled set")
 
 
@@ -118,8 +118,8 @@ def test_file_gives_back_the_split_and_leaves_no_partial_file(tmp_path: Path):
     [
         (None, "not a split written by this library"),
         ({"strange": 1}, "not a split written by this library"),
-        ({"val": [100]}, "row 100 is not one of the 100 rows"),
-        ({"labeled": [1, 2], "val": [2]}, "row 2 stands twice"),
+        ({"val": [100]}, "sample 100 is not one of the 100 samples"),
+        ({"labeled": [1, 2], "val": [2]}, "sample 2 occurs twice"),
     ],
 )
 def test_broken_file_is_refused(tmp_path: Path, change, message):
@@ -151,22 +151,22 @@ class TestFileOfADataModule:
 
     def test_refused_for_other_data(self, image_folder):
         self.data()
-        with pytest.raises(ValueError, match=r"digits\.json: made for 1,797 rows of digits, but the data is folder"):
+        with pytest.raises(ValueError, match=r"digits\.json: made for 1,797 samples of digits, but the data is folder"):
             self.data(dataset="folder", root=image_folder({"a": 10, "b": 20}))
 
     def test_refused_for_another_number_of_labels(self):
         self.data()
-        with pytest.raises(ValueError, match=r"digits\.json: has 20 labelled rows, but num_labeled=40"):
+        with pytest.raises(ValueError, match=r"digits\.json: has 20 samples in labeled, but num_labeled=40"):
             self.data(num_labeled=40)
 
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"num_val": 300}, r"has 150 validation rows, but num_val=300\. Leave the option out, or name"),
-            ({"num_val": 0}, r"has 150 validation rows, but num_val=0\. "),
-            ({"num_val": 0.5}, r"has 150 validation rows, but num_val=0\.5 \(898 rows\)\. "),
-            ({"num_test": 10}, r"has 450 test rows, but num_test=10\. "),
-            ({"split_seed": 7}, r"drawn with split_seed=3, but split_seed=7\. Leave the option out"),
+            ({"num_val": 300}, r"has 150 samples in val, but num_val=300\. Leave the option out, or name"),
+            ({"num_val": 0}, r"has 150 samples in val, but num_val=0\. "),
+            ({"num_val": 0.5}, r"has 150 samples in val, but num_val=0\.5 \(898 samples\)\. "),
+            ({"num_test": 10}, r"has 450 samples in test, but num_test=10\. "),
+            ({"split_seed": 7}, r"made with split_seed=3, but split_seed=7\. Leave the option out"),
         ],
     )
     def test_refused_for_other_numbers(self, options, message):

@@ -322,7 +322,7 @@ def test_strong_view_is_configurable_and_shows_the_rows_of_the_weak_view(fit):
 
 def test_whitened_images_have_no_strong_view(fit):
     data = SemiSupervisedDataModule("digits", num_labeled=20, steps_per_epoch=1, whitening=True)
-    with pytest.raises(ValueError, match=r"TwoViews asks for the view 'strong'.* has weak.*whitening=false"):
+    with pytest.raises(ValueError, match=r"TwoViews needs the view 'strong'.* has weak.*whitening=false"):
         fit(data, TwoViews)
 
 

@@ -168,7 +168,7 @@ class TestBadInput:
             module(TensorDataset(IMAGES, LABELS), **{part: held_out})
 
     def test_class_without_any_row(self):
-        with pytest.raises(ValueError, match=r"training set: 1 of 5 classes have no labelled row \(4\)"):
+        with pytest.raises(ValueError, match=r"training set: 1 of 5 classes have no labeled sample \(4\)"):
             module(TensorDataset(IMAGES, LABELS), num_classes=5)
 
     def test_items_without_label(self):
@@ -196,11 +196,11 @@ class TestBadInput:
         def make(row: int) -> tuple[Tensor, int]:
             return IMAGES[row, :, : 6 - (row == 30)], row % 4
 
-        with pytest.raises(ValueError, match=r"row 30: shape \(3, 5, 5\) where \(3, 6, 5\) was expected.*transform"):
+        with pytest.raises(ValueError, match=r"sample 30: shape \(3, 5, 5\) where \(3, 6, 5\) was expected.*transform"):
             list(module(Items(make), in_memory=in_memory, predict_on="labeled").predict_dataloader())
 
     def test_further_sets_beside_a_registered_name(self):
-        with pytest.raises(ValueError, match="test: goes with a torch data set; dataset='digits'"):
+        with pytest.raises(ValueError, match="test: goes with torch data sets; dataset='digits'"):
             module("digits", test=TensorDataset(IMAGES, LABELS))
 
 

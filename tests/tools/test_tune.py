@@ -73,7 +73,7 @@ def test_three_trials_then_two_more_and_a_configuration_that_runs() -> None:
     cli = run(["fit", "--config", "tuned/best.yaml"])
     assert cli.model.hparams.beta == pytest.approx(float(best["model.beta"]))
     assert cli.model.hparams.lr == float(best["model.lr"])
-    assert cli.datamodule.split_seed == 3
+    assert cli.datamodule.hparams.split_seed == 3
     assert "test/acc" in cli.trainer.callback_metrics
     assert Path("tuned/model.beta.png").stat().st_size > 1000
 

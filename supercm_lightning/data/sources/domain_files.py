@@ -1,59 +1,66 @@
 """The image files of several domains: folders of classes, or list files."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from supercm_lightning.data.sources.domains import DOMAIN_LAYOUT, Domain, DomainSet, plain_name
 from supercm_lightning.data.sources.folder import images_under, subfolders
-from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.utils.options import MissingFileError, SuperCMError
 
 LIST_FOLDERS = ("image_list", "list", "lists")
+
+Files = list[tuple[Path, int]]
 
 
 @dataclass
 class DomainFiles:
-    """The image files of the domains asked for.
+    """The image files of the requested domains.
 
     Attributes:
-        files: Files and labels of each domain, -1 where unknown.
+        files: Files and labels of each domain, -1 where unknown; the training set, where a domain has a test set too.
         num_classes: Number of classes.
         class_names: Their names in the order of the labels, or None where list files do not tell.
+        tests: Files and labels of the test set of each domain that has one.
     """
 
-    files: dict[str, list[tuple[Path, int]]]
+    files: dict[str, Files]
     num_classes: int
     class_names: tuple[str, ...] | None
+    tests: dict[str, Files] = field(default_factory=dict)
 
 
 def folder_set(root: Path) -> DomainSet:
-    """The domains of a user's own folder: its subfolders, and those of its list files.
+    """The domains of a user's own folder: its subfolders, and the names of its list files.
 
     Raises:
-        FileNotFoundError: If it is no folder, or has no domain.
+        MissingFileError: If it is no folder, or has no domain.
     """
     if not root.is_dir():
-        raise FileNotFoundError(f"dataset=folder: root={root} is not a folder. Expected there: {DOMAIN_LAYOUT}.")
+        raise MissingFileError(f"dataset=folder: root={root} is not a folder. Expected there: {DOMAIN_LAYOUT}.")
     domains = [Domain(name, name) for name in sorted(subfolders(root) - set(LIST_FOLDERS))]
     for file in (file for folder in _list_folders(root) for file in sorted(folder.glob("*.txt"))):
         if not any(_is_list_of(file, domain) for domain in domains):
-            domains.append(Domain(file.stem, file.stem))
+            name = re.sub("_(train|test)$", "", file.stem)
+            domains.append(Domain(name, name))
     if not domains:
-        raise FileNotFoundError(f"dataset=folder: no domains in {root}. Expected there: {DOMAIN_LAYOUT}.")
+        raise MissingFileError(f"dataset=folder: no domains in {root}. Expected there: {DOMAIN_LAYOUT}.")
     return DomainSet(tuple(domains))
 
 
 def find_files(dataset: str, spec: DomainSet, root: Path, source: Sequence[Domain], target: Domain) -> DomainFiles:
     """Finds the files of the source and target domains: by list files where each domain has one, else by folders.
 
-    The classes are the folders of the images in alphabetical order, also where list files number them otherwise: both
-    readers then give the same labels. List files of images that no class folders hold keep their numbers.
+    A domain may have one list file, `<domain>.txt`, or two, `<domain>_train.txt` and `<domain>_test.txt`. The classes
+    are the folders of the images in alphabetical order, also where list files number them differently: both readers
+    then give the same labels. Labels of list files whose images lie in no class folders stay as they are.
 
     Args:
         dataset: Name of the data set, for messages.
-        spec: What is known of it.
+        spec: Its domains and classes.
         root: The folder that holds the data set's folder, or is that folder.
         source: The source domains.
         target: The target domain; its images may be without labels.
@@ -62,13 +69,14 @@ def find_files(dataset: str, spec: DomainSet, root: Path, source: Sequence[Domai
         The files.
 
     Raises:
-        FileNotFoundError: If a domain is missing; the message tells the layout and where to get the data.
-        ValueError: If the classes of the domains differ, or a list file is not as expected.
+        MissingFileError: If a domain is missing; the message tells the layout and where to get the data.
+        SuperCMError: If the classes of the domains differ, or a list file is not as expected.
     """
     base = _base(dataset, spec, root, (*source, target))
     lists = {domain.name: _list_file(base, domain) for domain in (*source, target)}
     if all(lists.values()):
-        found = _from_lists({name: file for name, file in lists.items() if file}, base, (*source, target))
+        tests = {domain.name: _list_file(base, domain, "test") for domain in (*source, target)}
+        found = _from_lists(lists, tests, base, (*source, target))
     else:
         found = _from_folders(dataset, spec, base, source, target)
     if spec.num_classes is not None and found.num_classes != spec.num_classes:
@@ -80,17 +88,17 @@ def find_files(dataset: str, spec: DomainSet, root: Path, source: Sequence[Domai
         if any(label < 0 for _, label in found.files[domain.name]):
             raise SuperCMError(f"{dataset}: images of the source domain {domain.name} have no label. Leave them out.")
     for domain in (*source, target):
-        count = len(found.files[domain.name])
+        count = len(found.files[domain.name]) + len(found.tests.get(domain.name, ()))
         if domain.count is not None and count != domain.count:
             rank_zero_warn(
                 f"{dataset}: {domain.name} has {count:,} images in {base}, where {domain.count:,} were expected. "
-                "Results will not be those of the whole data set."
+                "Results are not comparable with those of the whole data set."
             )
     _check_same_classes(dataset, found, source, target)
     return found
 
 
-# ------------------------------------------------------------------------------------------------------- places
+# ---------------------------------------------------------------------------------------------------- locations
 def _base(dataset: str, spec: DomainSet, root: Path, domains: Sequence[Domain]) -> Path:
     """The data set's folder."""
     wanted = {plain_name(name) for name in spec.folders}
@@ -103,7 +111,7 @@ def _base(dataset: str, spec: DomainSet, root: Path, domains: Sequence[Domain]) 
     missing = [d.name for d in domains if _domain_folder(places[0], d) is None and _list_file(places[0], d) is None]
     where = f" Get it from {spec.origin}." if spec.origin else ""
     folder = f" or {root / spec.folders[0]}" if spec.folders and not inside else ""
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"{dataset}: {' and '.join(missing)} not found in {places[0]}{folder}. Expected there: {spec.layout}.{where} "
         "It is not downloaded."
     )
@@ -112,7 +120,7 @@ def _base(dataset: str, spec: DomainSet, root: Path, domains: Sequence[Domain]) 
 def _domain_folder(base: Path, domain: Domain) -> Path | None:
     found = sorted(name for name in subfolders(base) if domain.is_called(name)) if base.is_dir() else []
     if len(found) > 1:
-        raise SuperCMError(f"{base}: {' and '.join(found)} both stand for the domain {domain.name}. Remove one.")
+        raise SuperCMError(f"{base}: {' and '.join(found)} are both names of the domain {domain.name}. Remove one.")
     return base / found[0] if found else None
 
 
@@ -120,13 +128,22 @@ def _list_folders(base: Path) -> list[Path]:
     return [folder for name in LIST_FOLDERS if (folder := base / name).is_dir()]
 
 
-def _list_file(base: Path, domain: Domain) -> Path | None:
-    files = (file for folder in _list_folders(base) for file in sorted(folder.glob("*.txt")))
-    return next((file for file in files if _is_list_of(file, domain)), None)
+def _list_file(base: Path, domain: Domain, split: str = "train") -> Path | None:
+    """The list file of a domain: of this split, or the only one, which counts as that of the training set."""
+    files = [file for folder in _list_folders(base) for file in sorted(folder.glob("*.txt"))]
+    of_split = [*files, *sorted(base.glob(f"*_{split}.txt"))]
+    whole = [file for file in files if split == "train" and _is_list_of(file, domain, "")]
+    return next((file for file in of_split if _is_list_of(file, domain, f"_{split}")), whole[0] if whole else None)
 
 
-def _is_list_of(file: Path, domain: Domain) -> bool:
-    return domain.is_called(file.stem) or domain.is_called(plain_name(file.stem).removesuffix("list"))
+def _is_list_of(file: Path, domain: Domain, suffix: str | None = None) -> bool:
+    """Whether a list file is that of a domain: with this suffix, or, without one given, of any split."""
+    if suffix is None:
+        return any(_is_list_of(file, domain, each) for each in ("", "_train", "_test"))
+    stem = file.stem.removesuffix(suffix)
+    if suffix and stem == file.stem:
+        return False
+    return domain.is_called(stem) or domain.is_called(plain_name(stem).removesuffix("list"))
 
 
 # ------------------------------------------------------------------------------------------------------ readers
@@ -135,7 +152,7 @@ def _from_folders(dataset: str, spec: DomainSet, base: Path, source: Sequence[Do
     for domain in (*source, target):
         folder = _domain_folder(base, domain)
         if folder is None:  # another domain has a list file, this one has only that
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{dataset}: {base} has a list file for some of the domains and none for "
                 f"{domain.name}, or the other way round. Expected there: {spec.layout}."
             )
@@ -146,7 +163,7 @@ def _from_folders(dataset: str, spec: DomainSet, base: Path, source: Sequence[Do
     first = source[0].name
     for domain in source:
         if not classes[domain.name]:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{dataset}: the source domain {domain.name} has no class folders in {trees[domain.name]}. Expected "
                 f"there: {spec.layout}."
             )
@@ -161,31 +178,40 @@ def _from_folders(dataset: str, spec: DomainSet, base: Path, source: Sequence[Do
         else:
             files[name] = [(file, -1) for file in images_under(tree)]
         if not files[name]:
-            raise FileNotFoundError(f"{dataset}: no images of {name} in {tree}. Expected: {spec.layout}.")
+            raise MissingFileError(f"{dataset}: no images of {name} in {tree}. Expected: {spec.layout}.")
     return DomainFiles(files, len(names), names)
 
 
-def _from_lists(lists: dict[str, Path], base: Path, domains: Sequence[Domain]) -> DomainFiles:
-    files = {domain.name: read_list(lists[domain.name], base, _domain_folder(base, domain)) for domain in domains}
+def _from_lists(
+    lists: Mapping[str, Path | None], tests: Mapping[str, Path | None], base: Path, domains: Sequence[Domain]
+) -> DomainFiles:
+    folder_of = {domain.name: _domain_folder(base, domain) for domain in domains}
+
+    def read(files: Mapping[str, Path | None]) -> dict[str, Files]:
+        return {name: read_list(file, base, folder_of[name]) for name, file in files.items() if file is not None}
+
+    found = read(lists), read(tests)
     folders: dict[int, set[str]] = {}
-    for listed in files.values():
+    for listed in (*found[0].values(), *found[1].values()):
         for file, label in listed:
             folders.setdefault(label, set()).add(file.parent.name)
     folders.pop(-1, None)
     names = {label: next(iter(found)) for label, found in folders.items() if len(found) == 1}
     classes = sorted(set(names.values()))
     if len(classes) < len(folders):  # folders do not tell the classes
-        return DomainFiles(files, max(folders, default=-1) + 1, None)
+        return DomainFiles(found[0], max(folders, default=-1) + 1, None, found[1])
     place = {label: classes.index(name) for label, name in names.items()} | {-1: -1}
-    files = {name: [(file, place[label]) for file, label in listed] for name, listed in files.items()}
-    return DomainFiles(files, len(classes), tuple(classes))
+    train, test = (
+        {name: [(file, place[label]) for file, label in listed] for name, listed in files.items()} for files in found
+    )
+    return DomainFiles(train, len(classes), tuple(classes), test)
 
 
 def read_list(file: Path, base: Path, folder: Path | None = None) -> list[tuple[Path, int]]:
     """Reads a list file: lines of a path, which may contain spaces, and a label.
 
-    Lists come with the paths of their authors' machines. The leading folders that `base`, or the domain's folder, does
-    not have are left out, as many as the first line needs.
+    Lists come with the paths of their authors' machines. Leading folders are removed until the first image is found
+    in `base` or the domain's folder; as many are removed from the other lines.
 
     Args:
         file: The list file.
@@ -196,9 +222,9 @@ def read_list(file: Path, base: Path, folder: Path | None = None) -> list[tuple[
         Files and labels; -1 stands for an unknown label.
 
     Raises:
-        ValueError: If a line has no path or no label, an image stands there twice, or there is no line; the message
+        SuperCMError: If a line has no path or no label, an image is listed twice, or there is no line; the message
             names the line.
-        FileNotFoundError: If the first image is nowhere to be found.
+        MissingFileError: If the first image is nowhere to be found.
     """
     entries: list[tuple[Path, int]] = []
     line_of: dict[str, int] = {}
@@ -213,7 +239,7 @@ def read_list(file: Path, base: Path, folder: Path | None = None) -> list[tuple[
         if not label.removeprefix("-").isdecimal() or int(label) < -1:
             raise SuperCMError(f"{file}, line {number}: {line.strip()!r} is not a path, a space and a label from 0 on.")
         if line_of.setdefault(path, number) != number:
-            raise SuperCMError(f"{file}, line {number}: {path} stands in line {line_of[path]} already. Remove one.")
+            raise SuperCMError(f"{file}, line {number}: {path} is already listed in line {line_of[path]}. Remove one.")
         entries.append((Path(path), int(label)))
     if not entries:
         raise SuperCMError(f"{file}: the list is empty.")
@@ -222,7 +248,9 @@ def read_list(file: Path, base: Path, folder: Path | None = None) -> list[tuple[
         for place in (base, folder):
             if place is not None and place.joinpath(*first.parts[start:]).is_file():
                 return [(place.joinpath(*path.parts[start:]), label) for path, label in entries]
-    raise FileNotFoundError(f"{file}: its first image {first} is neither there nor under {base}, whole or in part.")
+    raise MissingFileError(
+        f"{file}: its first image {first} does not exist, and neither does a part of that path under {base}."
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ classes
@@ -236,13 +264,13 @@ def _check_same_classes(dataset: str, found: DomainFiles, source: Sequence[Domai
             raise _classes_differ(dataset, source[0], domain, less, more)
 
 
-def _classes_differ(dataset: str, first: Domain, other: Domain, less: set[str], more: set[str]) -> ValueError:
+def _classes_differ(dataset: str, first: Domain, other: Domain, less: set[str], more: set[str]) -> SuperCMError:
     parts = [
         f"{', '.join(sorted(kind)[:10])}{', …' if len(kind) > 10 else ''} only in {domain.name}"
         for domain, kind in ((first, less), (other, more))
         if kind
     ]
-    return ValueError(
-        f"{dataset}: the classes of {first.name} and {other.name} differ: {'; '.join(parts)}. Adaptation here "
-        "is between domains of the same classes: rename or remove what differs."
+    return SuperCMError(
+        f"{dataset}: the classes of {first.name} and {other.name} differ: {'; '.join(parts)}. Both "
+        "domains must have the same classes: rename or remove those that differ."
     )

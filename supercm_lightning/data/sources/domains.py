@@ -1,17 +1,17 @@
-"""The registry of image sets of several domains."""
+"""The registry of image data sets of several domains."""
 
 from dataclasses import dataclass
 
 from supercm_lightning.utils.options import SuperCMError
 
 DOMAIN_LAYOUT = (
-    "<domain>/<class>/*.jpg or <domain>/images/<class>/*.jpg, or list files image_list/<domain>.txt with lines of a "
-    "path and a label"
+    "<domain>/<class>/*.jpg or <domain>/images/<class>/*.jpg, or list files image_list/<domain>.txt (or "
+    "<domain>_train.txt and <domain>_test.txt) with lines of a path and a label"
 )
 
 
 def plain_name(name: str) -> str:
-    """A name without case, spaces and punctuation, by which spellings are compared."""
+    """A name without case, spaces and punctuation, so that spellings can be compared."""
     return "".join(character for character in name.lower() if character.isalnum())
 
 
@@ -23,8 +23,12 @@ class Domain:
         name: Its name.
         code: The short code of task names such as A→W.
         count: Number of its images, or None where that is not known.
-        aliases: Other spellings of option values, folders and list files. Case, spaces, hyphens and underscores do not
-            count.
+        aliases: Other names of the domain in options, folders and list files. Case, spaces, hyphens and underscores are
+            ignored.
+
+    Example:
+        >>> Domain("Real World", "Rw", aliases=("real",)).is_called("real_world")
+        True
     """
 
     name: str
@@ -33,13 +37,15 @@ class Domain:
     aliases: tuple[str, ...] = ()
 
     def is_called(self, name: str) -> bool:
-        """Whether a name, of any spelling, means this domain."""
+        """Whether a name in any spelling is one of this domain."""
         return plain_name(name) in {plain_name(known) for known in (self.name, self.code, *self.aliases)}
 
 
 @dataclass(frozen=True)
 class DomainSet:
-    """What is known of a data set of several domains before it is read.
+    """A data set of several domains before it is read.
+
+    A domain has one set of images, which is trained and tested on, or, by list files, a training and a test set.
 
     Attributes:
         domains: Its domains.
@@ -47,6 +53,10 @@ class DomainSet:
         folders: Names of its folder under the root, in any spelling; the root itself may be that folder too.
         origin: Where to get it.
         layout: What is expected in its folder.
+
+    Example:
+        >>> DOMAIN_SETS["office31"].find("office31", "source", "W").name
+        'webcam'
     """
 
     domains: tuple[Domain, ...]
@@ -56,10 +66,10 @@ class DomainSet:
     layout: str = DOMAIN_LAYOUT
 
     def find(self, dataset: str, option: str, name: str) -> Domain:
-        """The domain that a user means.
+        """The domain of a name, code or alias.
 
         Raises:
-            ValueError: If there is none of that name.
+            SuperCMError: If there is none; the message lists the domains.
         """
         for domain in self.domains:
             if domain.is_called(name):
@@ -74,7 +84,7 @@ def _office(*counts: int) -> tuple[Domain, Domain, Domain]:
 
 
 DIGITS = DomainSet((Domain("mnist", "M"), Domain("usps", "U"), Domain("svhn", "S")), 10)
-"""Digits: their files are those of the registered image sets."""
+"""Digits: their files are those of the registered image data sets."""
 
 DOMAIN_SETS: dict[str, DomainSet] = {
     "office31": DomainSet(
@@ -136,5 +146,20 @@ DOMAIN_SETS: dict[str, DomainSet] = {
         folders=("pacs", "kfold", "pacs_data"),
         origin="the page of its authors (Li et al., ICCV 2017: Deeper, Broader and Artier Domain Generalization)",
     ),
+    "domainnet": DomainSet(
+        (
+            Domain("clipart", "C", 48129),
+            Domain("infograph", "I", 51605),
+            Domain("painting", "P", 72266),
+            Domain("quickdraw", "Q", 172500),
+            Domain("real", "R", 172947),
+            Domain("sketch", "S", 69128),
+        ),
+        num_classes=345,
+        folders=("domainnet", "visda2019"),
+        origin="the page of its authors (Peng et al., ICCV 2019: Moment Matching for Multi-Source Domain Adaptation), "
+        "cleaned version",
+        layout="<domain>/<class>/*.jpg with <domain>_train.txt and <domain>_test.txt, lines of a path and a label",
+    ),
 }
-"""Registered sets of photographs and drawings by name."""
+"""Registered data sets of photographs and drawings by name."""

@@ -1,12 +1,11 @@
-"""The layouts of a user's own folder of images."""
+"""Layouts of a user's own folder of images."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from supercm_lightning.data.sources.images import IMAGE_SUFFIXES, BadImage, sampled_shapes
-from supercm_lightning.data.sources.stores import Store, file_stores
-from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.data.sources.images import IMAGE_SUFFIXES
+from supercm_lightning.utils.options import MissingFileError, SuperCMError
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class FolderLayout:
 
     @property
     def fully_labeled(self) -> bool:
-        """Whether the labels are those of a whole training set, to draw few from, rather than few given ones."""
+        """Whether every training image has a label, so that few are drawn; else all given labels are used."""
         return self.tree != "labeled"
 
 
@@ -47,28 +46,37 @@ def scan_folder(root: Path) -> FolderLayout:
     Hidden files and folders are left out; links are followed, each folder once.
 
     Raises:
-        FileNotFoundError: If the folder, its class folders or its images are missing.
+        MissingFileError: If the folder, its class folders or its images are missing.
         PermissionError: If a folder may not be read.
-        ValueError: If `val` or `test` has a class that the labelled tree lacks.
+        SuperCMError: If `val` or `test` has a class that the labeled tree lacks.
+
+    Example:
+        >>> import tempfile
+        >>> root = Path(tempfile.mkdtemp())
+        >>> for name in ("cat", "dog"):
+        ...     (root / name).mkdir()
+        ...     (root / name / "0.png").touch()
+        >>> scan_folder(root).class_names
+        ('cat', 'dog')
     """
     if not root.is_dir():
-        raise FileNotFoundError(f"dataset=folder: root={root} is not a folder. Expected there: {_LAYOUT}.")
+        raise MissingFileError(f"dataset=folder: root={root} is not a folder. Expected there: {_LAYOUT}.")
     tree = next((root / name for name in ("labeled", "train") if (root / name).is_dir()), root)
     class_names = subfolders(tree) - ({"unlabeled", "val", "test"} if tree == root else set())
     if not class_names:
-        raise FileNotFoundError(f"dataset=folder: no class folders in {tree}. Expected: {_LAYOUT}.")
+        raise MissingFileError(f"dataset=folder: no class folders in {tree}. Expected: {_LAYOUT}.")
 
-    def labelled(folder: Path) -> list[tuple[Path, int]]:
+    def with_labels(folder: Path) -> list[tuple[Path, int]]:
         return [(file, label) for label, name in enumerate(sorted(class_names)) for file in images_under(folder / name)]
 
     def held_out(folder: Path) -> list[tuple[Path, int]] | None:
-        if folder.is_dir() and (strange := subfolders(folder) - class_names):
-            raise SuperCMError(f"{folder}: class {min(strange)!r} does not occur in {tree}.")
-        return labelled(folder) or None
+        if folder.is_dir() and (unexpected := subfolders(folder) - class_names):
+            raise SuperCMError(f"{folder}: class {min(unexpected)!r} does not occur in {tree}.")
+        return with_labels(folder) or None
 
-    labeled = labelled(tree)
+    labeled = with_labels(tree)
     if not labeled:
-        raise FileNotFoundError(f"dataset=folder: no images in the class folders of {tree}. Expected: {_LAYOUT}.")
+        raise MissingFileError(f"dataset=folder: no images in the class folders of {tree}. Expected: {_LAYOUT}.")
     return FolderLayout(
         tree=tree.name if tree != root else "",
         class_names=tuple(sorted(class_names)),
@@ -90,13 +98,13 @@ def images_under(folder: Path) -> list[Path]:
         return []
     found, entered = [], set()
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
-        # A link may lead to a folder that is being walked through.
+        # A link may lead to a folder that contains it.
         place = os.stat(parent)
         if (place.st_dev, place.st_ino) in entered:
             folders.clear()
             continue
         entered.add((place.st_dev, place.st_ino))
-        # Systems leave hidden files such as ._photo.jpg behind, which have an image's name and are none.
+        # Hidden files such as ._photo.jpg have an image's suffix and hold metadata.
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [
             Path(parent, name)
@@ -106,32 +114,8 @@ def images_under(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def new_images(
-    folder: Path, shape: tuple[int, ...], in_memory: bool | None, on_bad_image: BadImage, keep_aspect: bool = True
-) -> Store:
-    """Images at any depth of a folder, brought to the shape of those that a model was trained on.
-
-    Args:
-        folder: The folder.
-        shape: That shape, (C, H, W).
-        in_memory: As in `file_stores`.
-        on_bad_image: Likewise.
-        keep_aspect: Likewise.
-
-    Raises:
-        ValueError: If it is no folder, has no images, or one of them cannot be read.
-    """
-    files = images_under(folder)
-    if not files:
-        raise SuperCMError(f"predict_on={folder}: {'no images in this folder' if folder.is_dir() else 'not a folder'}.")
-    size = shape[1] if shape[1] == shape[2] else None
-    sampled_shapes(files, size, on_bad_image)
-    parts = {"predict": [(file, -1) for file in files]}
-    return file_stores(parts, shape, size, in_memory, keep_aspect, on_bad_image)["predict"]
-
-
 def _raise(error: OSError) -> None:
-    """Without this, os.walk passes over folders that it may not read."""
+    """Without this, os.walk skips folders that it may not read."""
     raise error
 
 
@@ -140,41 +124,41 @@ def scan_clusters(
 ) -> tuple[dict[str, list[tuple[Path, int]]], tuple[str, ...] | None]:
     """Finds the image files to be clustered: all under `root`, or those under `train` and `test` there.
 
-    The folders right below are classes if every image is in one of them and their number is not another than
-    `num_classes`; then they label the images, else all labels are -1.
+    The folders right below are classes if every image is in one of them and, where `num_classes` is given, their number
+    equals it; then they label the images, else all labels are -1.
 
     Args:
         root: The folder.
         class_names: Folders to read; None: all.
-        num_classes: Number of clusters asked for, or None.
+        num_classes: Number of clusters, or None.
 
     Returns:
         Files and labels of `train` and, where there is such a folder, `test`; names of the classes, or None.
 
     Raises:
-        FileNotFoundError: If a folder or its images are missing.
+        MissingFileError: If a folder or its images are missing.
     """
-    trees = {part: root / part for part in ("train", "test") if (root / part).is_dir()}
+    trees = {split: root / split for split in ("train", "test") if (root / split).is_dir()}
     if "train" not in trees:
         trees = {"train": root}
     for tree in trees.values():
         if missing := [name for name in class_names or (".",) if not (tree / name).is_dir()]:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"root={root}: there is no folder {tree / missing[0]}. Expected <class>/*.jpg there."
             )
     names = class_names or tuple(sorted(subfolders(trees["train"])))
     files = {
-        part: [file for name in class_names or (".",) for file in images_under(tree / name)]
-        for part, tree in trees.items()
+        split: [file for name in class_names or (".",) for file in images_under(tree / name)]
+        for split, tree in trees.items()
     }
     if not files["train"]:
-        raise FileNotFoundError(f"root={root}: there are no images in {trees['train']}.")
-    folder_of = {part: [file.relative_to(trees[part]).parts for file in found] for part, found in files.items()}
-    known = all(len(path) > 1 and path[0] in names for paths in folder_of.values() for path in paths)
+        raise MissingFileError(f"root={root}: there are no images in {trees['train']}.")
+    folders = {split: [file.relative_to(trees[split]).parts for file in found] for split, found in files.items()}
+    known = all(len(path) > 1 and path[0] in names for paths in folders.values() for path in paths)
     if not known or len(names) < 2 or num_classes not in (None, len(names)):
-        return {part: [(file, -1) for file in found] for part, found in files.items()}, None
-    labelled = {
-        part: [(file, names.index(path[0])) for file, path in zip(found, folder_of[part], strict=True)]
-        for part, found in files.items()
+        return {split: [(file, -1) for file in found] for split, found in files.items()}, None
+    labeled = {
+        split: [(file, names.index(path[0])) for file, path in zip(found, folders[split], strict=True)]
+        for split, found in files.items()
     }
-    return labelled, names
+    return labeled, names

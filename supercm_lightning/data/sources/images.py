@@ -1,41 +1,73 @@
-"""Image files: what they hold, and their pixels; those that cannot be read."""
+"""Image files: their shapes, their pixels, and files that cannot be read."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from PIL import Image
+from rich.progress import track
 from torch import Tensor
 
-from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.utils.options import SuperCMError, check_choice
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 
 BadImage = Literal["error", "skip"]
 """What to do about a file that cannot be read as an image."""
 
+REMEDY = " Repair or remove the file, or leave such files out with on_bad_image: skip."
 
-def check_bad_image_policy(on_bad_image: str) -> None:
-    """Checks the name of a policy for files that cannot be read.
-
-    Raises:
-        ValueError: If it is unknown.
-    """
-    if on_bad_image not in get_args(BadImage):
-        raise SuperCMError(f"on_bad_image={on_bad_image!r}: choose {' or '.join(get_args(BadImage))}.")
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings an image of each EXIF orientation upright."""
 
 
 class UnreadableImage(SuperCMError):
     """A file that cannot be read as an image."""
 
 
-REMEDY = " Repair or remove the file, or leave such files out with on_bad_image: skip."
+def check_bad_image_policy(on_bad_image: str) -> None:
+    """Checks the name of a policy for files that cannot be read.
+
+    Raises:
+        SuperCMError: If it is unknown.
+    """
+    check_choice(on_bad_image=(on_bad_image, get_args(BadImage)))
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is the first of the run, which alone reports progress and writes."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def progress(work: Any, what: str, total: int) -> Any:
+    """Shows a progress bar over work of 1,000 items or more, on the first process."""
+    return track(work, what, total=total, disable=not is_rank_zero() or total < 1000)
+
+
+def in_threads(work: Callable[[Any], Any], items: Sequence[Any], what: str, threads: int | None) -> Iterator[Any]:
+    """Results of `work` on each item, in their order, computed by threads; work that nobody waits for is dropped."""
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            yield from progress(pool.map(work, items), what, len(items))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def image_shape(file: Path | str, image_size: int | None) -> tuple[int, int, int]:
-    """Shape (C, H, W) that a file will have: grey files have one channel, all others three.
+    """Shape (C, H, W) that a file will have: gray files have one channel, all others three. Reads the header only.
 
     Raises:
         UnreadableImage: If the file cannot be read; the message names it.
@@ -43,39 +75,65 @@ def image_shape(file: Path | str, image_size: int | None) -> tuple[int, int, int
     try:
         with Image.open(file) as image:
             channels, (width, height) = channels_of(image), image.size
+            # Pillow decodes a whole PNG to look for an orientation behind its pixels.
+            if image_size is None and (image.format != "PNG" or "exif" in image.info) and _orientation(image) > 4:
+                width, height = height, width
     except Exception as error:  # a broken file can raise anything
         raise _unreadable(file, error) from error
     return (channels, image_size, image_size) if image_size else (channels, height, width)
 
 
-def sampled_shapes(
+def common_shape(
     files: Sequence[Path], image_size: int | None, on_bad_image: BadImage = "error"
-) -> list[tuple[int, int, int]]:
-    """Shapes of about a hundred of the files, as in `image_shape`.
+) -> tuple[int, int, int]:
+    """Shape (C, H, W) to which a set of files is brought: the size of the first, three channels if any has color.
+
+    About a hundred files are looked at first, which settles most sets; while all are gray, the headers of the others
+    follow.
+
+    Args:
+        files: The files.
+        image_size: Side to which images are brought, or None.
+        on_bad_image: `error`, or `skip` to ignore files that cannot be read.
 
     Raises:
-        UnreadableImage: If one cannot be read and `on_bad_image` is `error`.
-        ValueError: If none can be read.
+        UnreadableImage: If a file cannot be read and `on_bad_image` is `error`.
+        SuperCMError: If none can be read.
     """
-    shapes, tried = [], files[:: max(1, len(files) // 100)]
-    for file in tried:
+
+    def inspect(file: Path) -> tuple[int, int, int] | None:
         try:
-            shapes.append(image_shape(file, image_size))
+            return image_shape(file, image_size)
         except UnreadableImage:
             if on_bad_image == "error":
                 raise
+            return None
+
+    sampled = files[:: max(1, len(files) // 100)]
+    shapes = [shape for shape in map(inspect, sampled) if shape is not None]
     if not shapes:
-        raise SuperCMError(f"none of the {len(tried)} images that were tried can be read, {files[0]} among them.")
-    return shapes
+        raise SuperCMError(f"none of the {len(sampled)} images that were tried can be read, {files[0]} among them.")
+    color = any(shape[0] == 3 for shape in shapes)
+    if not color and len(files) > len(sampled):
+        others = in_threads(inspect, files, f"Inspecting {len(files):,} images", None)
+        color = any(shape is not None and shape[0] == 3 for shape in others)
+    return (3 if color else 1, *shapes[0][1:])
 
 
 def _unreadable(file: Path | str, error: Exception) -> UnreadableImage:
     return UnreadableImage(f"{file}: cannot be read as an image ({error}).{REMEDY}")
 
 
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # damaged metadata of an image that may be whole
+        return 1
+
+
 def channels_of(image: Image.Image) -> int:
-    """1 for grey images, 3 for all others."""
-    return 1 if image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I") else 3
+    """1 for gray images, 3 for all others."""
+    return 1 if image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I") else 3
 
 
 def read_image(file: Path | str, channels: int, image_size: int | None, keep_aspect: bool = True) -> Tensor:
@@ -92,24 +150,33 @@ def read_image(file: Path | str, channels: int, image_size: int | None, keep_asp
 
 
 def pixels_of(image: Image.Image, channels: int, image_size: int | None, keep_aspect: bool = True) -> Tensor:
-    """Pixels of an image, uint8 (C, H, W).
+    """Pixels of an image, turned upright as its EXIF orientation says; what is transparent shows white.
 
     Args:
         image: The image.
-        channels: 1 (grey) or 3 (RGB).
+        channels: 1 (gray) or 3 (RGB).
         image_size: The image is brought to this square; None keeps its size.
-        keep_aspect: Resize the shorter side and cut out the centre square, instead of resizing both sides.
+        keep_aspect: Resize the shorter side and cut out the center square, instead of resizing both sides.
+
+    Returns:
+        The pixels, uint8 (C, H, W).
+
+    Example:
+        >>> pixels_of(Image.new("RGBA", (4, 2)), 3, None).unique()
+        tensor([255], dtype=torch.uint8)
     """
+    turn = _TURNS.get(_orientation(image))
     if image_size is not None:
         # JPEG can be decoded at a fraction of its size, which large photographs gain from.
         image.draft("L" if channels == 1 else "RGB", (image_size, image_size))
     if image.mode.startswith("I"):
         # Pillow cuts 16-bit values off at 255 when it converts them.
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    if image.mode in ("P", "LA", "PA") and channels == 3:
-        # The detour is Pillow's own advice for palettes with transparency.
-        image = image.convert("RGBA")
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        opaque = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", opaque.size, (255, 255, 255, 255)), opaque)
     image = image.convert("L" if channels == 1 else "RGB")
+    image = image if turn is None else image.transpose(turn)
     if image_size is not None and image.size != (image_size, image_size):
         scale = image_size / min(image.size)
         width, height = (max(image_size, round(side * scale)) if keep_aspect else image_size for side in image.size)

@@ -1,10 +1,9 @@
-"""Arrays of an .npz file without reading or holding them."""
+"""Arrays of an .npz file, mapped from the disk, and files written array by array."""
 
 import struct
 import zipfile
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
@@ -28,6 +27,14 @@ def load_npz(path: Path, names: Collection[str]) -> tuple[dict[str, np.ndarray],
     Raises:
         ValueError: If a wanted array holds Python objects.
         zipfile.BadZipFile: If the file is none of this kind, or cut off.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp(), "a.npz")
+        >>> np.savez(file, features=np.eye(3))
+        >>> arrays, names = load_npz(file, ["features"])
+        >>> isinstance(arrays["features"], np.memmap), names
+        (True, {'features'})
     """
     with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as file:
         mapped = {name: _map(path, archive, f"{name}.npy") for name in names if name in file.files}
@@ -42,17 +49,15 @@ def _map(path: Path, archive: zipfile.ZipFile, member: str) -> np.ndarray | None
         return None
     with archive.open(info) as stream:
         version = npy.read_magic(stream)
-        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran_order, dtype = read_header(stream)
-        start = stream.tell()
+        shape, fortran, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(stream)
+        behind_header = stream.tell()
     if dtype.hasobject or not np.prod(shape):
         return None
     with path.open("rb") as file:
-        # The lengths of name and extra field stand at the end of a local header of 30 bytes.
+        # A member follows its local header: 30 bytes, of which the last four are the lengths of name and extra field.
         file.seek(info.header_offset + 26)
-        start += info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
-    order = "F" if fortran_order else "C"
-    return np.memmap(path, dtype, mode="c", offset=start, shape=shape, order=order)  # type: ignore[call-overload]
+        start = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4))) + behind_header
+    return np.memmap(path, dtype, "c", start, shape, "F" if fortran else "C")
 
 
 def save_npz(
@@ -66,23 +71,24 @@ def save_npz(
         path: The file.
         name: Name of the array that comes in blocks.
         shape: Its shape, (n, …).
-        blocks: Its rows, of n rows in all, written as float32.
+        blocks: Its samples, n in all, written as float32.
         arrays: The other arrays by name.
 
     Raises:
-        ValueError: If the blocks have another number of rows, or an array holds Python objects.
+        ValueError: If an array holds Python objects.
+        SuperCMError: If the blocks have another number of samples.
     """
 
-    def write(stream: BinaryIO) -> None:
-        with zipfile.ZipFile(stream, "w") as archive:
+    def write(stream: object) -> None:
+        with zipfile.ZipFile(stream, "w") as archive:  # type: ignore[call-overload]
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 npy.write_array_header_1_0(member, {"descr": "<f4", "fortran_order": False, "shape": shape})
-                rows = 0
+                count = 0
                 for block in blocks:
                     member.write(np.ascontiguousarray(block, dtype="<f4").tobytes())
-                    rows += len(block)
-            if rows != shape[0]:
-                raise SuperCMError(f"{path}: {rows} rows of {name}, where {shape[0]} were expected.")
+                    count += len(block)
+            if count != shape[0]:
+                raise SuperCMError(f"{path}: {count} samples of {name}, where {shape[0]} were expected.")
             for other, array in arrays.items():
                 with archive.open(f"{other}.npy", "w", force_zip64=True) as member:
                     npy.write_array(member, array, allow_pickle=False)

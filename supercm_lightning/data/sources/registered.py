@@ -1,42 +1,58 @@
-"""The registry of image data sets."""
+"""The registry of image data sets, and the source that reads them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
-from supercm_lightning.data.sources.stores import ArrayStore
+from supercm_lightning.data.sources.base import Defaults, Source
+from supercm_lightning.data.sources.files import Files, Reading, file_stores, new_images
+from supercm_lightning.data.sources.folder import images_under
+from supercm_lightning.data.sources.stores import ArrayStore, Store, join
+from supercm_lightning.utils.options import MissingFileError
 
-Part = tuple[Tensor, Tensor]
-"""uint8 images (N, C, H, W) and their labels (N,), -1 where unknown."""
+Content = tuple[Tensor, Tensor] | Files
+"""uint8 images (N, C, H, W) with their labels (N,), -1 where unknown; or image files with their labels."""
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
     """What is known of a data set before it is read.
 
+    Sets that fit in memory are loaded as arrays; for others `load` gives files, which are brought to `input_shape`, and
+    held in memory or decoded by workers as a user's own folder is. No file: the set has no such split.
+
+    Example:
+        >>> def load(root, split, download):
+        ...     return [(file, 0) for file in sorted((root / split).glob("*.jpg"))]
+        >>> DATASETS["mine"] = DatasetSpec(2, (3, 64, 64), load, num_val=10, flip=True, shift=8, layout="train/*.jpg")
+        >>> del DATASETS["mine"]
+
     Attributes:
         num_classes: Number of classes.
         input_shape: (C, H, W).
-        load: Reads one part: (root, "train" | "test" | "unlabeled", download) to images and labels.
+        load: Reads one split: (root, "train" | "test" | "unlabeled", download) to images and labels, or to files.
         num_val: Samples of the training set held out for validation by default.
         flip: Whether mirrored images keep their class.
         shift: Default shift of the weak augmentation, in pixels.
         layout: What is expected under the root folder, for the message when it is missing.
-        noise: Default noise of the weak augmentation, in units of the normalised pixels.
+        noise: Default noise of the weak augmentation, in units of the normalized pixels.
         class_names: Names of the classes, or None for numbers.
         num_test: Samples held out of the training set where there is no test set of its own.
-        has_unlabeled: Whether there is a further part without labels.
+        has_unlabeled: Whether there is a further split without labels.
+        of_files: Whether `load` gives files.
     """
 
     num_classes: int
     input_shape: tuple[int, int, int]
-    load: Callable[[Path, str, bool], Part]
+    load: Callable[[Path, str, bool], Content]
     num_val: int
     flip: bool
     shift: int
@@ -45,26 +61,101 @@ class DatasetSpec:
     class_names: tuple[str, ...] | None = None
     num_test: int = 0
     has_unlabeled: bool = False
+    of_files: bool = False
 
-    def store(self, name: str, root: Path, part: str, download: bool) -> ArrayStore:
-        """Reads one part.
+    def read(self, name: str, root: Path, split: str, download: bool = False) -> Any:
+        """Reads one split.
 
         Raises:
-            FileNotFoundError: If the files are not there; the message gives the layout and the download flag.
+            MissingFileError: If the files are not there; the message gives the layout and the download option.
         """
         try:
-            images, labels = self.load(root, part, download)
+            return self.load(root, split, download)
         except (RuntimeError, OSError) as error:
             if download:
                 raise
-            raise FileNotFoundError(
-                f"{name}: not found under root={root} (expected {self.layout}). "
-                "Set root to the folder that holds it, or fetch it with --data.download true (download=True in Python)."
+            fetch = "" if self.of_files else ", or fetch it with --data.download true (download=True in Python)"
+            found = f"; {error}" if self.of_files else ""
+            raise MissingFileError(
+                f"{name}: not found under root={root} (expected {self.layout}{found}). Set root to the folder that "
+                f"holds it{fetch}."
             ) from error
-        return ArrayStore(images, labels)
 
 
-def _digits(root: Path, part: str, download: bool) -> Part:
+class RegisteredSource(Source):
+    """Registered data sets, alone or as domains of one task.
+
+    Args:
+        name: Name of the task.
+        root: Folder of the data.
+        splits: For each split the registered sets and their splits that make it up, in order; those of `train` are the
+            domains. Their images are brought to one shape.
+        reading: How to read files.
+        image_size: Side of the images; None: the largest of the sets'.
+        defaults: Values of options; None: those of the set.
+
+    Example:
+        >>> source = RegisteredSource("digits", Path("data"), {"train": [("digits", "train")]}, Reading())
+        >>> source.num_classes, source.sample_shape
+        (10, (1, 8, 8))
+    """
+
+    can_download = True
+
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        splits: Mapping[str, Sequence[tuple[str, str]]],
+        reading: Reading,
+        image_size: int | None = None,
+        defaults: Defaults | None = None,
+    ) -> None:
+        self.name = name
+        self.root = root
+        self.splits = splits
+        self.reading = reading
+        specs = [DATASETS[dataset] for parts in splits.values() for dataset, _ in parts]
+        spec = specs[0]
+        largest = max(spec.input_shape[1] for spec in specs)
+        size = image_size or largest
+        self.sample_shape = (max(spec.input_shape[0] for spec in specs), size, size)
+        self.num_classes, self.class_names = spec.num_classes, spec.class_names
+        shift = spec.shift * size // largest
+        self.defaults = defaults or Defaults(spec.flip, shift, spec.noise, spec.num_val, spec.num_test)
+
+    def download(self) -> None:
+        """Fetches what is missing."""
+        for dataset, split in chain(*self.splits.values()):
+            DATASETS[dataset].read(dataset, self.root, split, download=True)
+
+    def read(self) -> dict[str, Store]:
+        """Reads the sets and brings them to one shape."""
+        found = {split: [DATASETS[d].read(d, self.root, p) for d, p in parts] for split, parts in self.splits.items()}
+        if all(DATASETS[dataset].of_files for dataset, _ in chain(*self.splits.values())):
+            files = {split: list(chain(*parts)) for split, parts in found.items()}
+            reading = Reading(self.sample_shape[1], self.reading.in_memory, self.reading.on_bad_image)
+            return file_stores({s: part for s, part in files.items() if part}, self.sample_shape, reading)
+        self.train_sizes = [len(labels) for _, labels in found["train"]]
+        return {
+            split: join([ArrayStore(_as_shape(images, self.sample_shape), labels) for images, labels in parts])
+            for split, parts in found.items()
+        }
+
+    def read_new(self, path: Path) -> Store:
+        """Reads the images of a folder."""
+        return new_images(path, self.sample_shape, self.reading)
+
+
+def _as_shape(images: Tensor, shape: Sequence[int]) -> Tensor:
+    """Brings uint8 images (n, C, H, W) to one size and number of channels."""
+    if images.shape[2:] != torch.Size(shape[1:]):
+        resized = F.interpolate(images.float(), tuple(shape[1:]), mode="bilinear", antialias=True)
+        images = resized.round_().clamp_(0, 255).to(torch.uint8)
+    return images.expand(-1, shape[0], -1, -1).contiguous()
+
+
+def _digits(root: Path, split: str, download: bool) -> tuple[Tensor, Tensor]:
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
@@ -72,7 +163,7 @@ def _digits(root: Path, part: str, download: bool) -> Part:
     return pixels.view(-1, 1, 8, 8), torch.from_numpy(labels).long()
 
 
-def _from_torchvision(dataset: Any) -> Part:
+def _from_torchvision(dataset: Any) -> tuple[Tensor, Tensor]:
     """Arrays of a torchvision data set: (N, H, W), (N, H, W, 3) or (N, 3, H, W)."""
     images = torch.as_tensor(dataset.data)
     if images.ndim == 3:
@@ -83,9 +174,10 @@ def _from_torchvision(dataset: Any) -> Part:
     return images.contiguous(), torch.as_tensor(np.asarray(labels), dtype=torch.int64)
 
 
-def _torchvision(name: str, parts: dict[str, dict[str, Any]], folder: str = "") -> Callable[[Path, str, bool], Part]:
-    def load(root: Path, part: str, download: bool) -> Part:
-        return _from_torchvision(getattr(torchvision.datasets, name)(root / folder, download=download, **parts[part]))
+def _torchvision(name: str, options: dict[str, dict[str, Any]], folder: str = "") -> Any:
+    def load(root: Path, split: str, download: bool) -> tuple[Tensor, Tensor]:
+        dataset = getattr(torchvision.datasets, name)(root / folder, download=download, **options[split])
+        return _from_torchvision(dataset)
 
     return load
 
@@ -103,8 +195,8 @@ CIFAR20_OF_CIFAR100 = (
 _cifar100 = _torchvision("CIFAR100", _TRAIN_TEST)
 
 
-def _cifar20(root: Path, part: str, download: bool) -> Part:
-    images, labels = _cifar100(root, part, download)
+def _cifar20(root: Path, split: str, download: bool) -> tuple[Tensor, Tensor]:
+    images, labels = _cifar100(root, split, download)
     return images, torch.tensor(CIFAR20_OF_CIFAR100)[labels]
 
 
@@ -121,6 +213,37 @@ _FASHION_CLASSES = (
     *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
 )
 _STL10_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
+
+
+def _class_folders(class_names: tuple[str, ...]) -> Callable[[Path, str, bool], Files]:
+    """Reads `<class>/*` or, where there is a folder `train`, `train/<class>/*` and `test/<class>/*`."""
+
+    def load(root: Path, split: str, download: bool) -> Files:
+        tree = root / split
+        if not tree.is_dir():
+            if split != "train":
+                return []
+            tree = root
+        for name in class_names:
+            if not (tree / name).is_dir():
+                raise MissingFileError(f"there is no folder {tree / name}")
+        return [(file, label) for label, name in enumerate(class_names) for file in images_under(tree / name)]
+
+    return load
+
+
+IMAGENET_SUBSETS: dict[str, tuple[str, ...]] = {
+    "imagenet10": (
+        *("n02056570", "n02085936", "n02128757", "n02690373", "n02692877"),
+        *("n03095699", "n04254680", "n04285008", "n04467665", "n07747607"),
+    ),
+    "imagenet_dogs": (
+        *("n02085936", "n02086646", "n02088238", "n02091467", "n02097130"),
+        *("n02099601", "n02101388", "n02101556", "n02102177", "n02105056"),
+        *("n02105412", "n02105855", "n02107142", "n02110958", "n02112137"),
+    ),
+}
+"""Classes of two subsets of ILSVRC-2012's training images that the clustering literature uses (Chang et al., 2017)."""
 
 DATASETS: dict[str, DatasetSpec] = {
     "digits": DatasetSpec(
@@ -213,18 +336,19 @@ DATASETS: dict[str, DatasetSpec] = {
         class_names=_STL10_CLASSES,
         has_unlabeled=True,
     ),
+    **{
+        name: DatasetSpec(
+            num_classes=len(class_names),
+            input_shape=(3, 96, 96),
+            load=_class_folders(class_names),
+            num_val=50 * len(class_names),
+            flip=True,
+            shift=12,
+            layout="<class id>/*.JPEG, or train/<class id>/*.JPEG and test/<class id>/*.JPEG",
+            class_names=class_names,
+            of_files=True,
+        )
+        for name, class_names in IMAGENET_SUBSETS.items()
+    },
 }
-
-
-IMAGENET_SUBSETS: dict[str, tuple[str, ...]] = {
-    "imagenet10": (
-        *("n02056570", "n02085936", "n02128757", "n02690373", "n02692877"),
-        *("n03095699", "n04254680", "n04285008", "n04467665", "n07747607"),
-    ),
-    "imagenet_dogs": (
-        *("n02085936", "n02086646", "n02088238", "n02091467", "n02097130"),
-        *("n02099601", "n02101388", "n02101556", "n02102177", "n02105056"),
-        *("n02105412", "n02105855", "n02107142", "n02110958", "n02112137"),
-    ),
-}
-"""Classes of two subsets of ILSVRC-2012's training images that the clustering literature uses (Chang et al., 2017)."""
+"""Registered image data sets by name."""

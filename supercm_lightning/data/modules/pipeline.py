@@ -1,0 +1,125 @@
+"""From a loader's batch to views on the device: fetching, augmentation and normalization of whole batches."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from supercm_lightning.contracts import CleanSampleConsumer, ViewConsumer
+from supercm_lightning.data.modules.loaders import RawBatch
+from supercm_lightning.data.sources.stores import Samples
+from supercm_lightning.data.transforms.weak import Normalization, WeakAugmentation
+from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.utils.random import generator
+from supercm_lightning.utils.trainer import callbacks_of
+
+
+class ViewPipeline(LightningDataModule):
+    """The part of a data module that runs on the device; all random numbers depend on seed, step and rank alone.
+
+    Attributes:
+        samples: Samples of each split, once the data is read.
+        augmentations: Augmentation of each named view, once the data is read.
+        seed: Seed of the run; None before it.
+        labeled_view: Name of the view of the labeled samples.
+        view_remedy: What to do about a missing view, for the message.
+    """
+
+    if TYPE_CHECKING:
+        hparams: Any
+    labeled_view = "weak"
+    view_remedy = "Add it in configure_augmentations."
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.samples: dict[str, Samples] = {}
+        self.augmentations: dict[str, Any] = {}
+        self.seed: int | None = None
+
+    def configure_augmentations(self) -> dict[str, Any]:
+        """Augmentation of each named view, a callable of (samples, torch.Generator); override to add or change."""
+        return {"weak": WeakAugmentation(Normalization())}
+
+    def normalize(self, samples: Tensor) -> Tensor:
+        """Samples without augmentation, for evaluation and clean views."""
+        return Normalization()(samples)
+
+    @property
+    def _views(self) -> tuple[str, ...]:
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        views = tuple(module.all_views) if isinstance(module, ViewConsumer) else ("weak",)
+        for view in views:
+            if view not in self.augmentations:
+                raise SuperCMError(
+                    f"{type(module).__name__} needs the view {view!r}; {type(self).__name__} has "
+                    f"{', '.join(self.augmentations)}. {self.view_remedy}"
+                )
+        return views
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Fetches samples that are in memory, from where they are to the device."""
+        if isinstance(batch, dict):
+            return {name: self.on_before_batch_transfer(raw, dataloader_idx) for name, raw in batch.items()}
+        assert self.trainer is not None
+        if batch.pixels is not None:
+            return batch
+        device = self.trainer.strategy.root_device
+        return batch._replace(pixels=self.samples[batch.split].fetch(batch.position, device))
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Augments and normalizes on the device."""
+        assert self.trainer is not None
+        # The samples become floats here, after Lightning has converted its batches to the run's precision.
+        return self.trainer.precision_plugin.convert_input(self._on_device(batch))
+
+    def _on_device(self, batch: Any) -> Any:
+        assert self.trainer is not None
+        if isinstance(batch, RawBatch):
+            assert batch.pixels is not None
+            return self.normalize(batch.pixels), batch.labels, batch.position
+        out: dict[str, Any] = {}
+        if "labeled" in batch:
+            pixels, y = batch["labeled"].pixels, batch["labeled"].labels
+            out["labeled"] = (self._view(self.labeled_view, pixels, "labeled"), y)
+            if any(isinstance(c, CleanSampleConsumer) and c.needs_clean_labeled for c in callbacks_of(self.trainer)):
+                out["clean"] = (self.normalize(pixels), y)
+        if "unlabeled" in batch:
+            raw = batch["unlabeled"]
+            views = (self._view(view, raw.pixels, f"unlabeled {number}") for number, view in enumerate(self._views))
+            out["unlabeled"] = (tuple(views), raw.position)
+        return out
+
+    def views_of(self, split: str, position: Tensor, views: tuple[str, ...], name: str) -> tuple[Tensor, ...]:
+        """Views of samples that a method chose itself, apart from the loaders' batches; no label is read.
+
+        Args:
+            split: Split of the samples: `labeled`, `unlabeled`, `val` or `test`.
+            position: Their positions in the split, (n,) int64.
+            views: Names of the views; `clean` is a sample without augmentation.
+            name: Distinguishes the random numbers of several calls in one step.
+
+        Returns:
+            For each view the samples, (n, *input_shape), on the device of the training.
+        """
+        assert self.trainer is not None
+        pixels = self.samples[split].fetch(position, self.trainer.strategy.root_device)
+        made = (
+            self.normalize(pixels) if view == "clean" else self._view(view, pixels, f"{name} {number}")
+            for number, view in enumerate(views)
+        )
+        return tuple(self.trainer.precision_plugin.convert_input(view) for view in made)
+
+    def _view(self, view: str, pixels: Tensor, name: str) -> Tensor:
+        assert self.trainer is not None
+        stream = generator(self._seed, self._step, self.trainer.global_rank, name, device=pixels.device)
+        return self.augmentations[view](pixels, stream)
+
+    @property
+    def _seed(self) -> int:
+        return self.seed if self.seed is not None else torch.initial_seed()
+
+    @property
+    def _step(self) -> int:
+        """Number of the training step whose batch is being made, counted over epochs and restarts."""
+        return self.trainer.fit_loop.total_batch_idx + 1 if self.trainer is not None else 0

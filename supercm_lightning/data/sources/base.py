@@ -1,0 +1,102 @@
+"""The source of a data module: what is known of a data set before it is read, and how it is read."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from supercm_lightning.data.sources.stores import Store
+from supercm_lightning.utils.options import SuperCMError
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Values of options that a data set suggests where the user gives none.
+
+    Attributes:
+        flip: Mirror left-right with probability 1/2.
+        shift: Largest shift in pixels.
+        noise: Standard deviation of the noise in the weak view, in units of normalized values.
+        num_val: Number of validation samples held out of the training set, or their fraction below 1.
+        num_test: Number of test samples held out of it likewise.
+        mean: Mean per channel, or one for all, on the scale [0, 1].
+        std: Standard deviation likewise.
+        crop: Cut of the training images: `resized` or `center`.
+    """
+
+    flip: bool = False
+    shift: int = 0
+    noise: float = 0.0
+    num_val: int | float = 0
+    num_test: int | float = 0
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+    crop: str = "center"
+
+
+class Source(ABC):
+    """A data set before it is read: its classes, its shape, its defaults, and how to read it.
+
+    The splits that a source reads are `train`, whose labels are -1 where unknown, and optionally `unlabeled` (the
+    target of two domains, or further data in place of the unlabeled samples of `train`), `val` and `test`.
+
+    Attributes:
+        name: Name of the data set, for messages and split files.
+        num_classes: Number of classes; None where only the user knows it.
+        class_names: Their names, or None.
+        sample_shape: Shape of a stored sample.
+        input_size: Side of what the model receives, where images are cropped from `sample_shape`; else None.
+        defaults: Values of options that the data set suggests.
+        can_download: Whether `download` fetches what is missing.
+        train_sizes: Number of samples of each domain in `train`, once it is read.
+
+    Example:
+        A source of random features, which any data module of the package reads:
+
+        >>> import torch
+        >>> from supercm_lightning.data.sources.stores import ArrayStore
+        >>> class Noise(Source):
+        ...     name, num_classes, sample_shape = "noise", 2, (4,)
+        ...     def read(self):
+        ...         return {"train": ArrayStore(torch.randn(20, 4), torch.arange(20) % 2)}
+        >>> len(Noise().read()["train"])
+        20
+    """
+
+    name: str
+    num_classes: int | None = None
+    class_names: tuple[str, ...] | None = None
+    sample_shape: tuple[int, ...]
+    input_size: int | None = None
+    defaults: Defaults = Defaults()
+    can_download = False
+    train_sizes: Sequence[int] = ()
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of what the model receives."""
+        size = self.input_size
+        return self.sample_shape if size is None else (self.sample_shape[0], size, size)
+
+    @abstractmethod
+    def read(self) -> Mapping[str, Store]:
+        """Reads the splits.
+
+        Raises:
+            MissingFileError: If files are missing; the message tells where they were expected.
+            SuperCMError: If something cannot be read or does not fit; the message names it.
+        """
+
+    def download(self) -> None:  # noqa: B027  (most sources have nothing to fetch)
+        """Fetches what is missing, in one process."""
+
+    def read_new(self, path: Path) -> Store:
+        """Reads samples that are in none of the splits, for prediction.
+
+        Raises:
+            SuperCMError: If the path holds no such samples.
+        """
+        raise SuperCMError(
+            f"predict_on={path}: files cannot be prepared as the items of a torch data set are. Give trainer.predict a "
+            "loader of new samples."
+        )

@@ -1,0 +1,200 @@
+"""Which source a user means: the one place where names, folders, files and torch data sets are told apart."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from supercm_lightning.data.sources.base import Defaults, Source
+from supercm_lightning.data.sources.domain_files import find_files, folder_set
+from supercm_lightning.data.sources.domains import DIGITS, DOMAIN_SETS
+from supercm_lightning.data.sources.features import FeatureSource
+from supercm_lightning.data.sources.files import FileSource, Reading
+from supercm_lightning.data.sources.folder import scan_clusters, scan_folder
+from supercm_lightning.data.sources.registered import DATASETS, RegisteredSource
+from supercm_lightning.data.sources.torch_datasets import TorchSource
+from supercm_lightning.utils.options import MissingFileError, SuperCMError, check_choice
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_PHOTOGRAPHS = Defaults(flip=True, mean=IMAGENET_MEAN, std=IMAGENET_STD, crop="resized")
+
+
+def make_source(
+    dataset: str | Dataset[Any],
+    root: str | Path,
+    reading: Reading,
+    others: Mapping[str, Dataset[Any] | None] | None = None,
+    num_classes: int | None = None,
+) -> Source:
+    """The source of a data set with few labels.
+
+    Args:
+        dataset: Name of a registered data set, `folder`, or a torch data set.
+        root: Folder of the data.
+        reading: How image files are read.
+        others: Torch data sets of further splits, or None for each.
+        num_classes: Number of classes, for torch data sets.
+
+    Raises:
+        MissingFileError: If a folder is missing.
+        SuperCMError: If the name is unknown, or further splits are given beside a name.
+
+    Example:
+        >>> make_source("digits", "data", Reading()).input_shape
+        (1, 8, 8)
+    """
+    _check_others(dataset, others or {})
+    if not isinstance(dataset, str):
+        return TorchSource([dataset], others or {}, num_classes, reading.in_memory)
+    check_choice(dataset=(dataset, (*DATASETS, "folder")))
+    root = Path(root).expanduser()
+    if dataset != "folder":
+        spec = DATASETS[dataset]
+        splits = {"train": [(dataset, "train")] + [(dataset, "unlabeled")] * spec.has_unlabeled}
+        splits |= {} if spec.num_test else {"test": [(dataset, "test")]}
+        return RegisteredSource(dataset, root, splits, reading, reading.image_size if spec.of_files else None)
+    folder = scan_folder(root)
+    files = {"train": [*folder.labeled, *((file, -1) for file in folder.unlabeled)]}
+    files |= {"val": folder.val or [], "test": folder.test or []}
+    source = FileSource("folder", files, folder.class_names, reading)
+    # Where a few images were labeled by hand, all of them are trained on unless the user decides otherwise.
+    source.defaults = replace(source.defaults, num_val=0.1 if folder.fully_labeled else 0)
+    return source
+
+
+def make_cluster_source(
+    dataset: str | Dataset[Any],
+    root: str | Path,
+    whole: bool,
+    reading: Reading,
+    test: Dataset[Any] | None = None,
+    num_classes: int | None = None,
+) -> Source:
+    """The source of data to be clustered.
+
+    Args:
+        dataset: Name of a registered data set, `folder`, `features`, or a torch data set.
+        root: Folder of the data, or the file of features.
+        whole: Whether the test set is clustered too; `train` then holds both.
+        reading: How image files are read.
+        test: A torch data set of test images, or None.
+        num_classes: Number of clusters, or None.
+
+    Raises:
+        MissingFileError: If a folder or file is missing.
+        SuperCMError: If the name is unknown, or a test set is given beside a name.
+
+    Example:
+        >>> make_cluster_source("digits", "data", True, Reading()).num_classes
+        10
+    """
+
+    def arranged(splits: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        if whole:
+            return {"train": [part for parts in splits.values() for part in parts]}
+        return {split: list(parts) for split, parts in splits.items()}
+
+    _check_others(dataset, {"test": test})
+    if not isinstance(dataset, str):
+        splits = arranged({"train": [dataset]} | ({} if test is None else {"test": [test]}))
+        held_out = splits.get("test", [None])[0]
+        return TorchSource(splits["train"], {"test": held_out}, None, reading.in_memory, without_labels=True)
+    check_choice(dataset=(dataset, (*DATASETS, "folder", "features")))
+    root = Path(root).expanduser()
+    if dataset == "features":
+        given = {"train": [root]}
+        if root.is_dir():
+            found = {split: sorted(root.glob(f"{split}.*"))[:1] for split in ("train", "test")}
+            given = {split: files for split, files in found.items() if files}
+            if "train" not in given:
+                raise MissingFileError(f"dataset=features: there is no train.npz or train.pt in root={root}.")
+        policy: Any = dict.fromkeys(given, "if known")
+        return FeatureSource(arranged(given), policy, defaults=Defaults(noise=0.1))
+    if dataset != "folder":
+        spec = DATASETS[dataset]
+        sets = {split: [(dataset, split)] for split in (("train",) if spec.num_test else ("train", "test"))}
+        return RegisteredSource(dataset, root, arranged(sets), reading, reading.image_size if spec.of_files else None)
+    files, classes = scan_clusters(root, None, num_classes)
+    return FileSource("folder", arranged(files), classes, reading)
+
+
+def make_domain_source(
+    dataset: str | None,
+    root: str | Path,
+    source: Any,
+    target: Any,
+    reading: Reading,
+    others: Mapping[str, Dataset[Any] | None],
+    num_classes: int | None = None,
+) -> Source:
+    """The source of two domains: `train` is the source domain or several, `unlabeled` the target.
+
+    Args:
+        dataset: Name of a registered data set of domains, `digits`, `folder`, or None for torch data sets.
+        root: Folder of the data.
+        source: Name of the source domain or names of several; torch data sets likewise.
+        target: Name of the target domain, or a torch data set.
+        reading: How image files are read.
+        others: Torch data sets of `val` and `test`, or None for each.
+        num_classes: Number of classes, for torch data sets.
+
+    Raises:
+        MissingFileError: If a domain is missing; the message tells the layout.
+        SuperCMError: If a name is unknown, or source and target are the same.
+
+    Example:
+        >>> make_domain_source("digits", "data", "mnist", "usps", Reading(), {}).input_shape
+        (1, 28, 28)
+    """
+    names: Sequence[Any] = source if isinstance(source, list | tuple) else [source]
+    known = ("digits", *DOMAIN_SETS, "folder")
+    if dataset is None:
+        if any(isinstance(data, str) for data in (*names, target)):
+            raise SuperCMError(f"dataset: name the data set of the domains, one of {', '.join(known)}.")
+        if any(data is target for data in names):
+            raise SuperCMError("source and target are the same data set.")
+        others = {"unlabeled": target, **others}
+        size = reading.image_size
+        return TorchSource(names, others, num_classes, reading.in_memory, option="source", image_size=size)
+    _check_others(dataset, others)
+    check_choice(dataset=(dataset, known))
+    if not names or not all(isinstance(name, str) for name in (*names, target)):
+        raise SuperCMError(f"dataset={dataset!r}: give source and target by name; torch data sets go without dataset.")
+    root = Path(root).expanduser()
+    spec = folder_set(root) if dataset == "folder" else {"digits": DIGITS, **DOMAIN_SETS}[dataset]
+    sources, to = [spec.find(dataset, "source", name) for name in names], spec.find(dataset, "target", target)
+    if to in sources:
+        raise SuperCMError(f"source and target are the same domain, {to.name}.")
+    if len(set(sources)) < len(sources):
+        raise SuperCMError(f"source={names}: a domain is named twice.")
+    if dataset == "digits":
+        parts = {"train": [(domain.name, "train") for domain in sources]}
+        parts |= {"unlabeled": [(to.name, "train")], "test": [(to.name, "test")]}
+        shapes = [DATASETS[domain.name].input_shape for domain in (*sources, to)]
+        size = reading.image_size or max(28, *(height for _, height, _ in shapes))
+        return RegisteredSource(dataset, root, parts, reading, size, Defaults(shift=2))
+    found = find_files(dataset, spec, root, sources, to)
+    size = reading.image_size or 224
+    stored = size * 8 // 7  # 256 for 224, as in published experiments; both sides are resized, whatever the aspect
+    domains = [found.files[domain.name] for domain in sources]
+    files = {"train": [entry for files in domains for entry in files], "unlabeled": found.files[to.name]}
+    return FileSource(
+        dataset,
+        files | {"test": found.tests.get(to.name, [])},
+        found.class_names,
+        replace(reading, image_size=stored, keep_aspect=False),
+        found.num_classes,
+        (3, stored, stored),
+        size,
+        _PHOTOGRAPHS,
+        domains,
+    )
+
+
+def _check_others(dataset: Any, others: Mapping[str, Dataset[Any] | None]) -> None:
+    given = [name for name, data in others.items() if data is not None]
+    if isinstance(dataset, str) and given:
+        raise SuperCMError(f"{given[0]}: goes with torch data sets; dataset={dataset!r} brings its own.")

@@ -1,0 +1,92 @@
+"""Torch data sets as a source."""
+
+from collections.abc import Mapping, Sequence, Sized
+from typing import Any, cast
+
+import torch
+from torch.utils.data import Dataset
+
+from supercm_lightning.data.sources.base import Source
+from supercm_lightning.data.sources.stores import DatasetStore, Store, join, listed_labels
+from supercm_lightning.utils.options import SuperCMError
+
+
+class TorchSource(Source):
+    """Torch data sets of images, as their authors wrote them.
+
+    Items are (image, label), or images alone where no labels are needed. The number of classes is given, or that of an
+    attribute `classes`, or the largest label + 1; only the last needs the labels before the data is read.
+
+    Args:
+        train: Data sets with labels, one for each domain.
+        others: Data sets of `unlabeled`, whose labels are never read, `val` and `test`; None where there is none.
+        num_classes: Number of classes; None: as above.
+        in_memory: Whether to read all items at once.
+        without_labels: Whether items of `train` may be images alone.
+        option: Option that gives `train`, for messages.
+        image_size: Side of what the model receives, if smaller than the images.
+
+    Raises:
+        SuperCMError: If items are no images, or of different types.
+    """
+
+    def __init__(
+        self,
+        train: Sequence[Dataset[Any]],
+        others: Mapping[str, Dataset[Any] | None],
+        num_classes: int | None = None,
+        in_memory: bool | None = None,
+        without_labels: bool = False,
+        option: str = "dataset",
+        image_size: int | None = None,
+    ) -> None:
+        self.name = type(train[0]).__name__
+        self.in_memory = in_memory
+        self.without_labels = without_labels
+        self.input_size = image_size
+        self.splits = {"train": list(train)}
+        self.splits |= {split: [dataset] for split, dataset in others.items() if dataset is not None}
+        names = getattr(train[0], "classes", None)
+        self.class_names = tuple(map(str, () if names is None else names)) or None
+        first = _item(train[0])
+        self.sample_shape = tuple(first.shape)
+        if len(self.sample_shape) != 3 and not without_labels:
+            raise SuperCMError(
+                f"{option}: items of shape {self.sample_shape}, where images (C, H, W) were expected. Vectors go into "
+                "FeatureDataModule."
+            )
+        for split, datasets in self.splits.items():
+            # uint8 images are normalized and floats are not: together they would be two different inputs.
+            for dataset in datasets:
+                if (found := _item(dataset).dtype) != first.dtype:
+                    split = "target" if option == "source" and split == "unlabeled" else split
+                    raise SuperCMError(f"{split}: images of type {found}, but those of {option} are {first.dtype}.")
+        self._train = None if num_classes or self.class_names else self._stores("train")
+        largest = max((int(store.labels.max()) for store in self._train or ()), default=-1)
+        self.num_classes = num_classes or len(self.class_names or ()) or (largest + 1) or None
+
+    def _stores(self, split: str) -> list[Store]:
+        stores: list[Store] = []
+        for dataset in self.splits[split]:
+            hidden = split == "unlabeled" or (self.without_labels and not _has_label(dataset))
+            labels = torch.full((len(cast(Sized, dataset)),), -1) if hidden else None
+            stores.append(DatasetStore(dataset, labels, self.sample_shape))
+        return stores
+
+    def read(self) -> dict[str, Store]:
+        """Reads the labels, and all items if asked to."""
+        stores = {split: self._stores(split) for split in self.splits if split != "train" or self._train is None}
+        stores["train"] = self._train or stores["train"]
+        self.train_sizes = [len(store) for store in stores["train"]]
+        if self.in_memory:
+            stores = {s: [cast(DatasetStore, store).in_memory() for store in found] for s, found in stores.items()}
+        return {split: join(found) for split, found in stores.items()}
+
+
+def _item(dataset: Dataset[Any]) -> torch.Tensor:
+    return DatasetStore(dataset, torch.zeros(len(cast(Sized, dataset))))[0]
+
+
+def _has_label(dataset: Dataset[Any]) -> bool:
+    item = dataset[0]
+    return (isinstance(item, tuple | list) and len(item) > 1) or listed_labels(dataset) is not None
