@@ -186,7 +186,8 @@ class TestPixels:
     def test_colours_stay_in_order(self, image_folder):
         data = folder(image_folder({"train/a": 1, "train/b": 1}, size=(9, 7)), num_val=0)
         for name, found in zip(files(data, "labeled"), self.pixels(data), strict=True):
-            assert np.array_equal(found.permute(1, 2, 0).numpy(), np.asarray(Image.open(Path(data.hparams.root) / name)))
+            file = Path(data.hparams.root) / name
+            assert np.array_equal(found.permute(1, 2, 0).numpy(), np.asarray(Image.open(file)))
 
     def test_grey_files_have_one_channel(self, image_folder):
         data = folder(image_folder({"train/a": 1, "train/b": 1}, mode="L", size=(9, 7)), num_val=0)
