@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
-from supercm_lightning.contracts import SeedOwner, ViewConsumer
+from supercm_lightning.contracts import SeedOwner
 from supercm_lightning.data.modules.loaders import TrainLoader, eval_loader, loader_options
 from supercm_lightning.data.modules.options import save_options
 from supercm_lightning.data.modules.pipeline import ViewPipeline
@@ -226,18 +226,16 @@ class ViewDataModule(ViewPipeline, ABC):
     @property
     def _batch_sizes(self) -> dict[str, int]:
         """Samples per step of each training loader that the method needs."""
-        self._check_read()
-        module: Any = self.trainer.lightning_module if self.trainer is not None else None
-        needs_labeled = not isinstance(module, ViewConsumer) or module.needs_labeled
+        needs_labeled, views = self._needs
         sizes = {"labeled": self.labeled_batch_size} if needs_labeled else {}
-        return sizes | ({"unlabeled": self.unlabeled_batch_size} if self._views else {})
+        return sizes | ({"unlabeled": self.unlabeled_batch_size} if views else {})
 
     @property
     def num_steps(self) -> int:
-        """Steps of one epoch of training."""
+        """Steps of one epoch of training; 0 where neither `steps_per_epoch` nor the data that was read tells."""
         world = self.trainer.world_size if self.trainer is not None else 1
         longest, size = list(self._batch_sizes.items())[-1]
-        return self.steps_per_epoch or -(-len(self._split(longest)) // (size * world))
+        return self.steps_per_epoch or -(-len(self.samples.get(longest, ())) // (size * world))
 
     def train_dataloader(self) -> dict[str, DataLoader[Any]]:
         """A loader of labeled samples, unless the method labels samples itself, and one of its unlabeled views.
@@ -247,6 +245,7 @@ class ViewDataModule(ViewPipeline, ABC):
         """
         trainer, sizes = self.trainer, self._batch_sizes
         splits = {split: self._split(split) for split in sizes}
+        self._check_views()
         rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
         owners = (c for c in callbacks_of(trainer) if isinstance(c, SeedOwner)) if trainer is not None else iter(())
         if (owner := next(owners, None)) is not None:

@@ -46,16 +46,19 @@ class ViewPipeline(LightningDataModule):
         return Normalization()(samples)
 
     @property
-    def _views(self) -> tuple[str, ...]:
-        module = self.trainer.lightning_module if self.trainer is not None else None
-        views = tuple(module.all_views) if isinstance(module, ViewConsumer) else ("weak",)
-        for view in views:
+    def _needs(self) -> tuple[bool, tuple[str, ...]]:
+        """Whether the method needs labeled samples, and the unlabeled views that it needs."""
+        module: Any = self.trainer.lightning_module if self.trainer is not None else None
+        return (module.needs_labeled, module.all_views) if isinstance(module, ViewConsumer) else (True, ("weak",))
+
+    def _check_views(self) -> None:
+        for view in self._needs[1]:
             if view not in self.augmentations:
+                method = type(self.trainer.lightning_module).__name__ if self.trainer is not None else "The method"
                 raise SuperCMError(
-                    f"{type(module).__name__} needs the view {view!r}; {type(self).__name__} has "
-                    f"{', '.join(self.augmentations)}. {self.view_remedy}"
+                    f"{method} needs the view {view!r}; {type(self).__name__} has {', '.join(self.augmentations)}. "
+                    f"{self.view_remedy}"
                 )
-        return views
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Fetches samples that are in memory, from where they are to the device."""
@@ -86,7 +89,7 @@ class ViewPipeline(LightningDataModule):
                 out["clean"] = (self.normalize(pixels), y)
         if "unlabeled" in batch:
             raw = batch["unlabeled"]
-            views = (self._view(view, raw.pixels, f"unlabeled {number}") for number, view in enumerate(self._views))
+            views = (self._view(view, raw.pixels, f"unlabeled {number}") for number, view in enumerate(self._needs[1]))
             out["unlabeled"] = (tuple(views), raw.position)
         return out
 
