@@ -1,67 +1,93 @@
-"""How well a classifier tells two domains apart by their features."""
+"""Distance of two domains by a classifier that tells their features apart."""
 
 import torch
 from torch import Tensor
 
+from supercm_lightning.utils.options import SuperCMError
+
 _FOLDS = 5
-_MAX_ROWS = 2500  # per domain: more cost time and change the second decimal
+_MAX_SAMPLES = 2500  # per domain: more cost time and change the second decimal
 
 
 def proxy_a_distance(source_features: Tensor, target_features: Tensor, seed: int = 0) -> float:
     """Proxy A-distance 2 (1 − 2ε), ε the error of a classifier that tells source from target features.
 
-    A domain with more rows than the other, or than 2,500, is subsampled, so that chance is ε = 1/2 whatever the sizes.
-    The classifier is a logistic regression on standardised features; ε is counted on held-out rows of a stratified
-    five-fold cross-validation.
+    A domain with more samples than the other, or than 2,500, is subsampled, so that chance is ε = 1/2. The classifier
+    is a logistic regression on standardized features; ε is its error on the held-out folds of a stratified five-fold
+    cross-validation.
 
-    Two limits. Domains that a hyperplane separates read 2, however far apart they are: values near 2 do not rank. And
-    few rows, above all fewer than features, make the classifier err more: the distance then reads low, with a standard
-    error of sqrt(2 / n) or more for n rows a domain. Compare values of equal n and d.
+    Two limits. Domains that a hyperplane separates have the distance 2, however far apart they are: values near 2 do
+    not rank. And with few samples, above all fewer than features, the classifier errs more: the distance is then too
+    low, with a standard error of sqrt(2 / n) or more for n samples per domain. Compare values of equal n and d.
 
     Args:
         source_features: Features of the source, (n_s, d), n_s >= 5.
         target_features: Features of the target, (n_t, d), n_t >= 5.
-        seed: Of the subsample and the folds.
+        seed: Seed of the subsample and the folds.
 
     Returns:
         The distance, in [0, 2]; near 0 for domains of one distribution.
 
     Raises:
-        ValueError: If a domain has fewer than five rows, the widths differ, or a feature is not finite.
+        SuperCMError: If a domain has fewer than five samples, the widths differ, or a feature is not finite.
 
     Source: Ben-David et al., "Analysis of Representations for Domain Adaptation", NeurIPS 2006.
+
+    Example:
+        >>> features = torch.randn(200, 4)
+        >>> proxy_a_distance(features, features + 10)
+        2.0
     """
     count = min(len(source_features), len(target_features))
-    source, target = (subsample(rows, min(count, _MAX_ROWS), seed) for rows in (source_features, target_features))
+    source, target = (
+        subsample(domain, min(count, _MAX_SAMPLES), seed) for domain in (source_features, target_features)
+    )
     evidence = held_out_domain_evidence(source, target, seed=seed)
     wrong = torch.cat([evidence[: len(source)] > 0, evidence[len(source) :] <= 0])
     return min(max(2 * (1 - 2 * float(wrong.double().mean())), 0.0), 2.0)
 
 
-def subsample(rows: Tensor, limit: int, seed: int = 0) -> Tensor:
-    """At most `limit` of the rows (n, …), a random choice in their order, the same for every tensor of n rows."""
-    if len(rows) <= limit:
-        return rows
+def subsample(samples: Tensor, limit: int, seed: int = 0) -> Tensor:
+    """Chooses samples at random.
+
+    Args:
+        samples: Samples, (n, …).
+        limit: Most samples to choose.
+        seed: Seed of the choice, which is the same for every tensor of n samples.
+
+    Returns:
+        At most `limit` samples, in their order.
+
+    Example:
+        >>> subsample(torch.arange(10), limit=3).shape
+        torch.Size([3])
+    """
+    if len(samples) <= limit:
+        return samples
     stream = torch.Generator().manual_seed(seed)
-    return rows[torch.randperm(len(rows), generator=stream)[:limit].sort().values.to(rows.device)]
+    return samples[torch.randperm(len(samples), generator=stream)[:limit].sort().values.to(samples.device)]
 
 
 def held_out_domain_evidence(
     source_features: Tensor, target_features: Tensor, inverse_penalty: float = 1.0, seed: int = 0
 ) -> Tensor:
-    """Log-odds of the target for every row, by a logistic regression that has not seen the row.
+    """Log-odds of the target domain for every sample, by a logistic regression fitted without the sample.
 
     Args:
         source_features: Features of the source, (n_s, d), n_s >= 5.
         target_features: Features of the target, (n_t, d), n_t >= 5.
-        inverse_penalty: C of the regression on standardised features, > 0.
-        seed: Of the folds.
+        inverse_penalty: C of the regression on standardized features, > 0.
+        seed: Seed of the folds.
 
     Returns:
-        log p(target | row) − log p(source | row), source rows first, (n_s + n_t,) float64 on the host.
+        log p(target | x) − log p(source | x), source samples first, (n_s + n_t,) float64 on the host.
 
     Raises:
-        ValueError: If a domain has fewer than five rows, the widths differ, or a feature is not finite.
+        SuperCMError: If a domain has fewer than five samples, the widths differ, or a feature is not finite.
+
+    Example:
+        >>> held_out_domain_evidence(torch.randn(20, 4), torch.randn(30, 4)).shape
+        torch.Size([50])
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -69,18 +95,18 @@ def held_out_domain_evidence(
     from sklearn.preprocessing import StandardScaler
 
     if min(len(source_features), len(target_features)) < _FOLDS:
-        raise ValueError(
-            f"A classifier of domains needs at least {_FOLDS} rows of each; there are {len(source_features)} source "
-            f"and {len(target_features)} target rows."
+        raise SuperCMError(
+            f"A classifier of domains needs at least {_FOLDS} samples of each; there are {len(source_features)} source "
+            f"and {len(target_features)} target samples."
         )
     if source_features.shape[1:] != target_features.shape[1:]:
-        raise ValueError(
+        raise SuperCMError(
             f"Source features have the shape {tuple(source_features.shape[1:])}, target features "
             f"{tuple(target_features.shape[1:])}."
         )
     features = torch.cat([source_features.detach(), target_features.detach()]).double().cpu()
     if not features.isfinite().all():
-        raise ValueError("Features are NaN or infinite.")
+        raise SuperCMError("Features are NaN or infinite.")
     is_target = torch.arange(len(features)) >= len(source_features)
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=inverse_penalty, max_iter=1000))
     folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=seed)

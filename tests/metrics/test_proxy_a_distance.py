@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from supercm_lightning.metrics import proxy_a_distance
+from supercm_lightning.utils.options import SuperCMError
 
 
 def normal(*shape, seed, mean=0.0):
@@ -47,9 +48,9 @@ def test_the_seed_decides_and_random_states_stay():
 
 def test_wrong_features_are_errors():
     rows = normal(10, 4, seed=1)
-    with pytest.raises(ValueError, match="at least 5 rows of each; there are 4 source"):
+    with pytest.raises(SuperCMError, match="at least 5 samples.*4 source"):
         proxy_a_distance(rows[:4], rows)
-    with pytest.raises(ValueError, match=r"\(4,\), target features \(3,\)"):
+    with pytest.raises(SuperCMError, match=r"\(4,\), target features \(3,\)"):
         proxy_a_distance(rows, rows[:, :3])
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(SuperCMError, match="NaN"):
         proxy_a_distance(rows, rows / 0)

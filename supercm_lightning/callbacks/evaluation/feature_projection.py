@@ -176,7 +176,8 @@ class FeatureProjection(Callback):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Inputs and labels of a random choice of a loader's samples; the others are not read."""
         dataset = loader.dataset
-        if isinstance(dataset, Sized) and not isinstance(dataset, IterableDataset):
+        if not isinstance(dataset, IterableDataset):
+            assert isinstance(dataset, Sized)
             chosen = Subset(dataset, self._choose(len(dataset), limit).tolist())
             options: dict[str, Any] = {"collate_fn": loader.collate_fn, "num_workers": loader.num_workers}
             loader = DataLoader(chosen, loader.batch_size or 256, **options)
