@@ -48,7 +48,7 @@ def test_the_seed_decides_and_random_states_stay():
 
 def test_wrong_features_are_errors():
     rows = normal(10, 4, seed=1)
-    with pytest.raises(SuperCMError, match="at least 5 samples.*4 source"):
+    with pytest.raises(SuperCMError, match=r"at least 5 samples.*4 source"):
         proxy_a_distance(rows[:4], rows)
     with pytest.raises(SuperCMError, match=r"\(4,\), target features \(3,\)"):
         proxy_a_distance(rows, rows[:, :3])
