@@ -310,6 +310,28 @@ def test_balanced_consistency_is_its_formula() -> None:
     assert balanced_consistency_loss(strong, weak, mean).item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", [ASDFreeMatch, ASDSuperCM])
+def test_a_loss_that_is_evaluated_twice_changes_nothing(kind: type[Method]) -> None:
+    class Twice(kind):  # type: ignore[misc,valid-type]
+        """As an optimizer with sharpness-aware minimization does."""
+
+        def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, closure: Any = None) -> None:
+            closure()
+            super().optimizer_step(epoch, batch_idx, optimizer, closure)
+
+    def run(cls: type[Method]) -> tuple[Any, list[dict[str, Any]]]:
+        model, watch = model_of(cls), Watch()
+        trainer(20, watch).fit(model, datamodule=digits())
+        return model, watch.steps
+
+    (once, steps), (twice, again) = run(kind), run(Twice)
+    assert len(again) == len(steps)
+    for mine, theirs in zip(again, steps, strict=True):
+        assert torch.equal(mine["y"], theirs["y"])
+    for name, value in twice.state_dict().items():
+        assert torch.equal(value, once.state_dict()[name]), name
+
+
 # ------------------------------------------------------------------------------------------------- starting points
 def test_given_clusters_are_the_labels_until_the_first_map_which_keeps_their_names() -> None:
     save_blobs()
@@ -439,6 +461,29 @@ def whole_run_of_two(kind: type[Method], folder: Path) -> Any:
     # How a launcher such as torchrun tells Lightning that the processes are there.
     with mock.patch.dict(os.environ, {"LOCAL_RANK": str(torch.distributed.get_rank())}):
         return whole_run(kind, folder, batch=30, devices=2, strategy="ddp")
+
+
+def features_of_this_process() -> Tensor:
+    """Features of candidates, of which this process forwards its shard alone."""
+    model, forwarded = model_of(), []
+    model.average.module.register_forward_hook(lambda module, inputs, outputs: forwarded.append(len(outputs)))
+    data = digits()
+    data.setup("predict")
+    data.trainer = model.trainer = trainer(1)
+    model.trainer.datamodule = data
+    features = model._averaged_features(torch.arange(7, 100, 3))
+    assert sum(forwarded) == len(range(torch.distributed.get_rank(), 31, 2))
+    return features
+
+
+def test_processes_share_the_features_of_candidates(two_processes: Callable[..., list[Any]]) -> None:
+    first, second = two_processes(features_of_this_process)
+    assert torch.equal(first, second)
+    model, data = model_of(), digits()
+    data.setup("predict")
+    with torch.no_grad():
+        expected = model.eval().features(data.normalize(data.samples["unlabeled"].store.data[7:100:3]))
+    torch.testing.assert_close(first, expected)
 
 
 @pytest.mark.parametrize("kind", [ASDFixMatch, ASDFreeMatch])
