@@ -158,6 +158,16 @@ def test_a_method_with_supercm_differs_from_the_one_without_in_the_clustering_lo
     assert differing == []
 
 
+def test_methods_of_a_table_start_from_one_initialization_of_the_head() -> None:
+    # Published settings have Xavier's for every method.
+    wrong = []
+    for file in FILES:
+        published = file.parent.parent.name == "ssl" and not file.stem.endswith("_cpu")
+        if parsed(file)["model"]["init_args"]["head_init"] != ("xavier" if published else "default"):
+            wrong.append(name_of(file))
+    assert wrong == []
+
+
 # -------------------------------------------------------------------------------------------------------- overrides
 def test_the_command_line_overrides_a_fragment() -> None:
     file = CONFIGS / "ssl" / "mnist" / "supercm_vat.yaml"
