@@ -32,8 +32,8 @@ def devices() -> list[str]:
 def run_cells(cells: Sequence[Cell], metric: str, jobs: int | None = None) -> dict[str, str]:
     """Runs the cells that are not finished, and returns the end of the log of those that failed.
 
-    A run has one GPU, if there are any, else an equal share of the processor's cores. SIGTERM and Ctrl-C end the runs
-    in order; called again, it goes on with them. Cells that another process runs are left to it.
+    A run has one GPU, if there are any, else an equal fraction of the cores. SIGTERM and Ctrl-C end the runs in order,
+    and a later call continues them. Cells that another process runs are skipped.
 
     Args:
         cells: The cells.
@@ -45,7 +45,7 @@ def run_cells(cells: Sequence[Cell], metric: str, jobs: int | None = None) -> di
     gpus = devices()
     slots = list(range(jobs or max(1, len(gpus))))
     environments = [environment(gpus, slot, len(slots)) for slot in slots]
-    # Of earlier calls too; the first cells then have an estimate.
+    # Finished cells of earlier calls give an estimate of the time from the start.
     seconds = [summary["fit_seconds"] for summary in summaries if summary and summary["fit_seconds"]]
     running: dict[subprocess.Popen[bytes], tuple[Cell, int, float, FileLock]] = {}
     failed: dict[str, str] = {}
@@ -80,10 +80,10 @@ def run_cells(cells: Sequence[Cell], metric: str, jobs: int | None = None) -> di
                 summary = cell.summary(metric)
                 if process.returncode or summary is None:
                     failed[cell.name] = _end_of_log(cell, process.returncode, metric)
-                    said = f"[red]failed[/red], {cell.folder / 'log.txt'}\n{failed[cell.name]}"
+                    result = f"[red]failed[/red], {cell.folder / 'log.txt'}\n{failed[cell.name]}"
                 else:
-                    said = f"{metric} {summary['metrics'][metric]:.4f}, {seconds[-1]:.0f} s"
-                progress.console.print(f"{cell.name}: {said}", highlight=False)
+                    result = f"{metric} {summary['metrics'][metric]:.4f}, {seconds[-1]:.0f} s"
+                progress.console.print(f"{cell.name}: {result}", highlight=False)
                 rest = fmean(seconds) * (len(waiting) + len(running)) / len(environments)
                 progress.update(task, advance=1, left=f"about {_duration(rest)} left")
     if elsewhere:
@@ -92,7 +92,7 @@ def run_cells(cells: Sequence[Cell], metric: str, jobs: int | None = None) -> di
 
 
 def environment(gpus: list[str], slot: int, jobs: int) -> dict[str, str]:
-    """The environment of the runs in one of `jobs` slots: its GPU, or its share of the processor's cores."""
+    """The environment of the runs in one of `jobs` slots: its GPU, or its fraction of the processor's cores."""
     if gpus:
         return {**os.environ, "CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
