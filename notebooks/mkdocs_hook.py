@@ -6,6 +6,7 @@ repository is read; on the site both links lead to pages.
 """
 
 import base64
+import importlib
 import json
 import re
 from pathlib import Path
@@ -35,8 +36,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turns links to notebooks into links to their pages."""
+    """Turns links to notebooks into links to their pages, and `::: package.*` into the names that it exports."""
+    markdown = re.sub(r"^::: ([\w.]+)\.\*$", _exports, markdown, flags=re.MULTILINE)
     return re.sub(r"\]\(\.\./((?:\.\./)*notebooks/\w+)\.ipynb", r"](\1.md", markdown)
+
+
+def _exports(match: re.Match[str]) -> str:
+    return "\n".join(f"::: {match[1]}.{name}" for name in importlib.import_module(match[1]).__all__)
 
 
 def _markdown(cell: dict[str, Any], name: str, pictures: list[bytes]) -> str:

@@ -17,7 +17,7 @@ class Step:
 
     Samples are ordered: the `B` labeled ones, the `U` unlabeled ones of the first view, of the second view, and so on.
 
-    Example:
+    Examples:
         >>> step = Step(torch.rand(4, 8), torch.arange(4), (), (), None, torch.rand(4, 5), torch.rand(4, 4))
         >>> step.assignments.shape
         torch.Size([4, 4])
@@ -92,7 +92,7 @@ class Step:
 class Terms(dict[str, Tensor]):
     """The weighted terms of a loss, scalars by name; a union with a name that is there already is an error.
 
-    Example:
+    Examples:
         >>> Terms(ce=torch.tensor(1.0)) | {"cm": torch.tensor(2.0)}
         {'ce': tensor(1.), 'cm': tensor(2.)}
     """

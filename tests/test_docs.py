@@ -34,6 +34,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from supercm_lightning import methods
 from supercm_lightning.cli import run
 
 if sys.version_info >= (3, 11):
@@ -41,6 +42,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+BASES = ("Method", "Clusterer", "Step")
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     ROOT / "README.md",
@@ -359,7 +361,12 @@ def test_every_page_is_in_the_navigation() -> None:
 
 
 @pytest.mark.parametrize("module", ["methods", "data", "callbacks", "losses", "self_labeling", "metrics", "nn"])
-def test_every_public_name_is_on_the_reference_page(module: str) -> None:
+def test_the_reference_page_lists_the_exports_of_every_module(module: str) -> None:
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    documented = set(re.findall(rf"^::: supercm_lightning\.{module}\.(\w+)$", text, re.M))
-    assert documented == set(importlib.import_module(f"supercm_lightning.{module}").__all__)
+    assert re.search(rf"^::: supercm_lightning\.{module}\.\*$", text, re.M)
+
+
+def test_every_method_stands_in_the_readme() -> None:
+    table = (ROOT / "README.md").read_text(encoding="utf-8")
+    plain = [name for name in methods.__all__ if not name.startswith(("SuperCM", "ASD")) and name not in BASES]
+    assert [name for name in plain if f"| `{name}`" not in table] == []

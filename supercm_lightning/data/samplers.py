@@ -28,7 +28,7 @@ class CyclingSampler(DistributedSampler[int]):
         step: Gives the number of the training step at which an iteration starts, from which a resumed run continues
             within an epoch; None: the first step of the epoch.
 
-    Example:
+    Examples:
         >>> sampler = CyclingSampler(5, 2, 5, seed=0, name="labeled", rank=0, world_size=1)
         >>> order = list(sampler)
         >>> sorted(order[:5]) == sorted(order[5:]) == [0, 1, 2, 3, 4]
@@ -90,7 +90,7 @@ class ShardSampler(DistributedSampler[int]):
     Raises:
         SuperCMError: If there are fewer samples than processes.
 
-    Example:
+    Examples:
         >>> [list(ShardSampler(5, rank, 2)) for rank in (0, 1)]
         [[0, 2, 4], [1, 3]]
     """

@@ -20,7 +20,7 @@ from supercm_lightning.utils.random import generator
 class Split:
     """Sample numbers of one training set; the unlabeled samples are all that are neither labeled nor held out.
 
-    Example:
+    Examples:
         >>> split = Split("letters", num_rows=6, seed=0, labeled=[0, 3], val=[1], test=[])
         >>> split.indices()["unlabeled"]
         tensor([2, 4, 5])
@@ -233,7 +233,7 @@ def num_held_out(split: str, amount: int | float, of: int) -> int:
     Raises:
         SuperCMError: If `amount` is negative; the message names the option `num_<split>`.
 
-    Example:
+    Examples:
         >>> num_held_out("val", 0.1, 60), num_held_out("val", 9, 60)
         (6, 9)
     """

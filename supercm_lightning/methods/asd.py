@@ -36,7 +36,7 @@ class ASD(SelfLabeled):
     Args:
         **kwargs: Options `asd_*` of `SelfLabeled`, of the method that it is combined with, and of `Method`.
 
-    Example:
+    Examples:
         >>> from supercm_lightning import FreeMatch
         >>> class Mine(ASD, FreeMatch):
         ...     pass

@@ -36,7 +36,7 @@ class Method(Optimized):
     Raises:
         SuperCMError: If an option is outside its range, or the data contradicts `num_classes` or `input_shape`.
 
-    Example:
+    Examples:
         >>> from supercm_lightning import SuperCM
         >>> model = SuperCM(num_classes=3, input_shape=(1, 8, 8), beta=0.5)
         >>> model(torch.rand(2, 1, 8, 8)).shape

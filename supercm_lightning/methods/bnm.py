@@ -25,7 +25,7 @@ class BNM(Method):
     Raises:
         SuperCMError: If the weight is negative.
 
-    Example:
+    Examples:
         >>> BNM(num_classes=3, input_shape=(8,), backbone="mlp", bnm_fast=True).hparams.bnm_fast
         True
     """

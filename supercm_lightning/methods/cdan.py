@@ -27,7 +27,7 @@ class CDAN(DANN):
     Raises:
         SuperCMError: If the width is not positive.
 
-    Example:
+    Examples:
         >>> model = CDAN(num_classes=3, input_shape=(8,), backbone="mlp", bottleneck=16)
         >>> model.discriminator_width()
         48

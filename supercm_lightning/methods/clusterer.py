@@ -22,7 +22,7 @@ class Clusterer(Method):
     label samples themselves in `labeled_samples`, with -1 where there is no label. The test also reports k-means on
     features and on inputs (`KMeansBaseline`).
 
-    Example:
+    Examples:
         >>> class Confident(Clusterer):
         ...     terms = ("entropy",)
         ...

@@ -28,7 +28,7 @@ class DANN(Method):
     Raises:
         SuperCMError: If an option is outside its range.
 
-    Example:
+    Examples:
         >>> model = DANN(num_classes=3, input_shape=(8,), backbone="mlp", bottleneck=16)
         >>> model.discriminator(torch.rand(4, 16)).shape
         torch.Size([4, 1])

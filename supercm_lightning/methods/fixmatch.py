@@ -25,7 +25,7 @@ class FixMatch(Method):
     Raises:
         SuperCMError: If an option is outside its range.
 
-    Example:
+    Examples:
         >>> FixMatch(num_classes=3, input_shape=(1, 8, 8)).views
         ('weak', 'strong')
     """

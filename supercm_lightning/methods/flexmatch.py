@@ -26,7 +26,7 @@ class FlexMatch(FixMatch, PerSampleState):
         selected_label: Latest confident label of every unlabeled sample, (number of unlabeled samples,), -1 for none.
         class_threshold: Thresholds of the present step, (K,).
 
-    Example:
+    Examples:
         >>> FlexMatch(num_classes=3, input_shape=(1, 8, 8)).class_threshold
         tensor([0., 0., 0.])
     """

@@ -34,7 +34,7 @@ class FreeMatch(FixMatch):
     Raises:
         SuperCMError: If the decay or the limits are outside their range.
 
-    Example:
+    Examples:
         >>> FreeMatch(num_classes=4, input_shape=(1, 8, 8)).confidence
         tensor(0.2500)
     """

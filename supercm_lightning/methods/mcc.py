@@ -25,7 +25,7 @@ class MCC(Method):
     Raises:
         SuperCMError: If an option is outside its range.
 
-    Example:
+    Examples:
         >>> MCC(num_classes=3, input_shape=(8,), backbone="mlp").hparams.mcc_temperature
         2.5
     """

@@ -32,7 +32,7 @@ class MeanTeacher(Method):
     Raises:
         SuperCMError: If an option is outside its range.
 
-    Example:
+    Examples:
         >>> model = MeanTeacher(num_classes=3, input_shape=(1, 8, 8))
         >>> model.teacher(torch.rand(2, 1, 8, 8)).shape
         torch.Size([2, 3])

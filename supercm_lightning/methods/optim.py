@@ -41,7 +41,7 @@ def build_optimizer(
     Raises:
         SuperCMError: If the name or an option is unknown.
 
-    Example:
+    Examples:
         >>> weight = torch.nn.Parameter(torch.zeros(3))
         >>> build_optimizer("sgd", [{"params": [weight]}], lr=0.1, weight_decay=0.0).defaults["momentum"]
         0.9

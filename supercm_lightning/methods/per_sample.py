@@ -16,7 +16,7 @@ class PerSampleState(Method):
     unlabeled sample; a checkpoint loads with its own number of samples, also without data; training refuses a
     checkpoint that was trained on another number of samples.
 
-    Example:
+    Examples:
         >>> import torch
         >>> class Visits(PerSampleState):
         ...     sample_buffers = {"visits": 0}

@@ -24,7 +24,7 @@ class PiModel(Method):
     Raises:
         SuperCMError: If the weight is negative.
 
-    Example:
+    Examples:
         >>> PiModel(num_classes=3, input_shape=(1, 8, 8)).all_views
         ('weak', 'weak')
     """

@@ -24,7 +24,7 @@ class PseudoLabel(Method):
     Raises:
         SuperCMError: If an option is outside its range.
 
-    Example:
+    Examples:
         >>> PseudoLabel(num_classes=3, input_shape=(1, 8, 8)).hparams.pseudo_label_threshold
         0.95
     """

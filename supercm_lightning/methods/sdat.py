@@ -26,7 +26,7 @@ class SDAT(CDAN):
     Raises:
         SuperCMError: If the radius is not positive.
 
-    Example:
+    Examples:
         >>> SDAT(num_classes=3, input_shape=(8,), backbone="mlp", sdat_rho=0.05).hparams.sdat_rho
         0.05
     """

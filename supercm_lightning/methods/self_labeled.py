@@ -49,7 +49,7 @@ class SelfLabeled(PerSampleState, Clusterer):
     Raises:
         SuperCMError: If an option is outside its range.
 
-    Example:
+    Examples:
         >>> from supercm_lightning import ASDFreeMatch
         >>> model = ASDFreeMatch(num_classes=3, input_shape=(1, 8, 8), asd_hold=5)
         >>> model.labeler.instance_head.out_features

@@ -33,7 +33,7 @@ class SoftMatch(FixMatch):
     Raises:
         SuperCMError: If an option is outside its range.
 
-    Example:
+    Examples:
         >>> model = SoftMatch(num_classes=2, input_shape=(1, 8, 8))
         >>> model.unlabeled_weights(torch.tensor([[9.0, 0.0], [0.0, 0.0]])).tolist()
         [1.0, 1.0]

@@ -37,7 +37,7 @@ class SuperCM(Method):
     Raises:
         SuperCMError: If an option is outside its range.
 
-    Example:
+    Examples:
         >>> model = SuperCM(num_classes=3, input_shape=(1, 8, 8), beta=0.5)
         >>> model.head.centroids.shape == (3, model.num_features)
         True

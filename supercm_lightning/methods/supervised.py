@@ -13,7 +13,7 @@ class Supervised(Method):
             statistics and the cost per step of the semi-supervised methods.
         **kwargs: Options of `Method`.
 
-    Example:
+    Examples:
         >>> Supervised(num_classes=3, input_shape=(8,), backbone="mlp").views
         ()
     """

@@ -30,7 +30,7 @@ class VAT(Method):
     Raises:
         SuperCMError: If an option is outside its range.
 
-    Example:
+    Examples:
         >>> VAT(num_classes=3, input_shape=(1, 8, 8), vat_eps=2.0).hparams.vat_eps
         2.0
     """

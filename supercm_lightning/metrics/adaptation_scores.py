@@ -21,7 +21,7 @@ def negative_entropy(logits: Tensor) -> float:
     Args:
         logits: Logits of the target samples, (n, K).
 
-    Example:
+    Examples:
         >>> round(negative_entropy(torch.zeros(5, 2)), 4)
         -0.6931
     """
@@ -35,7 +35,7 @@ def diversity(logits: Tensor) -> float:
     Args:
         logits: Logits of the target samples, (n, K).
 
-    Example:
+    Examples:
         >>> round(diversity(100 * torch.eye(2)), 4)
         0.6931
     """
@@ -51,7 +51,7 @@ def information_maximization(logits: Tensor) -> float:
 
     Source: Krause et al., "Discriminative Clustering by Regularized Information Maximization", NeurIPS 2010.
 
-    Example:
+    Examples:
         >>> round(information_maximization(100 * torch.eye(2)), 4)
         0.6931
     """
@@ -70,7 +70,7 @@ def batch_nuclear_norm_score(logits: Tensor) -> float:
     score: Musgrave et al., "Three New Validators and a Large-Scale Benchmark Ranking for Unsupervised Domain
     Adaptation", 2022.
 
-    Example:
+    Examples:
         >>> round(batch_nuclear_norm_score(100 * torch.eye(2)), 4)
         1.0
     """
@@ -92,7 +92,7 @@ def soft_neighborhood_density(logits: Tensor, temperature: float = 0.05, max_sam
     Source: Saito et al., "Tune It the Right Way: Unsupervised Validation of Domain Adaptation via Soft Neighborhood
     Density", ICCV 2021.
 
-    Example:
+    Examples:
         >>> round(soft_neighborhood_density(torch.zeros(5, 3)), 4)  # log 4
         1.3863
     """
@@ -123,7 +123,7 @@ def class_ami(features: Tensor, logits: Tensor, seed: int = 0, max_samples: int 
     Source: Musgrave et al., "Three New Validators and a Large-Scale Benchmark Ranking for Unsupervised Domain
     Adaptation", 2022.
 
-    Example:
+    Examples:
         >>> classes = torch.arange(20) % 2
         >>> class_ami(10.0 * classes[:, None], torch.eye(2)[classes])
         1.0
@@ -169,7 +169,7 @@ def deep_embedded_validation(
 
     Source: You et al., "Towards Accurate Model Selection in Deep Unsupervised Domain Adaptation", ICML 2019.
 
-    Example:
+    Examples:
         >>> losses, features = torch.full((50,), 0.5), torch.randn(80, 4)
         >>> round(deep_embedded_validation(losses, features[:50], features[50:]), 4)
         -0.5

@@ -30,7 +30,7 @@ class ClusteringAccuracy(Metric):
     Raises:
         SuperCMError: If a number is not positive.
 
-    Example:
+    Examples:
         >>> accuracy = ClusteringAccuracy(num_clusters=2)
         >>> accuracy(torch.tensor([1, 1, 0, 0]), torch.tensor([0, 0, 1, 0]))
         tensor(0.7500)
@@ -88,7 +88,7 @@ def clustering_scores(num_clusters: int) -> dict[str, Metric]:
     Args:
         num_clusters: Number of clusters, and of classes.
 
-    Example:
+    Examples:
         >>> clusters, classes = torch.tensor([1, 1, 0, 0]), torch.tensor([0, 0, 1, 1])
         >>> {name: float(score(clusters, classes)) for name, score in clustering_scores(2).items()}
         {'acc': 1.0, 'nmi': 1.0, 'ari': 1.0}

@@ -33,7 +33,7 @@ def proxy_a_distance(source_features: Tensor, target_features: Tensor, seed: int
 
     Source: Ben-David et al., "Analysis of Representations for Domain Adaptation", NeurIPS 2006.
 
-    Example:
+    Examples:
         >>> features = torch.randn(200, 4)
         >>> proxy_a_distance(features, features + 10)
         2.0
@@ -58,7 +58,7 @@ def subsample(samples: Tensor, limit: int, seed: int = 0) -> Tensor:
     Returns:
         At most `limit` samples, in their order.
 
-    Example:
+    Examples:
         >>> subsample(torch.arange(10), limit=3).shape
         torch.Size([3])
     """
@@ -85,7 +85,7 @@ def held_out_domain_evidence(
     Raises:
         SuperCMError: If a domain has fewer than five samples, the widths differ, or a feature is not finite.
 
-    Example:
+    Examples:
         >>> held_out_domain_evidence(torch.randn(20, 4), torch.randn(30, 4)).shape
         torch.Size([50])
     """

@@ -27,7 +27,7 @@ def ema_decay(step: int, decay: float, warmup: Warmup = None) -> float:
     Returns:
         The decay, in [0, 1].
 
-    Example:
+    Examples:
         >>> ema_decay(4, decay=0.999, warmup="mean")
         0.75
     """
@@ -48,7 +48,7 @@ def check_decay(decay: float, warmup: Warmup) -> None:
     Raises:
         SuperCMError: If `decay` is outside its range or `warmup` is unknown.
 
-    Example:
+    Examples:
         >>> check_decay(0.999, "ratio")
     """
     check_choice(warmup=(warmup, ("mean", "ratio", None)))
@@ -75,7 +75,7 @@ class Ema(nn.Module):
     Raises:
         SuperCMError: If `decay` is outside its range or `warmup` is unknown.
 
-    Example:
+    Examples:
         >>> student = nn.Linear(8, 2)
         >>> teacher = Ema(student, decay=0.999, warmup="mean")
         >>> teacher.update(student, step=1)

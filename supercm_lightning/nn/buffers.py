@@ -18,7 +18,7 @@ def resize_buffers(module: nn.Module, names: Iterable[str], state_dict: Mapping[
         state_dict: The state dict that is about to be loaded.
         prefix: Prefix of the module's entries.
 
-    Example:
+    Examples:
         >>> module = nn.BatchNorm1d(2)
         >>> resize_buffers(module, ["running_mean"], {"running_mean": torch.zeros(5)})
         >>> module.running_mean.shape

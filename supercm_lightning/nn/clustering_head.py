@@ -116,7 +116,7 @@ def initialize_head(head: HeadT, init: Literal["default", "xavier"]) -> HeadT:
     Returns:
         The head.
 
-    Example:
+    Examples:
         >>> initialize_head(nn.Linear(4, 3), "xavier").bias.tolist()
         [0.0, 0.0, 0.0]
     """

@@ -27,7 +27,7 @@ def load_backbone_weights(backbone: nn.Module, path: Path) -> None:
         MissingFileError: If there is no such file.
         SuperCMError: If the file cannot be read, or its weights do not fit the backbone.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> import torch
         >>> from supercm_lightning.nn import build_backbone
@@ -104,7 +104,7 @@ def freeze_stages(backbone: nn.Module, freeze: Literal["none", "all"] | int) -> 
     Raises:
         SuperCMError: If N is negative or larger than the number of stages.
 
-    Example:
+    Examples:
         >>> from supercm_lightning.nn import build_backbone
         >>> backbone = build_backbone("small_cnn", (1, 28, 28))
         >>> frozen = freeze_stages(backbone, 1)

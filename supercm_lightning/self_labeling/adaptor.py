@@ -38,7 +38,7 @@ class SelfLabeler(nn.Module):
     Source: Duan et al., "An Adaptor for Triggering Semi-Supervised Learning to Out-of-Box Serve Deep Image Clustering",
         IEEE TIP 2025 (arXiv 2509.20976).
 
-    Example:
+    Examples:
         >>> labeler = SelfLabeler(num_features=8, num_clusters=2, options=ASDOptions(sampler="random"), num_samples=50)
         >>> features = torch.randn(50, 8)
         >>> labeler.sample(lambda index: features[index], torch.Generator().manual_seed(0), progress=0.0)

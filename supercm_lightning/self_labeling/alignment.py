@@ -32,7 +32,7 @@ def align_labels(
 
     Source: Cuturi, "Sinkhorn Distances", NeurIPS 2013; used for labels by Duan et al., IEEE TIP 2025.
 
-    Example:
+    Examples:
         >>> align_labels(torch.tensor([[0.1, 0.0], [0.9, 0.2]]))
         tensor([0, 1])
     """

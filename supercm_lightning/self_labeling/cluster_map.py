@@ -28,7 +28,7 @@ class ClusterMap(nn.Module):
         frequencies: Running frequency of each class among the predictions, (C,).
         change: Fraction of the classes whose cluster the last `update_map` changed, a scalar in [0, 1].
 
-    Example:
+    Examples:
         >>> clusters = ClusterMap(num_classes=4, num_clusters=2)
         >>> clusters.update_map(torch.tensor([[0, 9, 0, 0], [9, 0, 0, 0], [0, 0, 0, 7], [0, 0, 7, 0]]))
         >>> cluster_of = clusters(torch.arange(4))

@@ -31,7 +31,7 @@ def kmedoids(dissimilarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Source: Kaufman and Rousseeuw, "Finding Groups in Data", 1990, chapter 2; the sums of SWAP are those of Schubert and
         Rousseeuw, "Faster k-Medoids Clustering", 2019.
 
-    Example:
+    Examples:
         >>> points = torch.tensor([[0.0], [0.1], [0.2], [5.0], [5.1]])
         >>> labels, medoids = kmedoids(torch.cdist(points, points), k=2)
         >>> labels, medoids
@@ -111,7 +111,7 @@ def group_classes(transitions: Tensor, k: int, by: Literal["kmedoids", "spectral
     Raises:
         SuperCMError: If `by` is unknown or k is outside its range.
 
-    Example:
+    Examples:
         >>> group_classes(torch.tensor([[0, 9, 0, 0], [9, 0, 0, 0], [0, 0, 0, 7], [0, 0, 7, 0]]), k=2)
         tensor([0, 0, 1, 1])
     """
@@ -145,7 +145,7 @@ def match_clusters(new: Tensor, old: Tensor, weight: Tensor, k: int) -> Tensor:
     Returns:
         `new` with permuted ids, (n,) int64.
 
-    Example:
+    Examples:
         >>> match_clusters(torch.tensor([1, 1, 0, 0]), torch.tensor([0, 0, 1, 1]), torch.ones(4), k=2)
         tensor([0, 0, 1, 1])
     """

@@ -25,7 +25,7 @@ def read_clusters(path: str | Path, num_samples: int, num_clusters: int) -> Tens
         MissingFileError: If there is no such file.
         SuperCMError: If it is no clustering of that many samples into that many clusters.
 
-    Example:
+    Examples:
         >>> import os, tempfile
         >>> file = os.path.join(tempfile.mkdtemp(), "clusters.npy")
         >>> np.save(file, [0, 1, -1, 1])
@@ -73,7 +73,7 @@ def majority_clusters(classes: Tensor, clusters: Tensor, num_classes: int, num_c
     Returns:
         Cluster of each class, (C,) int64, -1 where no sample has both.
 
-    Example:
+    Examples:
         >>> majority_clusters(torch.tensor([0, 0, 0, 1]), torch.tensor([1, 1, 0, 0]), num_classes=3, num_clusters=2)
         tensor([ 1,  0, -1])
     """

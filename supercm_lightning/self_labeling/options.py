@@ -34,7 +34,7 @@ class ASDOptions:
     Raises:
         SuperCMError: If an option is outside its range.
 
-    Example:
+    Examples:
         >>> ASDOptions(sampler="random", hold=1).map_every
         50
     """
@@ -77,7 +77,7 @@ class ASDOptions:
     def from_flat(cls, options: Mapping[str, Any]) -> "ASDOptions":
         """The options of a mapping from `asd_<name>` to values; other entries are ignored.
 
-        Example:
+        Examples:
             >>> ASDOptions.from_flat({"asd_hold": 1, "lr": 0.1}).hold
             1
         """
@@ -90,7 +90,7 @@ class ASDOptions:
         Raises:
             SuperCMError: If it is smaller than the number of clusters.
 
-        Example:
+        Examples:
             >>> ASDOptions().num_samples(10)
             40
         """
@@ -105,7 +105,7 @@ class ASDOptions:
         Args:
             total_steps: Number of steps (batches) of the whole training.
 
-        Example:
+        Examples:
             >>> ASDOptions(window=0.3).window_steps(1000), ASDOptions(window=50).window_steps(1000)
             (300, 50)
         """

@@ -39,7 +39,7 @@ class PseudoLabeledSamples(nn.Module):
 
     Source: Duan et al., IEEE TIP 2025, steps "sampling" and "alignment".
 
-    Example:
+    Examples:
         >>> samples = PseudoLabeledSamples(num_samples=20, num_labels=5, num_features=3)
         >>> samples.sample_randomly(torch.Generator().manual_seed(0))
         >>> samples.align(torch.randn(5, 3), logits=torch.randn(5, 5))

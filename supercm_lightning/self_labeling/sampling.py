@@ -30,7 +30,7 @@ def class_coverage(n: int, k: int, n_l: int) -> float:
     Source: Duan et al., "An Adaptor for Triggering Semi-Supervised Learning to Out-of-Box Serve Deep Image Clustering",
         IEEE TIP 2025.
 
-    Example:
+    Examples:
         >>> round(class_coverage(n=50_000, k=10, n_l=40), 3)
         0.858
     """
@@ -58,7 +58,7 @@ def random_sample(unused: Tensor, n_l: int, generator: torch.Generator) -> Tenso
     Returns:
         Positions of the samples, (n_l,) int64.
 
-    Example:
+    Examples:
         >>> unused, stream = torch.ones(6, dtype=torch.bool), torch.Generator().manual_seed(0)
         >>> sorted(random_sample(unused, 4, stream).tolist() + random_sample(unused, 2, stream).tolist())
         [0, 1, 2, 3, 4, 5]
@@ -96,7 +96,7 @@ def prototype_sample(features: Tensor, k: int, n_l: int, unused: Tensor, generat
 
     Source: Duan et al., IEEE TIP 2025 (the sampler "PS"); the paper does not say how the centers are found.
 
-    Example:
+    Examples:
         >>> features = torch.eye(3).repeat_interleave(4, dim=0) + 0.01 * torch.rand(12, 3)
         >>> unused = torch.ones(12, dtype=torch.bool)
         >>> index = prototype_sample(features, k=3, n_l=6, unused=unused, generator=torch.Generator().manual_seed(0))

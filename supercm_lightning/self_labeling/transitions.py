@@ -36,7 +36,7 @@ class ClassTransitionTracker(nn.Module):
     Source: Duan et al., "Towards Semi-supervised Learning with Non-random Missing Labels", ICCV 2023; used for
         clustering by Duan et al., IEEE TIP 2025.
 
-    Example:
+    Examples:
         >>> tracker = ClassTransitionTracker(num_samples=4, num_classes=2, window=10)
         >>> tracker.update(torch.arange(4), torch.tensor([0, 0, 1, 1]))
         >>> tracker.update(torch.arange(4), torch.tensor([0, 1, 1, 1]))
@@ -76,7 +76,7 @@ class ClassTransitionTracker(nn.Module):
         Args:
             window: Number of updates that count, at least 1.
 
-        Example:
+        Examples:
             >>> tracker = ClassTransitionTracker(num_samples=1, num_classes=3, window=5)
             >>> for prediction in (0, 1, 2):
             ...     tracker.update(torch.zeros(1, dtype=torch.int64), torch.tensor([prediction]))

@@ -48,7 +48,7 @@ class Range:
         Raises:
             SuperCMError: If the text has another form, or the bounds are not in ascending order.
 
-        Example:
+        Examples:
             >>> Range.parse("model.beta=log(0.01,10)")
             Range(option='model.beta', kind='log', values=[0.01, 10])
         """

@@ -9,7 +9,7 @@ from torch import Tensor, distributed
 def world_size() -> int:
     """Number of processes of the run.
 
-    Example:
+    Examples:
         >>> world_size()
         1
     """
@@ -110,7 +110,7 @@ def gather_objects(value: Any) -> list[Any]:
     Returns:
         The objects in the order of the ranks on the first process, an empty list on the others.
 
-    Example:
+    Examples:
         >>> gather_objects({"image.png": 3})
         [{'image.png': 3}]
     """

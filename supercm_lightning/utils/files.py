@@ -20,7 +20,7 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], Any
     Raises:
         OSError: If the file cannot be written.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> file = Path(tempfile.mkdtemp(), "runs", "note.txt")
         >>> write_atomically(file, "three epochs")

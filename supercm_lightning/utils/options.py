@@ -22,7 +22,7 @@ def check_choice(**options: tuple[Any, Iterable[Any]]) -> None:
     Raises:
         SuperCMError: If a value is not allowed.
 
-    Example:
+    Examples:
         >>> check_choice(solver=("exact", ("exact", "sinkhorn")))
     """
     for name, (value, allowed) in options.items():
@@ -41,7 +41,7 @@ def check_range(low: float, high: float = math.inf, **options: float | None) -> 
     Raises:
         SuperCMError: If a value lies outside, or is not a number.
 
-    Example:
+    Examples:
         >>> check_range(0, 1, threshold=0.95, ramp_up=None)
     """
     for name, value in options.items():
@@ -59,7 +59,7 @@ def check_positive(**options: float | None) -> None:
     Raises:
         SuperCMError: If a value is not positive.
 
-    Example:
+    Examples:
         >>> check_positive(lr=1e-3)
     """
     for name, value in options.items():
@@ -76,7 +76,7 @@ def check_decay(**options: float) -> None:
     Raises:
         SuperCMError: If a value lies outside.
 
-    Example:
+    Examples:
         >>> check_decay(teacher_decay=0.99)
     """
     for name, value in options.items():

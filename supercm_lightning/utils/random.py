@@ -18,7 +18,7 @@ def seed_of(*key: int | str) -> int:
     Returns:
         The seed, in [0, 2^63).
 
-    Example:
+    Examples:
         >>> seed_of(0, "weak", 3) == seed_of(0, "weak", 3) != seed_of(0, "weak", 4)
         True
     """
@@ -36,7 +36,7 @@ def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Gene
     Returns:
         The generator, freshly seeded.
 
-    Example:
+    Examples:
         >>> one, other = (torch.rand(3, generator=generator(0, "weak", 3)) for _ in range(2))
         >>> torch.equal(one, other)
         True
@@ -54,7 +54,7 @@ def run_seed(trainer: "Trainer | None") -> int:
         The seed that the trainer's `SeedOwner` holds; where there is none (a module of another library, or no run yet),
         the seed of torch's generator.
 
-    Example:
+    Examples:
         >>> _ = torch.manual_seed(7)
         >>> run_seed(None)
         7

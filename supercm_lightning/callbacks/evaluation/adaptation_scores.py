@@ -59,7 +59,7 @@ class AdaptationScores(Callback):
         SuperCMError: If `max_samples` is too small; at the first validation, if there are not two loaders or the module
             returns no features.
 
-    Example:
+    Examples:
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(callbacks=[AdaptationScores(max_samples=1000)], logger=False, enable_checkpointing=False)
     """

@@ -41,7 +41,7 @@ def feature_figure(
     Returns:
         The figure, independent of windows and of the state of pyplot.
 
-    Example:
+    Examples:
         >>> import numpy
         >>> figure = feature_figure(numpy.random.rand(4, 2), torch.tensor([0, 1, 1, -1]), ("cat", "dog"), stars={})
         >>> [text.get_text() for text in figure.legends[0].get_texts()]

@@ -52,7 +52,7 @@ class FeatureProjection(Callback):
         SuperCMError: If an argument is outside its range or, at set-up, the module has no method `features`.
         ModuleNotFoundError: At set-up, if UMAP is requested and not installed.
 
-    Example:
+    Examples:
         >>> projection = FeatureProjection(method="pca")
         >>> figure = projection.draw(torch.rand(20, 8), torch.arange(20) % 2, class_names=("cat", "dog"))
         >>> [text.get_text() for text in figure.legends[0].get_texts()]

@@ -35,7 +35,7 @@ class KMeansBaseline(Callback):
     Raises:
         SuperCMError: If an option is outside its range or, at set-up, the module has no `num_classes`.
 
-    Example:
+    Examples:
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(callbacks=[KMeansBaseline(max_samples=2000)], logger=False, enable_checkpointing=False)
     """

@@ -37,7 +37,7 @@ class PredictionWriter(Callback):
         ModuleNotFoundError: If Parquet is requested and pyarrow is not installed.
         SuperCMError: If several processes predict from a loader that gives no index.
 
-    Example:
+    Examples:
         >>> from lightning.pytorch import Trainer
         >>> writer = PredictionWriter("predictions.csv", probabilities=True)
         >>> trainer = Trainer(callbacks=[writer], logger=False, enable_checkpointing=False)

@@ -13,7 +13,7 @@ class SampleTable:
     Attributes:
         count: Number of samples that this process has added.
 
-    Example:
+    Examples:
         >>> table = SampleTable()
         >>> table.add(torch.tensor([1, 0]), label=torch.tensor([7, 3]))
         >>> table.gather()["label"]

@@ -51,7 +51,7 @@ def training_batch_norms(module: torch.nn.Module) -> tuple[str, ...]:
     Args:
         module: A module in the mode in which it is trained.
 
-    Example:
+    Examples:
         >>> training_batch_norms(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)))
         ('1',)
     """

@@ -29,7 +29,7 @@ class CentroidUpdate(Callback):
 
     Source: Singh et al., "SuperCM: Revisiting Clustering for Semi-Supervised Learning", ICASSP 2025.
 
-    Example:
+    Examples:
         >>> CentroidUpdate(mode="eval_forward").needs_clean_labeled
         True
     """

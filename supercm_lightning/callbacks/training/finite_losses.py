@@ -18,7 +18,7 @@ class FiniteLosses(Callback):
     together, every `log_every_n_steps` steps, before a checkpoint is saved and at the end. Methods of this package add
     the callback by themselves.
 
-    Example:
+    Examples:
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(callbacks=[FiniteLosses()], logger=False, accelerator="cpu")
     """

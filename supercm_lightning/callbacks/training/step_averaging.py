@@ -236,7 +236,7 @@ def averaged_weights(trainer: Trainer, pl_module: LightningModule) -> Iterator[N
         trainer: The trainer.
         pl_module: Its module.
 
-    Example:
+    Examples:
         >>> from lightning.pytorch import LightningModule, Trainer
         >>> trainer = Trainer(logger=False, enable_checkpointing=False)
         >>> with averaged_weights(trainer, LightningModule()):

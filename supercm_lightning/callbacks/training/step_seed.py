@@ -20,7 +20,7 @@ class StepSeed(Callback):
     Attributes:
         run_seed: The seed of the run: that of the process when `fit` started, or of the checkpoint it resumed from.
 
-    Example:
+    Examples:
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(callbacks=[StepSeed()], logger=False, accelerator="cpu")
     """

@@ -28,7 +28,7 @@ class EMA(StepAveraging):
     Raises:
         SuperCMError: If an argument is outside its range.
 
-    Example:
+    Examples:
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(callbacks=[EMA(decay=0.99)], logger=False, enable_checkpointing=False)
     """
@@ -74,7 +74,7 @@ class SWA(StepAveraging):
 
     Source: Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization", UAI 2018.
 
-    Example:
+    Examples:
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(max_steps=1000, callbacks=[SWA(start=0.75)], logger=False, enable_checkpointing=False)
     """

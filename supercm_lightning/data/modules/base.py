@@ -59,7 +59,7 @@ class ViewDataModule(ViewPipeline, ABC):
         preprocessing: What was done to the samples that the model receives, plain values: `mean` and `std`, on the
             scale [0, 1] for images, or `whitening`. Empty where nothing was.
 
-    Example:
+    Examples:
         >>> from supercm_lightning.data.sources.stores import ArrayStore
         >>> class Points(ViewDataModule):
         ...     def __init__(self, count: int = 90):

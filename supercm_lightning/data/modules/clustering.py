@@ -69,7 +69,7 @@ class ClusteringDataModule(ViewDataModule):
         MissingFileError: If the data is missing; the message tells where it was expected.
         SuperCMError: If an option contradicts the data; the message names it.
 
-    Example:
+    Examples:
         >>> data = ClusteringDataModule("digits", protocol="split")
         >>> data.setup("fit")
         >>> data.num_unlabeled, len(data.samples["test"])

@@ -74,7 +74,7 @@ class DomainAdaptationDataModule(ViewDataModule):
         MissingFileError: If the data is missing; the message tells the layout and where to get it.
         SuperCMError: If source and target are the same or have different classes, or an option is out of its range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch.utils.data import TensorDataset
         >>> photos, sketches = (TensorDataset(torch.rand(30, 3, 8, 8), torch.arange(30) % 3) for _ in range(2))

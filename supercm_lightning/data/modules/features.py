@@ -64,7 +64,7 @@ class FeatureDataModule(ViewDataModule):
         MissingFileError: If a file is missing.
         SuperCMError: If a file lacks features or labels, or the sets contradict each other.
 
-    Example:
+    Examples:
         >>> x, y = torch.randn(60, 5), torch.arange(60) % 3
         >>> data = FeatureDataModule((x, y), num_labeled=6, num_test=30, standardize="joint")
         >>> data.setup("fit")

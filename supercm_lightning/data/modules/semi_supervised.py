@@ -74,7 +74,7 @@ class SemiSupervisedDataModule(ViewDataModule):
         MissingFileError: If the data is missing; the message tells where it was expected.
         SuperCMError: If an option contradicts the data; the message names it.
 
-    Example:
+    Examples:
         >>> data = SemiSupervisedDataModule("digits", num_labeled=20)
         >>> data.setup("fit")
         >>> x, y = data.arrays("labeled")

@@ -50,7 +50,7 @@ class Source(ABC):
         can_download: Whether `download` fetches what is missing.
         train_sizes: Number of samples of each domain in `train`, once it is read.
 
-    Example:
+    Examples:
         A source of random features, which any data module of the package reads:
 
         >>> import torch

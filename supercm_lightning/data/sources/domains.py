@@ -26,7 +26,7 @@ class Domain:
         aliases: Other names of the domain in options, folders and list files. Case, spaces, hyphens and underscores are
             ignored.
 
-    Example:
+    Examples:
         >>> Domain("Real World", "Rw", aliases=("real",)).is_called("real_world")
         True
     """
@@ -54,7 +54,7 @@ class DomainSet:
         origin: Where to get it.
         layout: What is expected in its folder.
 
-    Example:
+    Examples:
         >>> DOMAIN_SETS["office31"].find("office31", "source", "W").name
         'webcam'
     """

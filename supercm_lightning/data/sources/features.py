@@ -84,7 +84,7 @@ def statistics(parts: Iterable[tuple[Store, Tensor]], correction: int = 0) -> St
         parts: Stores of features with the numbers of the samples that count.
         correction: Subtracted from the number of samples in the variance.
 
-    Example:
+    Examples:
         >>> store = FeatureStore(torch.tensor([[1.0], [3.0]]), torch.tensor([0, 1]))
         >>> statistics([(store, torch.arange(2))])
         (tensor([2.]), tensor([1.]))
@@ -123,7 +123,7 @@ class FeatureSource(Source):
         MissingFileError: If a file is missing.
         SuperCMError: If a file lacks features or labels.
 
-    Example:
+    Examples:
         >>> source = FeatureSource({"train": [(np.eye(4), np.arange(4) % 2)]})
         >>> source.num_classes, source.sample_shape
         (2, (4,))

@@ -50,7 +50,7 @@ def scan_folder(root: Path) -> FolderLayout:
         PermissionError: If a folder may not be read.
         SuperCMError: If `val` or `test` has a class that the labeled tree lacks.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> root = Path(tempfile.mkdtemp())
         >>> for name in ("cat", "dog"):

@@ -161,7 +161,7 @@ def pixels_of(image: Image.Image, channels: int, image_size: int | None, keep_as
     Returns:
         The pixels, uint8 (C, H, W).
 
-    Example:
+    Examples:
         >>> pixels_of(Image.new("RGBA", (4, 2)), 3, None).unique()
         tensor([255], dtype=torch.uint8)
     """

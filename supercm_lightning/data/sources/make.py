@@ -42,7 +42,7 @@ def make_source(
         MissingFileError: If a folder is missing.
         SuperCMError: If the name is unknown, or further splits are given beside a name.
 
-    Example:
+    Examples:
         >>> make_source("digits", "data", Reading()).input_shape
         (1, 8, 8)
     """
@@ -87,7 +87,7 @@ def make_cluster_source(
         MissingFileError: If a folder or file is missing.
         SuperCMError: If the name is unknown, or a test set is given beside a name.
 
-    Example:
+    Examples:
         >>> make_cluster_source("digits", "data", True, Reading()).num_classes
         10
     """
@@ -145,7 +145,7 @@ def make_domain_source(
         MissingFileError: If a domain is missing; the message tells the layout.
         SuperCMError: If a name is unknown, or source and target are the same.
 
-    Example:
+    Examples:
         >>> make_domain_source("digits", "data", "mnist", "usps", Reading(), {}).input_shape
         (1, 28, 28)
     """

@@ -28,7 +28,7 @@ def load_npz(path: Path, names: Collection[str]) -> tuple[dict[str, np.ndarray],
         ValueError: If a wanted array holds Python objects.
         zipfile.BadZipFile: If the file is none of this kind, or cut off.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> file = Path(tempfile.mkdtemp(), "a.npz")
         >>> np.savez(file, features=np.eye(3))

@@ -29,7 +29,7 @@ class DatasetSpec:
     Sets that fit in memory are loaded as arrays; for others `load` gives files, which are brought to `input_shape`, and
     held in memory or decoded by workers as a user's own folder is. No file: the set has no such split.
 
-    Example:
+    Examples:
         >>> def load(root, split, download):
         ...     return [(file, 0) for file in sorted((root / split).glob("*.jpg"))]
         >>> DATASETS["mine"] = DatasetSpec(2, (3, 64, 64), load, num_val=10, flip=True, shift=8, layout="train/*.jpg")
@@ -94,7 +94,7 @@ class RegisteredSource(Source):
         image_size: Side of the images; None: the largest of the sets'.
         defaults: Values of options; None: those of the set.
 
-    Example:
+    Examples:
         >>> source = RegisteredSource("digits", Path("data"), {"train": [("digits", "train")]}, Reading())
         >>> source.num_classes, source.sample_shape
         (10, (1, 8, 8))

@@ -81,7 +81,7 @@ class Store(ABC):
 class ArrayStore(Store):
     """Samples in one array, which moves to the training device if it fits.
 
-    Example:
+    Examples:
         >>> store = ArrayStore(torch.zeros(10, 1, 8, 8, dtype=torch.uint8), torch.arange(10))
         >>> store.fetch(torch.tensor([3, 1]), torch.device("cpu")).shape
         torch.Size([2, 1, 8, 8])
@@ -356,7 +356,7 @@ def join(stores: Sequence[Store]) -> Store:
 class Samples:
     """Some samples of a store.
 
-    Example:
+    Examples:
         >>> store = ArrayStore(torch.zeros(10, 3), torch.arange(10))
         >>> Samples(store, torch.tensor([2, 5])).labels
         tensor([2, 5])

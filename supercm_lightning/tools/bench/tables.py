@@ -40,7 +40,7 @@ def paired(values: pd.Series, base: pd.Series) -> Gain | None:
         values: Values of the row by seed.
         base: Values of its base by seed.
 
-    Example:
+    Examples:
         >>> paired(pd.Series([3.0, 4.0, 5.0]), pd.Series([1.0, 3.0, 2.0])).mean
         2.0
     """
