@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from lightning.fabric.utilities.data import AttributeDict
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from supercm_lightning.contracts import Backbone
@@ -83,6 +83,7 @@ class Classifier(LightningModule):
         if channels_last:
             self.backbone.to(memory_format=torch.channels_last)
         self.val_scores, self.test_scores = nn.ModuleDict(self.build_scores()), nn.ModuleDict(self.build_scores())
+        self.eval_losses = nn.ModuleDict({"val": MeanMetric(), "test": MeanMetric()})
         self.train()
 
     def build_head(self, in_features: int) -> nn.Module:
@@ -140,7 +141,10 @@ class Classifier(LightningModule):
         if dataloader_idx == 0:
             options: dict[str, Any] = {"batch_size": len(y), "on_epoch": True, "add_dataloader_idx": False}
             if self.needs_labeled:  # without labels the outputs are clusters, not the classes
-                self.log(f"{stage}/loss", F.cross_entropy(logits, y), sync_dist=True, **options)
+                # Lightning's own mean over processes cuts the mean number of samples off to an integer.
+                loss = cast(Metric, self.eval_losses[stage])
+                loss.update(F.cross_entropy(logits, y), weight=len(y))
+                self.log(f"{stage}/loss", loss, on_step=False, **options)
             for name, score in scores.items():
                 cast(Metric, score).update(logits.argmax(dim=1), y)
                 self.log(f"{stage}/{name}", cast(Metric, score), prog_bar=name == "acc", on_step=False, **options)

@@ -96,6 +96,7 @@ def test_half_transparent_pixels_are_mixed_with_white() -> None:
     torch.testing.assert_close(read_image("a.png", 3, None)[:, 0, 0].float(), expected, atol=1.0, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_damaged_exif_data_does_not_make_an_image_unreadable() -> None:
     Image.new("RGB", (4, 4), (9, 9, 9)).save("a.jpg", exif=b"Exif\x00\x00MM\x00*\x00\x00\xff\xff broken")
     assert read_image("a.jpg", 3, None).shape == image_shape("a.jpg", None) == (3, 4, 4)

@@ -76,8 +76,9 @@ def image_shape(file: Path | str, image_size: int | None) -> tuple[int, int, int
         with Image.open(file) as image:
             channels, (width, height) = channels_of(image), image.size
             # Pillow decodes a whole PNG to look for an orientation behind its pixels.
-            if image_size is None and (image.format != "PNG" or "exif" in image.info) and _orientation(image) > 4:
-                width, height = height, width
+            if image_size is None and (image.format != "PNG" or "exif" in image.info):
+                turned = _orientation(image) > 4
+                width, height = image.size[::-1] if turned else image.size
     except Exception as error:  # a broken file can raise anything
         raise _unreadable(file, error) from error
     return (channels, image_size, image_size) if image_size else (channels, height, width)
@@ -125,6 +126,9 @@ def _unreadable(file: Path | str, error: Exception) -> UnreadableImage:
 
 
 def _orientation(image: Image.Image) -> int:
+    """How an image is stored; 1: upright."""
+    if image.format == "TIFF":
+        image.load()  # Pillow turns TIFF images itself, when it decodes them
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged metadata of an image that may be whole
