@@ -5,11 +5,13 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from supercm_lightning import SuperCM, Supervised
 from supercm_lightning.cli import main, run
@@ -44,7 +46,7 @@ class Mine(SuperCM):
 def test_fit_by_short_names_logs_tests_and_summarises() -> None:
     cli = run(["fit", "--model", "SuperCM", "--model.beta", "0.5", *DIGITS, *QUICK])
     assert isinstance(cli.model, SuperCM)
-    assert cli.model.beta == 0.5
+    assert cli.model.hparams.beta == 0.5
     assert cli.model.num_classes == 10
     assert cli.model.input_shape == (1, 8, 8)
     folder = Path("lightning_logs/version_0")
@@ -93,7 +95,7 @@ def test_checkpoint_of_the_command_line_loads_from_python() -> None:
     cli = run(["fit", "--model", "SuperCM", "--model.beta", "0.7", *DIGITS, *QUICK])
     checkpoint = next(Path("lightning_logs/version_0/checkpoints").glob("*.ckpt"))
     loaded = SuperCM.load_from_checkpoint(checkpoint, weights_only=True)
-    assert (loaded.beta, loaded.num_classes, loaded.input_shape) == (0.7, 10, (1, 8, 8))
+    assert (loaded.hparams.beta, loaded.num_classes, loaded.input_shape) == (0.7, 10, (1, 8, 8))
     x = torch.randn(3, 1, 8, 8)
     assert torch.equal(loaded.eval()(x), cli.model.eval()(x))
 
@@ -103,7 +105,8 @@ def test_print_config_is_a_config_that_runs(capsys: pytest.CaptureFixture[str]) 
         run(["fit", "--model", "SuperCM", *DIGITS, *QUICK, "--print_config"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert yaml.safe_load(text)["model"]["init_args"]["beta"] == SuperCM(num_classes=2, input_shape=(1, 8, 8)).beta
+    default = SuperCM(num_classes=2, input_shape=(1, 8, 8)).hparams.beta
+    assert yaml.safe_load(text)["model"]["init_args"]["beta"] == default
     Path("mine.yaml").write_text(text)
     cli = run(["fit", "--config", "mine.yaml", "--trainer.fast_dev_run", "true"])
     assert cli.trainer.global_step == 1
@@ -128,21 +131,46 @@ def test_a_local_method_runs_from_both_entries(entry: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "name", "meant"),
     [
-        (["--model", "SuperCM", "--model.betaa", "1"], "betaa"),
-        (["--model", "SuperCM", "--model.beta", "much"], "beta"),
-        (["--model", "SuperDM"], "SuperDM"),
-        (["--model", "SuperCM", "--data.num_labelled", "20"], "num_labelled"),
-        (["--model", "SuperCM", "--trainer.max_epoch", "1"], "max_epoch"),
-        (["--model", "SuperCM", "--seed", "1"], "seed"),
+        (["--model", "SuperCM", "--model.bta", "1"], "model.bta", "beta"),
+        (["--config", "typo.yaml"], "model.bta", "beta"),
+        (["--model", "SuperCM", "--model.beta", "much"], "model.beta=much", "float"),
+        (["--model", "SuperDM"], "SuperDM", "SuperCM"),
+        (["--model", "SuperCM", "--data.num_labelled", "20"], "data.num_labelled", "num_labeled"),
+        (["--model", "SuperCM", "--trainer.max_epoch", "1"], "trainer.max_epoch", "trainer.max_epochs"),
+        (["--model", "SuperCM", "--trainer.max_epochs", "many"], "trainer.max_epochs=many", "int"),
+        (["--model", "SuperCM", "--trainer.callbacks+=EMA", "--trainer.callbacks.dekay", "1"], "dekay", "decay"),
+        (["--model", "SuperCM", "--seed", "1"], "seed", "seed_everything"),
+        ([], "required: fit.model", ""),
+        (["--config", "none.yaml"], "not exist", "none.yaml"),
     ],
 )
-def test_a_wrong_option_is_named(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_option_is_one_line_with_what_was_meant(
+    options: list[str], name: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("typo.yaml").write_text("model: {class_path: SuperCM, init_args: {bta: 1}}")
     with pytest.raises(SystemExit) as stop:
-        run(["fit", *DIGITS, *QUICK, *options])
+        main(["fit", *DIGITS, *QUICK, *options])
     assert stop.value.code == 2
-    assert message in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert name in line
+    assert meant in line.split(name, 1)[1]
+
+
+def test_without_arguments_there_is_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    main([])
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) < 12
+    (example,) = re.findall(r"supercm (fit --model .*)", text)
+    assert run([*example.split(), *QUICK, "--trainer.fast_dev_run", "true"]).trainer.global_step == 1
+
+
+def test_run_leaves_path_and_warnings_of_the_process_alone() -> None:
+    before = list(sys.path), list(warnings.filters)
+    run(["fit", "--model", "Supervised", *DIGITS, *QUICK, "--trainer.fast_dev_run", "true"])
+    assert (sys.path, warnings.filters) == before
 
 
 def test_options_of_all_bases_are_listed_with_their_meaning(capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,7 +190,7 @@ def test_bad_data_stops_before_training() -> None:
     ("options", "message"),
     [
         (["--data.num_labeled", "5"], "num_labeled=5: fewer labels than the 10 classes; every class needs one."),
-        (["--model.lr", "-1"], "lr=-1.0: the learning rate must be positive."),
+        (["--model.lr", "-1"], "lr=-1.0"),
         (["--trainer.callbacks", "EMA", "--trainer.callbacks.decay", "7"], "decay=7.0"),
         (["--data.dataset", "folder", "--data.root", "nowhere"], "dataset=folder: root=nowhere is not a folder"),
     ],
@@ -176,6 +204,48 @@ def test_what_a_constructor_refuses_is_all_that_is_printed(
     printed = capsys.readouterr().err
     assert printed.splitlines()[-1].startswith(f"error: {message}")
     assert not {"Traceback", "Namespace"} & set(re.findall(r"\w+", printed))
+
+
+def pictures(broken: str = "") -> list[str]:
+    """Options for a folder of small images, one of which may be broken."""
+    for number in range(40):
+        file = Path(f"images/{'ab'[number % 2]}/{number:02}.png")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(file)
+    if broken:
+        Path("images", broken).write_bytes(b"no image")
+    return [
+        *("--data", "SemiSupervisedDataModule", "--data.dataset", "folder", "--data.root", "images"),
+        *("--data.num_labeled", "4", "--data.num_val", "4", "--data.num_test", "4"),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+@pytest.mark.parametrize(
+    "reading", [["--data.in_memory", "true"], ["--data.in_memory", "false", "--data.num_workers", "1"]]
+)
+def test_an_unreadable_image_is_one_line_during_setup_and_during_fit(
+    reading: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--model", "Supervised", "--trainer.max_epochs", "9", *QUICK[2:]]
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *options, *pictures("a/20.png"), *reading])
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert "20.png" in printed.splitlines()[-1]
+    assert printed.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in printed
+
+
+def test_predicting_with_classes_of_other_names_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    data = pictures()
+    run(["fit", "--model", "Supervised", *data, *QUICK])
+    (checkpoint,) = Path("lightning_logs/version_0/checkpoints").glob("*.ckpt")
+    Path("images/b").rename("images/c")
+    with pytest.raises(SystemExit) as stop:
+        main(["test", "--model", "Supervised", *data, *QUICK, "--ckpt_path", str(checkpoint)])
+    assert stop.value.code == 2
+    assert "classes" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_an_error_of_ones_own_constructor_keeps_its_traceback() -> None:

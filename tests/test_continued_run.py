@@ -8,13 +8,12 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from benchmarks.kill_and_resume import differences, table
 from supercm_lightning.cli import run
-from supercm_lightning.utils.checkpoints import AtomicCheckpointIO, newest_checkpoint, read_checkpoint
+from supercm_lightning.utils.checkpoints import read_checkpoint
 
 STEPS = 6
 RUN = [
@@ -78,7 +77,7 @@ def test_a_run_that_goes_on_leaves_what_an_uninterrupted_one_leaves(case: str, s
     start("whole", *CASES[case])
     whole = Path("whole")
     assert folders("whole") == ["version_0"]
-    assert table(whole / "lightning_logs/version_0")[-1]["test/acc"]
+    assert any(name == "test/acc" for _, name, _ in table(whole / "lightning_logs/version_0"))
     for step in steps:
         broken = Path(f"broken_{step}")
         killed_after(whole, broken, step)
@@ -157,6 +156,39 @@ def test_without_last_every_start_is_a_new_run() -> None:
     assert folders("runs") == ["version_0", "version_1"]
 
 
+SLURM = {"SLURM_JOB_ID": "777", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1",
+         "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}  # fmt: skip
+
+
+def test_runs_of_one_slurm_job_have_folders_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    short = ["--ckpt_path", "null", "--trainer.max_epochs", "1"]
+    start("runs", *short)
+    start("runs", *short, model="Supervised")
+    assert folders("runs") == ["777", "777_1"]
+    logged = [{name for _, name, _ in table(Path("runs/lightning_logs", folder))} for folder in folders("runs")]
+    assert ["train/cm" in names for names in logged] == [True, False]
+    for folder, model in zip(folders("runs"), ("SuperCM", "Supervised"), strict=True):
+        assert json.loads(Path("runs/lightning_logs", folder, "summary.json").read_text())["model"] == model
+        steps = [step for step, name, _ in table(Path("runs/lightning_logs", folder)) if name == "train/loss"]
+        assert steps == list(range(STEPS))
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_requeued_job_goes_on_with_runs_of_its_own_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    short = ["--ckpt_path", "null", "--trainer.max_epochs", "1"]
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    start("runs", *short)  # another job with the same options
+    monkeypatch.setenv("SLURM_JOB_ID", "777")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    for seed in ("0", "1", "1"):  # a script over seeds; the first one was interrupted before it had a folder
+        start("runs", *short, "--seed_everything", seed)
+    assert folders("runs") == ["7", "777", "777_1"]
+
+
 def test_last_belongs_to_fit() -> None:
     with pytest.raises(ValueError, match=r"ckpt_path=last: goes with fit\. Give test the path"):
         run(["test", "--model", "SuperCM", "--data", "SemiSupervisedDataModule", "--ckpt_path", "last"])
@@ -166,48 +198,3 @@ def test_saved_config_starts_the_same_run_again() -> None:
     start("runs", *SAVING)
     config = Path("runs/lightning_logs/version_0/config.yaml")
     assert yaml.safe_load(config.read_text())["ckpt_path"] == "last"
-
-
-class TestCheckpointFiles:
-    """Whole, or named as what they are."""
-
-    def test_a_save_that_breaks_off_leaves_the_old_file(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        writer, file = AtomicCheckpointIO(), Path("folder/a.ckpt")
-        writer.save_checkpoint({"state_dict": {"w": torch.ones(3)}}, file)
-
-        def break_off(checkpoint: object, stream: object) -> None:
-            stream.write(b"half a file")  # type: ignore[attr-defined]
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr("supercm_lightning.utils.checkpoints.torch.save", break_off)
-        with pytest.raises(KeyboardInterrupt):
-            writer.save_checkpoint({"state_dict": {"w": torch.zeros(3)}}, file)
-        assert torch.equal(read_checkpoint(file)["state_dict"]["w"], torch.ones(3))
-        assert list(Path("folder").glob("*.ckpt")) == [file]
-
-    def test_the_newest_whole_one_is_found(self) -> None:
-        for age, name in enumerate(("new", "weights", "old")):
-            content = {"state_dict": {}, **({} if name == "weights" else {"loops": {}}), "name": name}
-            file = Path("run/checkpoints", f"{name}.ckpt")
-            file.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(content, file)
-            os.utime(file, (1000 - age, 1000 - age))
-        broken = Path("run/checkpoints/broken.ckpt")
-        broken.write_bytes(Path("run/checkpoints/new.ckpt").read_bytes()[:300])
-        with pytest.warns(UserWarning, match=r"broken\.ckpt: cannot be read .* The one before it is taken"):
-            path, checkpoint = newest_checkpoint(Path("run")) or pytest.fail("none found")
-        assert (path.name, checkpoint["name"]) == ("new.ckpt", "new")
-        broken.unlink()
-        Path("run/checkpoints/new.ckpt").unlink()
-        assert (newest_checkpoint(Path("run")) or pytest.fail("none found"))[0].name == "old.ckpt"
-        assert newest_checkpoint(Path("nowhere")) is None
-
-    def test_in_a_folder_that_runs_share_each_finds_its_own(self) -> None:
-        Path("shared").mkdir()
-        for age, name in enumerate(("two", "one")):
-            logs = {"run": str(Path(name).resolve())}
-            torch.save({"state_dict": {}, "loops": {}, "logs": logs}, f"shared/{name}.ckpt")
-            os.utime(f"shared/{name}.ckpt", (1000 - age, 1000 - age))
-        path, _ = newest_checkpoint(Path("one"), [Path("shared")]) or pytest.fail("none found")
-        assert path.name == "one.ckpt"
-        assert newest_checkpoint(Path("three"), [Path("shared")]) is None

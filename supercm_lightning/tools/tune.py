@@ -18,6 +18,7 @@ from supercm_lightning.cli import run
 from supercm_lightning.contracts import ViewData
 from supercm_lightning.tools.arguments import check_installed, errors_in_one_line, parse
 from supercm_lightning.utils.options import SuperCMError, check_range
+from supercm_lightning.utils.parser import find_local_modules
 from supercm_lightning.utils.trainer import datamodule_of
 
 if TYPE_CHECKING:
@@ -310,4 +311,5 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: Arguments without the program's name; None: those of the process.
     """
+    find_local_modules()
     tune(**parse(tune, args, several=("config", "search", "fixed", "vary")))

@@ -1,6 +1,7 @@
 """Errors and checks of options: one line that names the option, its value and the remedy."""
 
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +12,31 @@ class SuperCMError(ValueError):
 
 class MissingFileError(SuperCMError, FileNotFoundError):
     """A file or folder that does not exist; the message names it and says what is expected there."""
+
+
+def user_error(error: BaseException) -> SuperCMError | None:
+    """The `SuperCMError` among an exception and its causes, without the traceback that a loader's worker puts into it.
+
+    Args:
+        error: The exception.
+
+    Returns:
+        The error; None: there is none, and the exception needs its traceback.
+
+    Example:
+        >>> try:
+        ...     raise RuntimeError("parser") from SuperCMError("lr=-1: must be positive.")
+        ... except RuntimeError as error:
+        ...     user_error(error)
+        SuperCMError('lr=-1: must be positive.')
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, SuperCMError):
+        cause = cause.__cause__
+    if cause is None or not str(cause).startswith("Caught "):
+        return cause
+    *_, message = re.split(r"^[\w.]+Error: ", str(cause), flags=re.MULTILINE)
+    return type(cause)(message.strip())
 
 
 def check_choice(**options: tuple[Any, Iterable[Any]]) -> None:

@@ -1,17 +1,29 @@
 """What the summary of a run says."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
 
-from supercm_lightning import Supervised
+from supercm_lightning import (
+    ASD,
+    DANN,
+    ClusteringDataModule,
+    DomainAdaptationDataModule,
+    FeatureDataModule,
+    SemiSupervisedDataModule,
+    SuperCM,
+    Supervised,
+)
 from supercm_lightning.callbacks import RunSummary
 from supercm_lightning.callbacks.runs import run_summary
-from supercm_lightning.callbacks.runs.run_summary import _forwarded_rows
+from supercm_lightning.callbacks.runs.run_summary import _forwarded_samples, _plain
 
 
 def read(folder):
@@ -66,20 +78,20 @@ def test_summary_of_a_fit_and_then_of_its_test(short, tmp_path):
     assert [path.name for path in tmp_path.glob("*summary*")] == ["summary.json"]
 
 
-def test_speed_counts_every_row_and_leaves_validation_out(short, tmp_path, monkeypatch):
+def test_speed_counts_every_sample_and_leaves_validation_out(short, tmp_path, monkeypatch):
     clock = Clock()
     monkeypatch.setattr(run_summary, "time", clock)
     short.run([clock, RunSummary()])
-    # 12 steps of (20 + 30) rows and 0.02 s each.
+    # 12 steps of (20 + 30) samples and 0.02 s each.
     assert read(tmp_path)["images_per_second"] == pytest.approx(600 / 0.24, rel=1e-3)
 
 
-def test_rows_of_all_views_are_counted():
-    rows = torch.zeros(3, 1), torch.zeros(3)
+def test_samples_of_all_views_are_counted():
+    labeled = torch.zeros(3, 1), torch.zeros(3)
     views = (torch.zeros(5, 1), torch.zeros(5, 1))
-    assert _forwarded_rows({"labeled": rows, "unlabeled": (views, torch.arange(5)), "clean": rows}) == 13
-    assert _forwarded_rows({"labeled": rows}) == 3
-    assert _forwarded_rows(rows) == 3
+    assert _forwarded_samples({"labeled": labeled, "unlabeled": (views, torch.arange(5)), "clean": labeled}) == 13
+    assert _forwarded_samples({"labeled": labeled}) == 3
+    assert _forwarded_samples(labeled) == 3
 
 
 def test_a_failed_run_says_so_with_its_exception(short, tmp_path):
@@ -89,6 +101,8 @@ def test_a_failed_run_says_so_with_its_exception(short, tmp_path):
     assert summary["status"] == "failed"
     assert summary["error"] == "RuntimeError: the disk is full"
     assert summary["steps"] == 5
+    # Every step has reseeded the process; the run's seed is the one it began with.
+    assert summary["seed"] == 3
 
 
 def test_an_interrupted_run_says_so(short, tmp_path):
@@ -117,3 +131,60 @@ def test_a_test_of_another_model_does_not_inherit_the_fit_of_the_old_one(short, 
     assert summary["model"] == "Supervised"
     assert set(summary["metrics"]) == {"test/acc", "test/loss"}
     assert summary["fit_seconds"] is None
+
+
+def features(name, classes=3, shift=0.0):
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % classes
+    np.savez(name, features=(rng.normal(size=(60, 4)) + labels[:, None] + shift).astype("f4"), labels=labels)
+    return name
+
+
+def semi_supervised():
+    return (
+        SuperCM,
+        SemiSupervisedDataModule(num_labeled=20, steps_per_epoch=2, mean=[0.1]),
+        {"num_labeled": 20, "mean": [0.1]},
+    )
+
+
+def domain_adaptation():
+    for domain, shade in (("photo", 200), ("sketch", 30)):
+        for number in range(16):
+            file = Path(f"images/{domain}/{'ab'[number % 2]}/{number}.png")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (shade, number, 0)).save(file)
+    options = {"dataset": "folder", "root": "images", "source": "photo", "target": "sketch", "image_size": 8}
+    sizes = {"source_batch_size": 4, "target_batch_size": 4, "steps_per_epoch": 2}
+    return DANN, DomainAdaptationDataModule(**options, **sizes), options | sizes
+
+
+def clustering():
+    options = {"dataset": "digits", "steps_per_epoch": 2}
+    return ASD, ClusteringDataModule(**options), options
+
+
+def feature_files():
+    options = {"labeled": features("a.npz"), "unlabeled": features("b.npz"), "num_val": 6, "steps_per_epoch": 2}
+    return SuperCM, FeatureDataModule(**options), options
+
+
+@pytest.mark.parametrize("task", [semi_supervised, domain_adaptation, clustering, feature_files])
+def test_summary_and_card_say_what_the_run_was_run_on(task):
+    torch.manual_seed(3)
+    kind, data, options = task()
+    saving = ModelCheckpoint("kept")
+    trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False,
+                      enable_model_summary=False, num_sanity_val_steps=0, callbacks=[RunSummary(), saving])  # fmt: skip
+    network = {"backbone": "identity"} if len(data.input_shape) == 1 else {}
+    trainer.fit(kind(num_classes=data.num_classes, input_shape=data.input_shape, **network), datamodule=data)
+    summary = read(Path())
+    assert summary["data"] == type(data).__name__
+    assert options.items() <= summary["data_options"].items()
+    assert summary["samples"]["unlabeled"] == data.num_unlabeled > 0
+    card = Path("kept/card.md").read_text()
+    assert all(f"| {name} | {value} |" in card for name, value in options.items())
+
+
+def test_arrays_given_from_python_leave_their_class_in_the_summary():
+    assert _plain({"x": torch.zeros(2), "of": [Path("a"), 1.5], "_kind": "hidden"}) == {"x": "Tensor", "of": ["a", 1.5]}

@@ -1,6 +1,7 @@
 """One test for each private name of Lightning and PyTorch: it fails in the release that takes the name away."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
+import supercm_lightning
 from supercm_lightning.utils import lightning_private
 from supercm_lightning.utils.lightning_private import before_batch_transfer, is_compiled, without_iterator
 
@@ -57,3 +59,20 @@ def test_every_function_has_a_test_here():
              if isinstance(node, ast.FunctionDef)]  # fmt: skip
     tests = [name for name in globals() if name.startswith("test_")]
     assert all(any(name in test for test in tests) for name in names)
+
+
+def test_no_other_file_uses_private_names_of_trainers_and_modules():
+    root = Path(supercm_lightning.__file__).parent
+    # Methods of this package, functions of torch and of named tuples begin with an underscore too.
+    own = re.compile(r"def (_\w+)|(?:self|cls)\.(_\w+)\b.*=")
+    files = [file for file in root.rglob("*.py") if file != Path(lightning_private.__file__)]
+    known = {"_replace"} | {name for file in files for pair in own.findall(file.read_text()) for name in pair if name}
+    found = []
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(node, ast.Attribute) or not re.match(r"_[a-z]", node.attr) or node.attr in known:
+                continue
+            if isinstance(node.value, ast.Name) and node.value.id == "torch":
+                continue
+            found.append(f"{file.relative_to(root)}:{node.lineno} {ast.unparse(node)}")
+    assert not found

@@ -1,28 +1,18 @@
-"""What a checkpoint is, in words and tables for whoever finds it."""
+"""A page about the checkpoints of a run: method, data, options, scores."""
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_PLAIN = (bool, int, float, str, Path, type(None))
-
-
-def constructor_options(instance: Any) -> dict[str, Any]:
-    """Options of an object's constructor that it keeps under their names, those that are plain values."""
-    options = {}
-    for name in inspect.signature(type(instance)).parameters:
-        value = getattr(instance, name, inspect.Parameter.empty)
-        if isinstance(value, _PLAIN) or (isinstance(value, list | tuple) and all(isinstance(v, _PLAIN) for v in value)):
-            options[name] = str(value) if isinstance(value, Path) else value
-    return options
-
 
 def checkpoint_card(summary: Mapping[str, Any]) -> str:
-    """The card of the checkpoints of a run, as Markdown.
+    """Describes the checkpoints of a run as Markdown tables.
 
     Args:
         summary: What `RunSummary` writes.
+
+    Returns:
+        The text of `card.md`.
     """
     steps = f"{summary['steps']:,} steps, {summary['epochs']} epochs, {summary['status']}"
     speed = f"{summary['fit_seconds']} s on {summary['world_size']} x {summary['device']}"
@@ -30,7 +20,7 @@ def checkpoint_card(summary: Mapping[str, Any]) -> str:
     facts = {
         "method": summary["model"],
         "data": summary["data"],
-        "rows": ", ".join(f"{count:,} {part}" for part, count in summary["rows"].items() if count),
+        "samples": ", ".join(f"{count:,} {split}" for split, count in summary["samples"].items() if count),
         "training": f"{steps}; {speed}; seed {summary['seed']}",
         "best checkpoint": Path(best).name + (f", score {score:.4f}" if score is not None else "") if best else None,
         "last checkpoint": Path(summary["last_checkpoint"]).name if summary["last_checkpoint"] else None,

@@ -1,49 +1,58 @@
-"""Writes what a run did and reached into one small JSON file."""
+"""Writes what a run did and what it reached into one small JSON file."""
 
 import json
 import platform
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from supercm_lightning.callbacks.runs.checkpoint_card import checkpoint_card, constructor_options
+from supercm_lightning.callbacks.runs.checkpoint_card import checkpoint_card
+from supercm_lightning.contracts import ViewData
 from supercm_lightning.utils.files import write_atomically
 from supercm_lightning.utils.random import run_seed
+from supercm_lightning.utils.trainer import datamodule_of
 
 _CHECKPOINTS = ("best_checkpoint", "last_checkpoint")
+_PLAIN = (bool, int, float, str, type(None))
 
 
 class RunSummary(Callback):
     """Writes `summary.json` into the run's folder at the end of `fit`, and adds to it after `test`.
 
-    The same as a page to read, `card.md`, lies beside the checkpoints.
+    The same content as a page, `card.md`, is written beside the checkpoints.
 
     The file holds `status` (`completed`, `interrupted` by the user or the scheduler, or `failed`, with the exception as
     `error`), `metrics` (the last value of everything logged), `best_checkpoint`, `best_score`, `last_checkpoint`,
-    `seed`, `model`, `model_options`, `data`, `data_options`, `rows` (their number in each set), `versions`, `device`,
-    `world_size`, `steps`, `epochs`, `fit_seconds` and `images_per_second`: rows of training batches, every view
-    counted, of all ranks, over the time from the first batch on without validation.
+    `seed`, `model`, `model_options`, `data`, `data_options` (the `hparams` of module and data module), `samples` (their
+    number in each split), `versions`, `device`, `world_size`, `steps`, `epochs`, `fit_seconds` and `images_per_second`:
+    samples of training batches, every view counted, of all ranks, divided by the time from the first batch on without
+    validation.
 
     Only rank zero writes, and a reader never sees half a file.
 
     Args:
         filename: Name of the file within the run's folder (the logger's, else `default_root_dir`).
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(accelerator="cpu", logger=False, callbacks=[RunSummary("result.json")])
     """
 
     def __init__(self, filename: str = "summary.json") -> None:
         self.filename = filename
         self._path: Path | None = None
         self._started = 0.0
-        self._rows = 0
+        self._samples = 0
         self._training_seconds = 0.0
         self._clock: float | None = None
 
@@ -52,19 +61,19 @@ class RunSummary(Callback):
         self._path = Path(trainer.log_dir or trainer.default_root_dir) / self.filename
         if stage == "fit":
             self._started = time.monotonic()
-            self._rows, self._training_seconds, self._clock = 0, 0.0, None
+            self._samples, self._training_seconds, self._clock = 0, 0.0, None
 
     # ---------------------------------------------------------------------------------------------------- speed
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Counts the rows of the batch and starts the clock after a pause."""
+        """Counts the samples of the batch and starts the clock after a pause."""
         if self._clock is None:
             self._clock = time.monotonic()
-        self._rows += _forwarded_rows(batch)
+        self._samples += _forwarded_samples(batch)
 
     def _pause(self, trainer: Trainer) -> None:
         if self._clock is not None:
             if trainer.strategy.root_device.type != "cpu":
-                # The device works behind; unfinished steps are training time.
+                # The device works asynchronously; unfinished steps are training time.
                 torch.accelerator.synchronize(trainer.strategy.root_device)
             self._training_seconds += time.monotonic() - self._clock
             self._clock = None
@@ -79,15 +88,15 @@ class RunSummary(Callback):
 
     # --------------------------------------------------------------------------------------------------- writing
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the summary of a run that came to its end."""
+        """Writes the summary of a completed run."""
         self._write(trainer, self._describe(trainer, pl_module, "completed"))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Writes the summary of a run that was stopped or broke."""
+        """Writes the summary of a run that was interrupted or failed."""
         if trainer.state.fn != TrainerFn.FITTING or self._path is None:
             return
         interrupted = isinstance(exception, KeyboardInterrupt | SIGTERMException)
-        # Not `_pause`: a broken device would raise again.
+        # Not `_pause`: a failed device would raise again.
         if self._clock is not None:
             self._training_seconds += time.monotonic() - self._clock
         summary = self._describe(trainer, pl_module, "interrupted" if interrupted else "failed")
@@ -96,9 +105,8 @@ class RunSummary(Callback):
         self._write(trainer, summary)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Adds the test metrics to the summary of the fit, if there is one of this model in the folder."""
-        assert self._path is not None
-        if not trainer.is_global_zero:
+        """Adds the test metrics to the summary of the fit, if the folder has one of this model."""
+        if not trainer.is_global_zero or self._path is None:
             return
         summary = json.loads(self._path.read_text()) if self._path.exists() else {}
         if summary.get("model") != type(pl_module).__name__:
@@ -109,9 +117,9 @@ class RunSummary(Callback):
     def _describe(self, trainer: Trainer, pl_module: LightningModule, status: str) -> dict[str, Any]:
         checkpoint = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
         best_score = checkpoint.best_model_score if checkpoint is not None else None
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = datamodule_of(trainer)
         fitted = trainer.state.fn == TrainerFn.FITTING
-        speed = self._rows * trainer.world_size / self._training_seconds if self._training_seconds else None
+        speed = self._samples * trainer.world_size / self._training_seconds if self._training_seconds else None
         return {
             "status": status,
             "metrics": _metrics(trainer),
@@ -120,10 +128,10 @@ class RunSummary(Callback):
             "last_checkpoint": (checkpoint.last_model_path or None) if checkpoint is not None else None,
             "seed": run_seed(trainer),
             "model": type(pl_module).__name__,
-            "model_options": {name: value for name, value in pl_module.hparams.items() if not name.startswith("_")},
+            "model_options": _plain(pl_module.hparams),
             "data": type(data).__name__ if data is not None else None,
-            "data_options": constructor_options(data) if data is not None else {},
-            "rows": {part: len(rows) for part, rows in getattr(data, "samples", {}).items()},
+            "data_options": _plain(data.hparams) if isinstance(data, LightningDataModule) else {},
+            "samples": {split: len(part) for split, part in data.samples.items()} if isinstance(data, ViewData) else {},
             "versions": _versions(),
             "device": _device(trainer.strategy.root_device),
             "world_size": trainer.world_size,
@@ -134,14 +142,24 @@ class RunSummary(Callback):
         }
 
     def _write(self, trainer: Trainer, summary: dict[str, Any]) -> None:
-        assert self._path is not None
-        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self._path is None or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        write_atomically(self._path, json.dumps(summary, indent=2, default=str) + "\n")
+        write_atomically(self._path, json.dumps(summary, indent=2) + "\n")
         if summary["fit_seconds"] is None:  # a later test; the card beside the checkpoint is that of the training
             return
         for folder in {Path(file).parent for name in _CHECKPOINTS if (file := summary[name])}:
             write_atomically(folder / "card.md", checkpoint_card(summary))
+
+
+def _plain(value: Any) -> Any:
+    """Options as JSON can hold them; of arrays and objects given from Python the class remains."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items() if not str(name).startswith("_")}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value if isinstance(value, _PLAIN) else type(value).__name__
 
 
 def _metrics(trainer: Trainer) -> dict[str, float]:
@@ -151,11 +169,11 @@ def _metrics(trainer: Trainer) -> dict[str, float]:
         return {}
 
 
-def _forwarded_rows(batch: Any) -> int:
-    """Rows of a training batch, every unlabelled view counted."""
+def _forwarded_samples(batch: Any) -> int:
+    """Number of samples in a training batch, every unlabeled view counted."""
     if isinstance(batch, dict) and {"labeled", "unlabeled"} & set(batch):
         views = batch["unlabeled"][0] if "unlabeled" in batch else ()
-        return sum(len(rows) for rows in (*batch.get("labeled", ())[:1], *views))
+        return sum(len(samples) for samples in (*batch.get("labeled", ())[:1], *views))
     return next((len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim), 0)
 
 

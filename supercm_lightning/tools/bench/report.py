@@ -83,7 +83,7 @@ def _domains(options: Mapping[str, Any]) -> dict[str, str]:
 
 def _facts(folder: Path, summary: Mapping[str, Any], domains: Mapping[str, str]) -> dict[str, Any]:
     roles = {"labeled": "source", "val": "source", "unlabeled": "target", "test": "target"} if domains else {}
-    counts = {split: count for split, count in summary["rows"].items() if count}
+    counts = {split: count for split, count in summary["samples"].items() if count}
     samples = (f"{n:,} {split}" + (f" ({roles[split]})" if split in roles else "") for split, n in counts.items())
     return {
         "folder": folder,

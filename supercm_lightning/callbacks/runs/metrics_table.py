@@ -1,0 +1,97 @@
+"""The CSV log of a run, which a resumed run goes on with."""
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from supercm_lightning.utils.files import write_atomically
+
+
+class MetricsTable(Logger):
+    """Logs metrics into `metrics.csv`, one row for each call.
+
+    Lightning's `CSVLogger` deletes the file of an earlier start; this logger appends to it.
+
+    Args:
+        folder: The folder of the file.
+
+    Example:
+        >>> import tempfile
+        >>> table = MetricsTable(tempfile.mkdtemp())
+        >>> table.log_metrics({"train/loss": 0.5}, step=0)
+        >>> table.file.read_text().splitlines()
+        ['step,train/loss', '0,0.5']
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        self.file = Path(folder, "metrics.csv")
+        self._columns: list[str] | None = None
+
+    @property
+    def name(self) -> None:
+        """None: the folder was given whole."""
+
+    @property
+    def version(self) -> None:
+        """Likewise."""
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: options stand in `config.yaml` and `summary.json`."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Appends a row.
+
+        Args:
+            metrics: Values by name.
+            step: Number of the training step.
+        """
+        values = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
+        row = {"step": step} | values
+        if self._columns is None:
+            self._columns = _read(self.file)[0]
+        if new := row.keys() - set(self._columns):
+            self._columns = sorted({*self._columns, *new})
+            _write(self.file, self._columns, _read(self.file)[1])
+        with self.file.open("a", newline="") as stream:
+            csv.DictWriter(stream, self._columns).writerow(row)
+
+
+def drop_rows(file: Path, start: int) -> None:
+    """Drops the rows of a table from a step on.
+
+    Args:
+        file: The table that `MetricsTable` wrote; it may be missing.
+        start: The first step to drop; 0 deletes the file.
+    """
+    if not start:
+        file.unlink(missing_ok=True)
+    elif file.exists():
+        columns, rows = _read(file)
+        # A row without its last column was cut off when the process was killed.
+        _write(file, columns, [row for row in rows if row[columns[-1]] is not None and int(row["step"] or 0) < start])
+
+
+def _read(file: Path) -> tuple[list[str], list[dict[str, str]]]:
+    if not file.exists():
+        return [], []
+    with file.open(newline="") as stream:
+        reader = csv.DictReader(stream)
+        rows = list(reader)
+        return list(reader.fieldnames or ()), rows
+
+
+def _write(file: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(file, text.getvalue())

@@ -1,0 +1,105 @@
+"""The parser of the command line: an error is one line that names the option and what was probably meant."""
+
+import difflib
+import inspect
+import os
+import pydoc
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, NoReturn
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+
+HELP = """supercm COMMAND [options]: learning from few labels, across domains, or with none
+
+  supercm fit --model SuperCM --data SemiSupervisedDataModule --data.num_labeled 20 --trainer.max_epochs 3
+
+trains on the digits of scikit-learn with 20 labels and tests the result. Commands: fit, validate, test, predict.
+
+  supercm fit --config FILE.yaml          options from a file
+  supercm fit --model.help SuperCM        options of a method; --data.help, --trainer.help likewise
+  supercm fit --help                      all options
+"""
+
+
+class CommandParser(LightningArgumentParser):
+    """Lightning's parser with short messages; jsonargparse prints every option of the trainer and nested types.
+
+    Example:
+        >>> parser = CommandParser(prog="supercm")
+        >>> parser.add_argument("--beta", type=float) is None
+        False
+    """
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints what is wrong and exits with status 2; the parsers of nested options raise."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        print(f"error: {explain(message)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def explain(message: str) -> str:
+    """Shortens a message of jsonargparse to one line.
+
+    Args:
+        message: The message.
+
+    Returns:
+        The option, what is wrong with it, and names that are close to the one that was given.
+
+    Example:
+        >>> explain("unrecognized arguments: --trainer.max_epoch 1")
+        'there is no option trainer.max_epoch; did you mean trainer.max_epochs?'
+    """
+    if unknown := re.search(r"unrecognized arguments: -*([\w.]+)|does not accept option '([\w.]+)'", message):
+        name = unknown[1] or unknown[2]
+        trainer = (f"trainer.{option}" for option in inspect.signature(Trainer).parameters)
+        options = ("config", "model", "data", "trainer", "ckpt_path", "seed_everything", *trainer)
+        return f"there is no option {name}{_did_you_mean(name, options)}"
+    outer = re.search(r'Parser key "([\w.]+)"', message)
+    key = outer[1] if outer else ""
+    if unknown := re.search(r"class_path '([\w.]+)':\s+Option '(\w+)' is not accepted", message):
+        kind, name = unknown[1], unknown[2]
+        return f"{key}.{name}: {kind.rpartition('.')[2]} has no such option{_did_you_mean(name, _options(kind))}"
+    if unknown := re.search(r"Expected a dot import path string: (\S+)", message):
+        classes = (kind.__name__ for base in (LightningModule, LightningDataModule, Callback) for kind in _below(base))
+        return f"{key}={unknown[1]}: there is no such class{_did_you_mean(unknown[1], classes)}"
+    problem = re.search(r"Problem with given class_path '[\w.]+':\n(.*?)(?=\n    - |\Z)", message, re.DOTALL)
+    inner = problem[1] if problem else message
+    keys = ([key] if problem else []) + re.findall(r'Parser key "([\w.]+)"', inner)
+    value = re.search(r"(?:Got|Given) value: (.*)", inner)
+    kinds = re.findall(r"Expected an? (?:<class '([\w.]+)'>|(?:typing\.)?(.*?))(?:\. Got value|$)", inner, re.MULTILINE)
+    expected = dict.fromkeys(known or other for known, other in kinds)
+    expected.pop("NoneType", None)
+    if keys and value and expected:
+        return f"{'.'.join(keys)}={value[1]}: expected {' or '.join(expected)}"
+    return " ".join(message.split(" Given value type:")[0].split())
+
+
+def find_local_modules() -> None:
+    """Lets a console script import from the current folder, where users keep their own methods."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    names = sorted(set(known))
+    close = difflib.get_close_matches(name, names, n=1) or [option for option in names if option.startswith(name)]
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _options(class_path: str) -> set[str]:
+    """Options of a class and of its bases, to which it hands on those that it does not know."""
+    kind = pydoc.locate(class_path)
+    bases = inspect.getmro(kind) if isinstance(kind, type) else ()
+    signatures = (inspect.signature(vars(base)["__init__"]) for base in bases[:-1] if "__init__" in vars(base))
+    return {name for signature in signatures for name in signature.parameters} - {"self", "args", "kwargs"}
+
+
+def _below(kind: type[Any]) -> Iterator[type[Any]]:
+    for below in kind.__subclasses__():
+        yield below
+        yield from _below(below)
