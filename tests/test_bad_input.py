@@ -722,12 +722,12 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     features(classes=np.array(["ape", "bee"]))
 
 
-@case(FEATURES, "one class", "labeled: there must be at least two classes", ValueError)
+@case(FEATURES, "one class", "labeled: 1 class, where at least two are needed", ValueError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     features(labels=np.zeros(60, dtype=int))
 
 
-@case(FEATURES, "one row", "labeled: there must be at least two classes", ValueError)
+@case(FEATURES, "one row", "labeled: 1 class, where at least two are needed", ValueError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     features(features=X[:1], labels=Y[:1])
 

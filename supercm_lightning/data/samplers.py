@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import DistributedSampler
 
 from supercm_lightning.utils.options import SuperCMError
 from supercm_lightning.utils.random import generator
@@ -46,7 +46,7 @@ class CyclingSampler(DistributedSampler[int]):
         world_size: int,
         step: Callable[[], int] | None = None,
     ) -> None:
-        super().__init__(_Sized(num_samples), num_replicas=world_size, rank=rank, seed=seed)
+        super().__init__(range(num_samples), num_replicas=world_size, rank=rank, seed=seed)  # type: ignore[arg-type]
         self.set_size = num_samples
         self.batch_size = batch_size
         self.steps_per_epoch = steps_per_epoch
@@ -101,16 +101,15 @@ class ShardSampler(DistributedSampler[int]):
                 f"{name}: {num_samples} samples for {world_size} processes, each of which needs one. Use fewer devices "
                 "or hold out more samples."
             )
-        super().__init__(_Sized(num_samples), num_replicas=world_size, rank=rank, shuffle=False)
+        super().__init__(range(num_samples), num_replicas=world_size, rank=rank)  # type: ignore[arg-type]
         self.set_size = num_samples
-        self._shard = range(rank, num_samples, world_size)
 
     def __iter__(self) -> Iterator[int]:
         """The samples of this rank, in order."""
-        return iter(self._shard)
+        return iter(range(self.rank, self.set_size, self.num_replicas))
 
     def __len__(self) -> int:
-        return len(self._shard)
+        return len(range(self.rank, self.set_size, self.num_replicas))
 
     def batch_size(self, size: int) -> int:
         """A batch size with which all ranks have the same number of batches: `size`, or one near it.
@@ -122,13 +121,3 @@ class ShardSampler(DistributedSampler[int]):
         if not rest:
             return size
         return next(near for near in (*range(size, 1, -1), *range(size + 1, small + 2), small + 1) if small % near)
-
-
-class _Sized(Dataset[int]):
-    """A set of which samplers need the size alone."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.size

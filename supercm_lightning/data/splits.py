@@ -177,12 +177,10 @@ def split_of(
     Args:
         labels: Labels, (N,) int64, negative where unknown.
         dataset: Name of the data set.
-        options: `num_labeled`, `num_val`, `num_test` and `split_seed` as the user gave them, None where not.
+        options: `num_labeled`, `num_val`, `num_test` and `split_seed` as the user gave them, None where not; a file
+            that contradicts them is an error.
         counts: Number of samples to hold out for `val` and `test`.
         file: The file, or None.
-
-    Raises:
-        SuperCMError: If the file is no split, was made for other data, or contradicts an option; or as `make_split`.
     """
     seed = int(options["split_seed"] or 0)
     if file is None or not file.exists():
@@ -233,9 +231,6 @@ def num_held_out(split: str, amount: int | float, of: int) -> int:
     Raises:
         SuperCMError: If `amount` is negative; the message names the option `num_<split>`.
 
-    Examples:
-        >>> num_held_out("val", 0.1, 60), num_held_out("val", 9, 60)
-        (6, 9)
     """
     if amount < 0:
         raise SuperCMError(f"num_{split}={amount}: must not be negative.")
@@ -256,16 +251,10 @@ def check_label_range(labels: Tensor, num_classes: int, what: str) -> None:
 
 
 def check_labels(labels: Tensor, num_classes: int, class_names: Sequence[str] | None, what: str) -> None:
-    """Checks the labels of a labeled set.
-
-    Args:
-        labels: Labels of the labeled samples, (B,).
-        num_classes: Number of classes K.
-        class_names: Names for the message, or None.
-        what: What the labels belong to, for the message.
+    """Checks that the labels (n,) of a labeled set lie in [0, num_classes) and every class has a sample.
 
     Raises:
-        SuperCMError: If a label lies outside [0, K), or a class has no sample.
+        SuperCMError: If not; the message names `what` they belong to, and the classes.
     """
     check_label_range(labels, num_classes, what)
     missing = (torch.bincount(labels, minlength=num_classes) == 0).nonzero().flatten().tolist()

@@ -23,7 +23,7 @@ from supercm_lightning.data.sources.domains import DOMAIN_SETS
 from supercm_lightning.data.sources.folder import scan_clusters, scan_folder
 from supercm_lightning.data.sources.images import BadImage, check_bad_image_policy
 from supercm_lightning.data.sources.npz import save_npz
-from supercm_lightning.data.sources.stores import FileStore, default_num_workers
+from supercm_lightning.data.sources.worker_stores import FileStore, default_num_workers
 from supercm_lightning.nn import TimmBackbone, build_backbone, load_backbone_weights
 from supercm_lightning.tools.arguments import errors_in_one_line
 from supercm_lightning.utils.options import SuperCMError, check_range

@@ -29,7 +29,8 @@ from supercm_lightning import (
 )
 from supercm_lightning.data import DATASETS, Normalization
 from supercm_lightning.data.sources.make import IMAGENET_MEAN, IMAGENET_STD
-from supercm_lightning.data.sources.stores import ArrayStore, FileStore
+from supercm_lightning.data.sources.stores import ArrayStore
+from supercm_lightning.data.sources.worker_stores import FileStore
 
 CLASSES = ("bike", "mug", "pen")
 SMALL = {"source_batch_size": 6, "target_batch_size": 9, "steps_per_epoch": 3, "image_size": 28}

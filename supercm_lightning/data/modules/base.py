@@ -17,7 +17,8 @@ from supercm_lightning.data.modules.pipeline import ViewPipeline
 from supercm_lightning.data.samplers import CyclingSampler
 from supercm_lightning.data.sources.base import Source
 from supercm_lightning.data.sources.images import progress
-from supercm_lightning.data.sources.stores import Samples, Store, default_num_workers
+from supercm_lightning.data.sources.stores import Samples, Store
+from supercm_lightning.data.sources.worker_stores import default_num_workers
 from supercm_lightning.data.splits import check_label_range, check_labels
 from supercm_lightning.utils.options import SuperCMError, check_range
 from supercm_lightning.utils.trainer import callbacks_of
@@ -49,9 +50,6 @@ class ViewDataModule(ViewPipeline, ABC):
         predict_on: Samples that `predict` reads: `test`, `val`, `unlabeled`, `labeled`, or a path for `read_new`.
         num_workers: Worker processes per loader, for data that is not held in memory; None: one for each core that
             this process may use, at most four.
-
-    Raises:
-        SuperCMError: If an option is out of its range.
 
     Attributes:
         samples: Samples of each split, once the data is read.
@@ -120,6 +118,13 @@ class ViewDataModule(ViewPipeline, ABC):
         self.predict_on = str(predict_on)
         self.num_workers = default_num_workers() if num_workers is None else num_workers
         self.preprocessing: dict[str, Any] = {}
+
+    def _use(self, source: Source, option: str = "dataset") -> None:
+        """Takes classes and shape of a source with labels."""
+        self.source, self.class_names, self.input_shape = source, source.class_names, source.input_shape
+        self.num_classes = source.num_classes or 0
+        if self.num_classes < 2:
+            raise SuperCMError(f"{option}: {self.num_classes} class, where at least two are needed.")
 
     # ------------------------------------------------------------------------------------- what subclasses give
     @abstractmethod

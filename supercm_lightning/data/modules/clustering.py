@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from supercm_lightning.data.modules.base import ViewDataModule
@@ -46,8 +45,8 @@ class ClusteringDataModule(ViewDataModule):
         steps_per_epoch: Steps per epoch; None: one pass over the samples.
         flip: Mirror left-right with probability 1/2; None: where the data set allows it (folders do).
         shift: Largest shift in pixels; None: the data set's default (2; 1 for digits and USPS; an eighth for folders).
-        noise: Standard deviation of the noise in the weak view, in units of normalized pixels; None: the data set's
-            default (CIFAR 0.15, others 0; 0.1 for features, which are standardized).
+        noise: Standard deviation of the noise in the weak view, in units of normalized values; None: CIFAR 0.15, other
+            images 0, features 0.1.
         strong: The strong view: `randaugment` (and Cutout), or `affine`, for figures on a dark ground; None: affine for
             gray images, RandAugment for others. Features have noise.
         strong_noise: Standard deviation of the noise in the strong view of features.
@@ -168,11 +167,6 @@ class ClusteringDataModule(ViewDataModule):
             return super().read_new(path)
         self._read_splits()  # which finds mean and deviation
         return self.source.read_new(path, self.preprocessing)
-
-    # -------------------------------------------------------------------------------------------- augmentation
-    def normalize(self, samples: Tensor) -> Tensor:
-        """Normalized samples without augmentation."""
-        return self.normalization(samples)
 
     def configure_augmentations(self) -> dict[str, Any]:
         """The weak view: flip, shift and noise; the strong one: `strong`, for features more noise."""

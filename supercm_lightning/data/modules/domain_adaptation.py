@@ -128,17 +128,12 @@ class DomainAdaptationDataModule(ViewDataModule):
         super().__init__(
             source_batch_size, target_batch_size, eval_batch_size, steps_per_epoch, predict_on, num_workers
         )
-        reading = Reading(image_size, in_memory, on_bad_image)
-        self.source = make_domain_source(
-            dataset, root, source, target, reading, {"val": val, "test": test}, num_classes
-        )
-        if download and not self.source.can_download:
+        reading, others = Reading(image_size, in_memory, on_bad_image), {"val": val, "test": test}
+        domains = make_domain_source(dataset, root, source, target, reading, others, num_classes)
+        self._use(domains)
+        if download and not domains.can_download:
             raise SuperCMError("download: only digits can be fetched. docs/data.md says where to get the other sets.")
-        self.class_names, self.num_classes = self.source.class_names, self.source.num_classes or 0
-        self.input_shape = self.source.input_shape
-        if self.num_classes < 2:
-            raise SuperCMError(f"dataset: {self.num_classes} class, where at least two are needed.")
-        defaults = self.source.defaults
+        defaults = domains.defaults
         self.normalization = Normalization(tuple(mean or defaults.mean), tuple(std or defaults.std))
         self.source_augment = AugmentOptions(
             crop=crop or cast(Any, defaults.crop),
@@ -148,7 +143,7 @@ class DomainAdaptationDataModule(ViewDataModule):
             noise=noise,
         )
         self.target_augment: AugmentOptions = self.source_augment | (target_augment or {})
-        self._stored = self.source.sample_shape
+        self._stored = domains.sample_shape
         for options in (self.source_augment, self.target_augment):
             check_augment_options(options, self.normalization, self.input_shape, self._stored)
         self.preprocessing = asdict(self.normalization)

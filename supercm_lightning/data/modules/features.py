@@ -115,11 +115,7 @@ class FeatureDataModule(ViewDataModule):
         policy: dict[str, Labels] = {"unlabeled": "if known" if self.is_domain_adaptation else "never"}
         names = ("source", "target") if self.is_domain_adaptation else ("labeled", "unlabeled")
         options = dict(zip(("train", "unlabeled"), names, strict=True))
-        self.source = FeatureSource(splits, policy, options, Path(root))
-        self.class_names, self.num_classes = self.source.class_names, self.source.num_classes or 0
-        self.input_shape = self.source.input_shape
-        if self.num_classes < 2:
-            raise SuperCMError(f"{names[0]}: there must be at least two classes.")
+        self._use(FeatureSource(splits, policy, options, Path(root)), names[0])
 
     def read(self) -> dict[str, Samples]:
         """Opens the files, splits the labeled samples and computes what standardizes all."""
@@ -145,18 +141,18 @@ class FeatureDataModule(ViewDataModule):
         parts = {split: part.store.parts(part.index) for split, part in samples.items()}
         everything = {split: part.store.parts(torch.arange(len(part.store))) for split, part in samples.items()}
         if self.hparams.standardize == "joint":
-            self._use(found := statistics([*parts["labeled"], *parts["unlabeled"]]))
+            self._keep(found := statistics([*parts["labeled"], *parts["unlabeled"]]))
             for stores in everything.values():
                 standardize_stores(stores, found)
         elif self.hparams.standardize == "domain":
-            self._use(found := statistics(parts["unlabeled"]))  # new samples are of the target
+            self._keep(found := statistics(parts["unlabeled"]))  # new samples are of the target
             source = statistics(parts["labeled"])
             for split, stores in everything.items():
                 standardize_stores(stores, source if split in ("labeled", "val") else found)
             for part in parts["labeled"]:
                 standardize_stores([part], statistics([part]))
 
-    def _use(self, found: Statistics) -> None:
+    def _keep(self, found: Statistics) -> None:
         self.preprocessing = {"mean": found[0].tolist(), "std": found[1].tolist()}
 
     def read_new(self, path: Path) -> FeatureStore:

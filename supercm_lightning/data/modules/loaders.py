@@ -92,16 +92,6 @@ def _as_collated(batch: RawBatch) -> RawBatch:
 
 
 def move_batch(batch: Any, trainer: Trainer, module: LightningModule, dataloader_idx: int = 0) -> Any:
-    """Brings a loader's batch to the device the way the trainer does, for code outside its loops.
-
-    Args:
-        batch: A batch of any loader of the trainer's data.
-        trainer: The trainer.
-        module: Its module.
-        dataloader_idx: Number of the loader.
-
-    Returns:
-        The batch as `training_step` or `validation_step` would receive it.
-    """
+    """Brings a batch of any loader to the device, as `training_step` or `validation_step` would receive it."""
     batch = before_batch_transfer(module, batch, dataloader_idx)
     return trainer.strategy.batch_to_device(batch, dataloader_idx=dataloader_idx)

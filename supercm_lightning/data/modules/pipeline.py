@@ -23,12 +23,14 @@ class ViewPipeline(LightningDataModule):
         augmentations: Augmentation of each named view, once the data is read.
         seed: Seed of the run; None before it.
         labeled_view: Name of the view of the labeled samples.
+        normalization: What turns images into floats.
         view_remedy: What to do about a missing view, for the message.
     """
 
     if TYPE_CHECKING:
         hparams: Any
     labeled_view = "weak"
+    normalization = Normalization()
     view_remedy = "Add it in configure_augmentations."
 
     def __init__(self) -> None:
@@ -39,11 +41,11 @@ class ViewPipeline(LightningDataModule):
 
     def configure_augmentations(self) -> dict[str, Any]:
         """Augmentation of each named view, a callable of (samples, torch.Generator); override to add or change."""
-        return {"weak": WeakAugmentation(Normalization())}
+        return {"weak": WeakAugmentation(self.normalization)}
 
     def normalize(self, samples: Tensor) -> Tensor:
         """Samples without augmentation, for evaluation and clean views."""
-        return Normalization()(samples)
+        return self.normalization(samples)
 
     @property
     def _needs(self) -> tuple[bool, tuple[str, ...]]:

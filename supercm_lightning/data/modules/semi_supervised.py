@@ -5,7 +5,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from supercm_lightning.data.modules.base import ViewDataModule
@@ -22,9 +21,8 @@ from supercm_lightning.utils.options import SuperCMError
 class SemiSupervisedDataModule(ViewDataModule):
     """Labeled, unlabeled, validation and test images of a registered data set, a folder, or torch data sets.
 
-    The labeled images are drawn from the training set, the same number of every class, by `split_seed` alone; the
-    validation images too, before them; all others are unlabeled. The test set is never split nor trained on; where
-    there is none, `num_test` training images are held out, the same for every `split_seed`.
+    `split_seed` alone draws the validation images from the training set, then the labeled ones, as many of every class;
+    all others are unlabeled. Without a test set, `num_test` training images are held out, the same for every seed.
 
     Args:
         dataset: `digits`, `mnist`, `fashion_mnist`, `usps`, `svhn`, `cifar10`, `cifar100`, `cifar20`, `stl10`,
@@ -38,24 +36,20 @@ class SemiSupervisedDataModule(ViewDataModule):
         eval_batch_size: Images per step of validation, test and prediction.
         steps_per_epoch: Steps per epoch; None: one pass over the unlabeled images.
         num_val: Number of validation images, or their fraction of the training set below 1; None: the data set's
-            default (digits 150, MNIST and CIFAR 5,000, SVHN 7,326, USPS 1,000, STL-10 500; a tenth for `train/<class>`
-            or `<class>` folders, none for `labeled/<class>`).
-        num_test: Number or fraction of test images for data without a test set; None: the data set's default (digits
-            450, otherwise 0).
+            default (digits 150, MNIST and CIFAR 5,000, …; a tenth of `train/<class>`, nothing of `labeled/<class>`).
+        num_test: Number or fraction of test images for data without a test set; None: digits 450, otherwise 0.
         split_seed: Seed of the split, independent of the run's seed.
         split_file: JSON file of the split: read if it exists, else written. Numbers given beside a file that exists
             must agree with it, and so must a `split_seed` other than 0.
         labeled_in_unlabeled: Let the labeled images appear among the unlabeled ones too.
         flip: Mirror left-right with probability 1/2; None: where the data set allows it.
         shift: Largest shift in pixels; None: the data set's default (2; 1 for digits and USPS; an eighth for folders).
-        noise: Standard deviation of the noise added to normalized pixels; None: the data set's default (CIFAR 0.15,
-            others 0).
+        noise: Standard deviation of the noise added to normalized pixels; None: CIFAR 0.15, others 0.
         mean: Mean per channel, or one for all, on the scale [0, 1].
         std: Standard deviation likewise.
         whitening: Global contrast normalization and ZCA in place of `mean` and `std`, as in the published CIFAR runs;
             such images have no strong view.
-        image_size: For image files: images are resized on the shorter side and cut to this square; None: all have one
-            size.
+        image_size: For image files: resized on the shorter side and cut to this square; None: all have one size.
         in_memory: Hold all images in memory; None: if they take at most 4 GiB (a torch data set stays as it is).
         num_workers: Worker processes per loader, for images that are not held in memory; None: one for each core that
             this process may use, at most four.
@@ -67,8 +61,7 @@ class SemiSupervisedDataModule(ViewDataModule):
         unlabeled: A torch data set of unlabeled images, in addition to those of `dataset` (from Python).
         val: A torch data set of validation images (from Python).
         test: A torch data set of test images (from Python).
-        num_classes: For torch data sets: the number of classes; None: that of its `classes`, else its largest label
-            + 1.
+        num_classes: For torch data sets: the number of classes; None: that of `classes`, else the largest label + 1.
 
     Raises:
         MissingFileError: If the data is missing; the message tells where it was expected.
@@ -120,16 +113,12 @@ class SemiSupervisedDataModule(ViewDataModule):
             raise SuperCMError("whitening=true needs all images in memory: leave in_memory unset.")
         reading = Reading(image_size, True if whitening else in_memory, on_bad_image)
         others = {"unlabeled": unlabeled, "val": val, "test": test}
-        self.source = make_source(dataset, root, reading, others, num_classes)
-        self.class_names, self.input_shape = self.source.class_names, self.source.input_shape
-        self.num_classes = self.source.num_classes or 0
-        if self.num_classes < 2:
-            raise SuperCMError(f"dataset: {self.num_classes} class, where at least two are needed.")
+        self._use(source := make_source(dataset, root, reading, others, num_classes))
         if num_labeled is not None and num_labeled < self.num_classes:
             raise SuperCMError(
                 f"num_labeled={num_labeled}: fewer labels than the {self.num_classes} classes; every class needs one."
             )
-        defaults = self.source.defaults
+        defaults = source.defaults
         self.flip = defaults.flip if flip is None else flip
         self.shift = defaults.shift if shift is None else shift
         self.noise = defaults.noise if noise is None else noise
@@ -183,10 +172,6 @@ class SemiSupervisedDataModule(ViewDataModule):
             store.data = self._zca(store.data)
 
     # -------------------------------------------------------------------------------------------- augmentation
-    def normalize(self, samples: Tensor) -> Tensor:
-        """Normalized images without augmentation."""
-        return self.normalization(samples)
-
     def configure_augmentations(self) -> dict[str, Any]:
         """The weak view: flip, shift and noise; the strong view, except for whitened images: RandAugment and Cutout."""
         weak = WeakAugmentation(self.normalization, self.flip, self.shift, self.noise)

@@ -11,18 +11,7 @@ from supercm_lightning.utils.options import SuperCMError
 
 @dataclass(frozen=True)
 class Defaults:
-    """Values of options that a data set suggests where the user gives none.
-
-    Attributes:
-        flip: Mirror left-right with probability 1/2.
-        shift: Largest shift in pixels.
-        noise: Standard deviation of the noise in the weak view, in units of normalized values.
-        num_val: Number of validation samples held out of the training set, or their fraction below 1.
-        num_test: Number of test samples held out of it likewise.
-        mean: Mean per channel, or one for all, on the scale [0, 1].
-        std: Standard deviation likewise.
-        crop: Cut of the training images: `resized` or `center`.
-    """
+    """Values of the data modules' options of these names, which a data set suggests where the user gives none."""
 
     flip: bool = False
     shift: int = 0
@@ -51,8 +40,6 @@ class Source(ABC):
         train_sizes: Number of samples of each domain in `train`, once it is read.
 
     Examples:
-        A source of random features, which any data module of the package reads:
-
         >>> import torch
         >>> from supercm_lightning.data.sources.stores import ArrayStore
         >>> class Noise(Source):
@@ -80,22 +67,13 @@ class Source(ABC):
 
     @abstractmethod
     def read(self) -> Mapping[str, Store]:
-        """Reads the splits.
-
-        Raises:
-            MissingFileError: If files are missing; the message tells where they were expected.
-            SuperCMError: If something cannot be read or does not fit; the message names it.
-        """
+        """Reads the splits; what is missing or does not fit is a `SuperCMError`."""
 
     def download(self) -> None:  # noqa: B027  (most sources have nothing to fetch)
         """Fetches what is missing, in one process."""
 
     def read_new(self, path: Path) -> Store:
-        """Reads samples that are in none of the splits, for prediction.
-
-        Raises:
-            SuperCMError: If the path holds no such samples.
-        """
+        """Reads samples that are in none of the splits, for prediction."""
         raise SuperCMError(
             f"predict_on={path}: files cannot be prepared as the items of a torch data set are. Give trainer.predict a "
             "loader of new samples."

@@ -16,7 +16,8 @@ from torch.utils.data import Dataset, TensorDataset
 from supercm_lightning.data.sources.base import Defaults, Source
 from supercm_lightning.data.sources.files import MEMORY
 from supercm_lightning.data.sources.npz import load_npz
-from supercm_lightning.data.sources.stores import ArrayStore, DatasetStore, Store, join
+from supercm_lightning.data.sources.stores import ArrayStore, Store, join
+from supercm_lightning.data.sources.worker_stores import DatasetStore
 from supercm_lightning.utils.options import MissingFileError, SuperCMError
 
 FeatureSet = str | Path | Dataset[Any]
@@ -42,11 +43,7 @@ class FeatureStore(ArrayStore):
     standardization: Statistics | None = None
 
     def fetch(self, index: Tensor, device: torch.device) -> Tensor:
-        """Features (n, d) float32, standardized.
-
-        Raises:
-            SuperCMError: If a feature is NaN or infinite; the message names the sample.
-        """
+        """Features (n, d) float32, standardized; one that is NaN or infinite is an error that names the sample."""
         features = self.raw(index, device)
         if self.standardization is None:
             return features
@@ -84,10 +81,6 @@ def statistics(parts: Iterable[tuple[Store, Tensor]], correction: int = 0) -> St
         parts: Stores of features with the numbers of the samples that count.
         correction: Subtracted from the number of samples in the variance.
 
-    Examples:
-        >>> store = FeatureStore(torch.tensor([[1.0], [3.0]]), torch.tensor([0, 1]))
-        >>> statistics([(store, torch.arange(2))])
-        (tensor([2.]), tensor([1.]))
     """
     count, mean, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for store, index in parts:
@@ -118,15 +111,6 @@ class FeatureSource(Source):
         options: Option that gives a split, for messages; the split's name where nothing is said.
         root: Folder from which relative names of files count; a name without suffix is that of an `.npz` or `.pt` file.
         defaults: Values of options.
-
-    Raises:
-        MissingFileError: If a file is missing.
-        SuperCMError: If a file lacks features or labels.
-
-    Examples:
-        >>> source = FeatureSource({"train": [(np.eye(4), np.arange(4) % 2)]})
-        >>> source.num_classes, source.sample_shape
-        (2, (4,))
     """
 
     name = "features"
@@ -174,16 +158,7 @@ class FeatureSource(Source):
         return {split: join(parts) for split, parts in found.items()}
 
     def read_new(self, path: Path, preprocessing: Mapping[str, Any] | None = None) -> FeatureStore:
-        """Opens a file of features that are in none of the splits.
-
-        Args:
-            path: The file.
-            preprocessing: `mean` and `std` of each feature that are taken out, or nothing.
-
-        Raises:
-            MissingFileError: If there is no such file.
-            SuperCMError: If it cannot be read, or its features have another shape.
-        """
+        """Opens a file of further features; `mean` and `std` of the preprocessing, if any, are taken out."""
         store, _ = read_features("predict_on", path, labels="never")
         if tuple(store.data.shape[1:]) != self.sample_shape:
             raise SuperCMError(
@@ -203,11 +178,7 @@ def are_arrays(given: Any) -> bool:
 
 
 def located(given: Any, root: Path) -> Path | Dataset[Any]:
-    """The file that a name means; a data set of arrays.
-
-    Raises:
-        SuperCMError: If it is neither, or the arrays have different lengths.
-    """
+    """The file that a name means; a data set of arrays."""
     if are_arrays(given):
         features, *labels = map(torch.as_tensor, given if isinstance(given, tuple) else (given,))
         if any(len(one) != len(features) for one in labels):
@@ -229,12 +200,7 @@ def located(given: Any, root: Path) -> Path | Dataset[Any]:
 def read_features(
     option: str, given: Path | Dataset[Any], labels: Labels
 ) -> tuple[FeatureStore, tuple[str, ...] | None]:
-    """Features of one file or data set, with labels that are -1 where unknown or not to be read; names of the classes.
-
-    Raises:
-        MissingFileError: If there is no such file.
-        SuperCMError: If it cannot be read or does not fit; the message names the option.
-    """
+    """Features of one file or data set, labels (-1 where unknown or not to be read), class names."""
     names = files = None
     if isinstance(given, Path):
         data, known, names, files = _load(option, given, labels)

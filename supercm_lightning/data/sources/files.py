@@ -11,7 +11,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from supercm_lightning.data.sources.base import Defaults, Source
 from supercm_lightning.data.sources.folder import images_under
 from supercm_lightning.data.sources.images import BadImage, check_bad_image_policy, common_shape
-from supercm_lightning.data.sources.stores import FileStore, Store
+from supercm_lightning.data.sources.stores import Store
+from supercm_lightning.data.sources.worker_stores import FileStore
 from supercm_lightning.utils.options import SuperCMError
 
 MEMORY = 4 * 2**30
@@ -31,9 +32,6 @@ class Reading:
         on_bad_image: What to do about a file that cannot be read as an image: `error` or `skip`, which leaves it out,
             counts and lists it.
         keep_aspect: Resize the shorter side and cut out the center square, instead of resizing both sides.
-
-    Raises:
-        SuperCMError: If `on_bad_image` is unknown.
     """
 
     image_size: int | None = None
@@ -48,13 +46,8 @@ class Reading:
 def file_stores(splits: Mapping[str, Files], shape: tuple[int, ...], reading: Reading) -> dict[str, Store]:
     """Stores of the image files of several splits, all in memory or all read by workers.
 
-    Args:
-        splits: Files and labels of each split.
-        shape: Shape (C, H, W) of every image.
-        reading: How to read them.
-
     Raises:
-        SuperCMError: If a file is no image or has another shape, or none of a split can be read.
+        SuperCMError: If a file is no image or is not of this shape (C, H, W), or none of a split can be read.
     """
     in_memory = reading.in_memory
     if in_memory is None:
@@ -129,16 +122,7 @@ class FileSource(Source):
 
 
 def new_images(folder: Path, shape: tuple[int, ...], reading: Reading) -> Store:
-    """Images at any depth of a folder, brought to the shape of those that a model was trained on.
-
-    Args:
-        folder: The folder.
-        shape: That shape, (C, H, W).
-        reading: How the training images were read.
-
-    Raises:
-        SuperCMError: If it is no folder, has no images, or one of them cannot be read.
-    """
+    """Images at any depth of a folder, brought to the shape (C, H, W) of those that a model was trained on."""
     files = images_under(folder)
     if not files:
         raise SuperCMError(f"predict_on={folder}: {'no images in this folder' if folder.is_dir() else 'not a folder'}.")

@@ -39,11 +39,7 @@ class UnreadableImage(SuperCMError):
 
 
 def check_bad_image_policy(on_bad_image: str) -> None:
-    """Checks the name of a policy for files that cannot be read.
-
-    Raises:
-        SuperCMError: If it is unknown.
-    """
+    """Checks the name of a policy for files that cannot be read."""
     check_choice(on_bad_image=(on_bad_image, get_args(BadImage)))
 
 
@@ -91,11 +87,6 @@ def common_shape(
 
     About a hundred files are looked at first, which settles most sets; while all are gray, the headers of the others
     follow.
-
-    Args:
-        files: The files.
-        image_size: Side to which images are brought, or None.
-        on_bad_image: `error`, or `skip` to ignore files that cannot be read.
 
     Raises:
         UnreadableImage: If a file cannot be read and `on_bad_image` is `error`.
@@ -165,9 +156,6 @@ def pixels_of(image: Image.Image, channels: int, image_size: int | None, keep_as
     Returns:
         The pixels, uint8 (C, H, W).
 
-    Examples:
-        >>> pixels_of(Image.new("RGBA", (4, 2)), 3, None).unique()
-        tensor([255], dtype=torch.uint8)
     """
     turn = _TURNS.get(_orientation(image))
     if image_size is not None:

@@ -13,7 +13,8 @@ from supercm_lightning.data.sources.domains import DIGITS, DOMAIN_SETS
 from supercm_lightning.data.sources.features import FeatureSource
 from supercm_lightning.data.sources.files import FileSource, Reading
 from supercm_lightning.data.sources.folder import scan_clusters, scan_folder
-from supercm_lightning.data.sources.registered import DATASETS, RegisteredSource
+from supercm_lightning.data.sources.registered import DATASETS
+from supercm_lightning.data.sources.registered_source import RegisteredSource
 from supercm_lightning.data.sources.torch_datasets import TorchSource
 from supercm_lightning.utils.options import MissingFileError, SuperCMError, check_choice
 
@@ -37,10 +38,6 @@ def make_source(
         reading: How image files are read.
         others: Torch data sets of further splits, or None for each.
         num_classes: Number of classes, for torch data sets.
-
-    Raises:
-        MissingFileError: If a folder is missing.
-        SuperCMError: If the name is unknown, or further splits are given beside a name.
 
     Examples:
         >>> make_source("digits", "data", Reading()).input_shape
@@ -73,24 +70,7 @@ def make_cluster_source(
     test: Dataset[Any] | None = None,
     num_classes: int | None = None,
 ) -> Source:
-    """The source of data to be clustered.
-
-    Args:
-        dataset: Name of a registered data set, `folder`, `features`, or a torch data set.
-        root: Folder of the data, or the file of features.
-        whole: Whether the test set is clustered too; `train` then holds both.
-        reading: How image files are read.
-        test: A torch data set of test images, or None.
-        num_classes: Number of clusters, or None.
-
-    Raises:
-        MissingFileError: If a folder or file is missing.
-        SuperCMError: If the name is unknown, or a test set is given beside a name.
-
-    Examples:
-        >>> make_cluster_source("digits", "data", True, Reading()).num_classes
-        10
-    """
+    """The source of data to be clustered, by the options of `ClusteringDataModule`; `whole`: `train` holds all."""
 
     def arranged(splits: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         if whole:
@@ -130,24 +110,10 @@ def make_domain_source(
     others: Mapping[str, Dataset[Any] | None],
     num_classes: int | None = None,
 ) -> Source:
-    """The source of two domains: `train` is the source domain or several, `unlabeled` the target.
+    """The source of two domains, by the options of `DomainAdaptationDataModule`.
 
-    Args:
-        dataset: Name of a registered data set of domains, `digits`, `folder`, or None for torch data sets.
-        root: Folder of the data.
-        source: Name of the source domain or names of several; torch data sets likewise.
-        target: Name of the target domain, or a torch data set.
-        reading: How image files are read.
-        others: Torch data sets of `val` and `test`, or None for each.
-        num_classes: Number of classes, for torch data sets.
-
-    Raises:
-        MissingFileError: If a domain is missing; the message tells the layout.
-        SuperCMError: If a name is unknown, or source and target are the same.
-
-    Examples:
-        >>> make_domain_source("digits", "data", "mnist", "usps", Reading(), {}).input_shape
-        (1, 28, 28)
+    The splits are `train`, the source domain or several, `unlabeled`, the target, and what else there is of `val` and
+    `test`; `others` holds torch data sets of these two.
     """
     names: Sequence[Any] = source if isinstance(source, list | tuple) else [source]
     known = ("digits", *DOMAIN_SETS, "folder")

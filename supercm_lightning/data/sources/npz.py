@@ -28,13 +28,6 @@ def load_npz(path: Path, names: Collection[str]) -> tuple[dict[str, np.ndarray],
         ValueError: If a wanted array holds Python objects.
         zipfile.BadZipFile: If the file is none of this kind, or cut off.
 
-    Examples:
-        >>> import tempfile
-        >>> file = Path(tempfile.mkdtemp(), "a.npz")
-        >>> np.savez(file, features=np.eye(3))
-        >>> arrays, names = load_npz(file, ["features"])
-        >>> isinstance(arrays["features"], np.memmap), names
-        (True, {'features'})
     """
     with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as file:
         mapped = {name: _map(path, archive, f"{name}.npy") for name in names if name in file.files}

@@ -1,21 +1,17 @@
 """The registry of image data sets, and the source that reads them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
-from supercm_lightning.data.sources.base import Defaults, Source
-from supercm_lightning.data.sources.files import Files, Reading, file_stores, new_images
+from supercm_lightning.data.sources.files import Files
 from supercm_lightning.data.sources.folder import images_under
-from supercm_lightning.data.sources.stores import ArrayStore, Store, join
 from supercm_lightning.utils.options import MissingFileError
 
 Content = tuple[Tensor, Tensor] | Files
@@ -80,79 +76,6 @@ class DatasetSpec:
                 f"{name}: not found under root={root} (expected {self.layout}{found}). Set root to the folder that "
                 f"holds it{fetch}."
             ) from error
-
-
-class RegisteredSource(Source):
-    """Registered data sets, alone or as domains of one task.
-
-    Args:
-        name: Name of the task.
-        root: Folder of the data.
-        splits: For each split the registered sets and their splits that make it up, in order; those of `train` are the
-            domains. Their images are brought to one shape.
-        reading: How to read files.
-        image_size: Side of the images; None: the largest of the sets'.
-        defaults: Values of options; None: those of the set.
-
-    Examples:
-        >>> source = RegisteredSource("digits", Path("data"), {"train": [("digits", "train")]}, Reading())
-        >>> source.num_classes, source.sample_shape
-        (10, (1, 8, 8))
-    """
-
-    can_download = True
-
-    def __init__(
-        self,
-        name: str,
-        root: Path,
-        splits: Mapping[str, Sequence[tuple[str, str]]],
-        reading: Reading,
-        image_size: int | None = None,
-        defaults: Defaults | None = None,
-    ) -> None:
-        self.name = name
-        self.root = root
-        self.splits = splits
-        self.reading = reading
-        specs = [DATASETS[dataset] for parts in splits.values() for dataset, _ in parts]
-        spec = specs[0]
-        largest = max(spec.input_shape[1] for spec in specs)
-        size = image_size or largest
-        self.sample_shape = (max(spec.input_shape[0] for spec in specs), size, size)
-        self.num_classes, self.class_names = spec.num_classes, spec.class_names
-        shift = spec.shift * size // largest
-        self.defaults = defaults or Defaults(spec.flip, shift, spec.noise, spec.num_val, spec.num_test)
-
-    def download(self) -> None:
-        """Fetches what is missing."""
-        for dataset, split in chain(*self.splits.values()):
-            DATASETS[dataset].read(dataset, self.root, split, download=True)
-
-    def read(self) -> dict[str, Store]:
-        """Reads the sets and brings them to one shape."""
-        found = {split: [DATASETS[d].read(d, self.root, p) for d, p in parts] for split, parts in self.splits.items()}
-        if all(DATASETS[dataset].of_files for dataset, _ in chain(*self.splits.values())):
-            files = {split: list(chain(*parts)) for split, parts in found.items()}
-            reading = Reading(self.sample_shape[1], self.reading.in_memory, self.reading.on_bad_image)
-            return file_stores({s: part for s, part in files.items() if part}, self.sample_shape, reading)
-        self.train_sizes = [len(labels) for _, labels in found["train"]]
-        return {
-            split: join([ArrayStore(_as_shape(images, self.sample_shape), labels) for images, labels in parts])
-            for split, parts in found.items()
-        }
-
-    def read_new(self, path: Path) -> Store:
-        """Reads the images of a folder."""
-        return new_images(path, self.sample_shape, self.reading)
-
-
-def _as_shape(images: Tensor, shape: Sequence[int]) -> Tensor:
-    """Brings uint8 images (n, C, H, W) to one size and number of channels."""
-    if images.shape[2:] != torch.Size(shape[1:]):
-        resized = F.interpolate(images.float(), tuple(shape[1:]), mode="bilinear", antialias=True)
-        images = resized.round_().clamp_(0, 255).to(torch.uint8)
-    return images.expand(-1, shape[0], -1, -1).contiguous()
 
 
 def _digits(root: Path, split: str, download: bool) -> tuple[Tensor, Tensor]:
@@ -246,109 +169,48 @@ IMAGENET_SUBSETS: dict[str, tuple[str, ...]] = {
 """Classes of two subsets of ILSVRC-2012's training images that the clustering literature uses (Chang et al., 2017)."""
 
 DATASETS: dict[str, DatasetSpec] = {
-    "digits": DatasetSpec(
-        num_classes=10,
-        input_shape=(1, 8, 8),
-        load=_digits,
-        num_val=150,
-        num_test=450,
-        flip=False,
-        shift=1,
-        layout="nothing: scikit-learn has it built in",
-    ),
+    "digits": DatasetSpec(10, (1, 8, 8), _digits, 150, False, 1, "nothing: scikit-learn has it built in", num_test=450),
     "mnist": DatasetSpec(
-        num_classes=10,
-        input_shape=(1, 28, 28),
-        load=_torchvision("MNIST", _TRAIN_TEST),
-        num_val=5000,
-        flip=False,
-        shift=2,
-        layout="MNIST/raw/train-images-idx3-ubyte …",
+        10, (1, 28, 28), _torchvision("MNIST", _TRAIN_TEST), 5000, False, 2, "MNIST/raw/train-images-idx3-ubyte …"
     ),
     "fashion_mnist": DatasetSpec(
-        num_classes=10,
-        input_shape=(1, 28, 28),
-        load=_torchvision("FashionMNIST", _TRAIN_TEST),
-        num_val=5000,
-        flip=True,
-        shift=2,
+        *(10, (1, 28, 28), _torchvision("FashionMNIST", _TRAIN_TEST), 5000, True, 2),
         layout="FashionMNIST/raw/train-images-idx3-ubyte …",
         class_names=_FASHION_CLASSES,
     ),
     "usps": DatasetSpec(
-        num_classes=10,
-        input_shape=(1, 16, 16),
-        load=_torchvision("USPS", _TRAIN_TEST, "USPS"),
-        num_val=1000,
-        flip=False,
-        shift=1,
+        *(10, (1, 16, 16), _torchvision("USPS", _TRAIN_TEST, "USPS"), 1000, False, 1),
         layout="USPS/usps.bz2 and USPS/usps.t.bz2",
     ),
     "svhn": DatasetSpec(
-        num_classes=10,
-        input_shape=(3, 32, 32),
-        load=_torchvision("SVHN", _SPLITS, "SVHN"),
-        num_val=7326,
-        flip=False,
-        shift=2,
+        *(10, (3, 32, 32), _torchvision("SVHN", _SPLITS, "SVHN"), 7326, False, 2),
         layout="SVHN/train_32x32.mat and SVHN/test_32x32.mat",
     ),
     "cifar10": DatasetSpec(
-        num_classes=10,
-        input_shape=(3, 32, 32),
-        load=_torchvision("CIFAR10", _TRAIN_TEST),
-        num_val=5000,
-        flip=True,
-        shift=2,
-        noise=0.15,
+        *(10, (3, 32, 32), _torchvision("CIFAR10", _TRAIN_TEST), 5000, True, 2),
         layout="cifar-10-batches-py/data_batch_1 …",
+        noise=0.15,
         class_names=_CIFAR10_CLASSES,
     ),
-    "cifar100": DatasetSpec(
-        num_classes=100,
-        input_shape=(3, 32, 32),
-        load=_cifar100,
-        num_val=5000,
-        flip=True,
-        shift=2,
-        noise=0.15,
-        layout="cifar-100-python/train …",
-    ),
+    "cifar100": DatasetSpec(100, (3, 32, 32), _cifar100, 5000, True, 2, "cifar-100-python/train …", noise=0.15),
     "cifar20": DatasetSpec(
-        num_classes=20,
-        input_shape=(3, 32, 32),
-        load=_cifar20,
-        num_val=5000,
-        flip=True,
-        shift=2,
-        noise=0.15,
-        layout="cifar-100-python/train …",
-        class_names=_CIFAR20_CLASSES,
+        20, (3, 32, 32), _cifar20, 5000, True, 2, "cifar-100-python/train …", 0.15, class_names=_CIFAR20_CLASSES
     ),
     "stl10": DatasetSpec(
-        num_classes=10,
-        input_shape=(3, 96, 96),
-        load=_torchvision("STL10", _SPLITS),
-        num_val=500,
-        flip=True,
-        shift=8,
+        *(10, (3, 96, 96), _torchvision("STL10", _SPLITS), 500, True, 8),
         layout="stl10_binary/train_X.bin …",
         class_names=_STL10_CLASSES,
         has_unlabeled=True,
     ),
-    **{
-        name: DatasetSpec(
-            num_classes=len(class_names),
-            input_shape=(3, 96, 96),
-            load=_class_folders(class_names),
-            num_val=50 * len(class_names),
-            flip=True,
-            shift=12,
-            layout="<class id>/*.JPEG, or train/<class id>/*.JPEG and test/<class id>/*.JPEG",
-            class_names=class_names,
-            of_files=True,
-        )
-        for name, class_names in IMAGENET_SUBSETS.items()
-    },
 }
-"""Registered image data sets by name."""
+"""Registered image data sets by name, the numbers in the order of `DatasetSpec`."""
+
+DATASETS |= {
+    name: DatasetSpec(
+        *(len(ids), (3, 96, 96), _class_folders(ids), 50 * len(ids), True, 12),
+        layout="<class id>/*.JPEG, or train/<class id>/*.JPEG and test/<class id>/*.JPEG",
+        class_names=ids,
+        of_files=True,
+    )
+    for name, ids in IMAGENET_SUBSETS.items()
+}

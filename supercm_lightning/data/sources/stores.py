@@ -1,36 +1,12 @@
-"""Stores of samples: arrays in memory or on the disk, image files, torch data sets."""
+"""Stores of samples: what is read by number, in memory or not."""
 
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence, Sized
-from concurrent.futures import ThreadPoolExecutor
-from copy import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
-
-from supercm_lightning.data.sources.images import (
-    REMEDY,
-    UnreadableImage,
-    channels_of,
-    image_shape,
-    in_threads,
-    pixels_of,
-    progress,
-    read_image,
-)
-from supercm_lightning.utils.options import SuperCMError
-
-
-def default_num_workers() -> int:
-    """One process for each core that this one may use, at most four: torch warns of more than there are cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(4, cores)
 
 
 class Store(ABC):
@@ -57,9 +33,6 @@ class Store(ABC):
             index: Numbers of the samples, (n,) int64.
             device: Where to bring them.
 
-        Returns:
-            The samples, (n, …).
-
         Raises:
             SuperCMError: If one cannot be read; the message names it.
         """
@@ -80,11 +53,6 @@ class Store(ABC):
 @dataclass
 class ArrayStore(Store):
     """Samples in one array, which moves to the training device if it fits.
-
-    Examples:
-        >>> store = ArrayStore(torch.zeros(10, 1, 8, 8, dtype=torch.uint8), torch.arange(10))
-        >>> store.fetch(torch.tensor([3, 1]), torch.device("cpu")).shape
-        torch.Size([2, 1, 8, 8])
 
     Attributes:
         data: uint8 images (N, C, H, W), or floats of any shape (N, …), used as they are.
@@ -112,195 +80,6 @@ class ArrayStore(Store):
     def __getstate__(self) -> dict[str, Any]:
         """What another process gets: no device memory."""
         return vars(self) | {"data": self.data.cpu(), "_asked": None}
-
-
-class WorkerStore(Store):
-    """Samples that are read one by one.
-
-    Attributes:
-        shape: Expected shape of every sample, or None.
-        remedy: What to do about samples of different shapes, for the message.
-        threads: Threads that may read at a time; None: as many as the machine has use for.
-    """
-
-    needs_workers = True
-    shape: tuple[int, ...] | None = None
-    remedy: str
-    threads: int | None
-
-    @abstractmethod
-    def __getitem__(self, number: int) -> Tensor:
-        """One sample as a uint8 image (C, H, W) or a float tensor."""
-
-    def read(self, number: int) -> Tensor:
-        """One sample, checked for its shape.
-
-        Raises:
-            SuperCMError: If it cannot be read, or has another shape; the message names it.
-        """
-        sample = self[number]
-        if self.shape is not None and tuple(sample.shape) != self.shape:
-            raise self._wrong_shape(number, tuple(sample.shape))
-        return sample
-
-    def load(self, index: Tensor) -> Tensor:
-        """Reads samples one after the other."""
-        return torch.stack([self.read(number) for number in index.tolist()])
-
-    def fetch(self, index: Tensor, device: torch.device) -> Tensor:
-        """Reads samples side by side and brings them to the device."""
-        with ThreadPoolExecutor(self.threads) as pool:
-            return torch.stack(list(pool.map(self.read, index.tolist()))).to(device)
-
-    def in_memory(self) -> ArrayStore:
-        """Reads all samples, with a progress bar.
-
-        Raises:
-            SuperCMError: As `read`.
-        """
-        first = self.read(0)
-        data = torch.empty((len(self), *first.shape), dtype=first.dtype)
-
-        def fill(number: int) -> None:
-            data[number] = self.read(number)
-
-        self._each(fill, "Reading")
-        return ArrayStore(data, self.labels, self.names)
-
-    def _wrong_shape(self, number: int, found: tuple[int, ...]) -> SuperCMError:
-        name = self.names[number] if self.names is not None else f"sample {number}"
-        return SuperCMError(f"{name}: shape {found} where {self.shape} was expected. {self.remedy}")
-
-    def _each(self, work: Callable[[int], None], what: str) -> None:
-        for _ in in_threads(work, range(len(self)), f"{what} {len(self):,} images", self.threads):
-            pass
-
-
-class FileStore(WorkerStore):
-    """Image files.
-
-    Args:
-        paths: The files.
-        labels: Labels, (N,) int64, -1 where unknown.
-        channels: 1 (gray) or 3 (RGB).
-        image_size: Images are brought to this square; None keeps them as they are.
-        keep_aspect: Resize the shorter side and cut out the center square, instead of resizing both sides.
-        shape: Expected shape (C, H, W) of every image, or None.
-    """
-
-    remedy = "Set image_size to bring all images to one size."
-    threads = None
-
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        labels: Tensor,
-        channels: int,
-        image_size: int | None,
-        keep_aspect: bool = True,
-        shape: tuple[int, ...] | None = None,
-    ) -> None:
-        self.names: Sequence[str] = [str(path) for path in paths]
-        self.labels = labels
-        self.channels = channels
-        self.image_size = image_size
-        self.keep_aspect = keep_aspect
-        self.shape = shape
-
-    def __getitem__(self, number: int) -> Tensor:
-        """Decodes one file to uint8 (C, H, W).
-
-        Raises:
-            UnreadableImage: If the file cannot be read as an image; the message names it.
-        """
-        return read_image(self.names[number], self.channels, self.image_size, self.keep_aspect)
-
-    def readable(self) -> tuple["FileStore", list[str]]:
-        """Decodes every file once, as a truncated one shows only then, and leaves out those that cannot be read.
-
-        Returns:
-            The store of the others, and a message for each that is left out.
-        """
-        messages: dict[int, str] = {}
-
-        def check(number: int) -> None:
-            try:
-                self[number]
-            except UnreadableImage as error:
-                messages[number] = str(error).removesuffix(REMEDY)
-
-        self._each(check, "Checking")
-        numbers = [number for number in range(len(self)) if number not in messages]
-        kept = copy(self)
-        kept.names, kept.labels = [self.names[number] for number in numbers], self.labels[numbers]
-        return kept, [messages[number] for number in sorted(messages)]
-
-    def check(self) -> None:
-        """Opens every file once, without decoding, so that a broken one stops the run before it starts.
-
-        Raises:
-            SuperCMError: If a file is no image, or its size is not that of `shape` and `image_size` is unset.
-        """
-
-        def check(number: int) -> None:
-            found = image_shape(self.names[number], self.image_size)
-            if self.shape is not None and found[1:] != self.shape[1:]:
-                raise self._wrong_shape(number, (self.channels, *found[1:]))
-
-        self._each(check, "Checking")
-
-
-class DatasetStore(WorkerStore):
-    """A torch data set of images or (image, label) pairs, as its author wrote it.
-
-    Args:
-        dataset: The data set; its items are PIL images, uint8 tensors (C, H, W), or float tensors, which are used as
-            they are, alone or first in a tuple whose second entry is the label.
-        labels: Its labels, (N,); None: those of its attribute `targets` or `labels`, else read item by item.
-        shape: Expected shape of every sample, or None.
-
-    Raises:
-        SuperCMError: If the data set has no item, or no label for each.
-    """
-
-    remedy = "Items of a data set must have one shape: give it a transform that resizes them."
-    threads = 1  # a data set may hold an open file or draw random numbers
-
-    def __init__(
-        self, dataset: Dataset[Any], labels: Tensor | None = None, shape: tuple[int, ...] | None = None
-    ) -> None:
-        self.dataset = dataset
-        self.shape = shape
-        count = len(cast(Sized, dataset))
-        if not count:
-            raise SuperCMError(f"{type(dataset).__name__}: the data set is empty.")
-        found = labels if labels is not None else listed_labels(dataset)
-        if found is None:
-            found = [_label(dataset[number]) for number in progress(range(count), f"Reading {count:,} labels", count)]
-        self.labels = torch.as_tensor(found, dtype=torch.int64).flatten()
-        if len(self.labels) != count:
-            raise SuperCMError(f"{type(dataset).__name__}: {len(self.labels)} labels for {count} items.")
-
-    def __getitem__(self, number: int) -> Tensor:
-        """One sample as a tensor."""
-        item = self.dataset[number]
-        image = item[0] if isinstance(item, (tuple, list)) else item
-        return pixels_of(image, channels_of(image), None) if isinstance(image, Image.Image) else torch.as_tensor(image)
-
-
-def listed_labels(dataset: Dataset[Any]) -> Any:
-    """Labels that a data set lists as `targets` or `labels`, if they are those that its items carry; else None."""
-    if getattr(dataset, "target_transform", None) is not None:
-        return None
-    listed = getattr(dataset, "targets", getattr(dataset, "labels", None))
-    count = len(cast(Sized, dataset))
-    return listed if listed is not None and len(listed) == count and not isinstance(listed[0], str) else None
-
-
-def _label(item: Any) -> int:
-    if not isinstance(item, (tuple, list)) or len(item) < 2:
-        raise SuperCMError("A labeled data set must yield (image, label) pairs.")
-    return int(item[1])
 
 
 class ConcatStore(Store):
@@ -355,11 +134,6 @@ def join(stores: Sequence[Store]) -> Store:
 @dataclass
 class Samples:
     """Some samples of a store.
-
-    Examples:
-        >>> store = ArrayStore(torch.zeros(10, 3), torch.arange(10))
-        >>> Samples(store, torch.tensor([2, 5])).labels
-        tensor([2, 5])
 
     Attributes:
         store: Where they are.

@@ -7,7 +7,8 @@ import torch
 from torch.utils.data import Dataset
 
 from supercm_lightning.data.sources.base import Source
-from supercm_lightning.data.sources.stores import DatasetStore, Store, join, listed_labels
+from supercm_lightning.data.sources.stores import Store, join
+from supercm_lightning.data.sources.worker_stores import DatasetStore, listed_labels
 from supercm_lightning.utils.options import SuperCMError
 
 
@@ -25,9 +26,6 @@ class TorchSource(Source):
         without_labels: Whether items of `train` may be images alone.
         option: Option that gives `train`, for messages.
         image_size: Side of what the model receives, if smaller than the images.
-
-    Raises:
-        SuperCMError: If items are no images, or of different types.
     """
 
     def __init__(
