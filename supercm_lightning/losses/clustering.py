@@ -28,7 +28,7 @@ def clustering_loss_terms(
 ) -> dict[str, Tensor]:
     """The four terms of the clustering-module loss, for logging; their sum is `clustering_loss`.
 
-    With reconstructions x̄ = γ μ, over n rows, d features and K clusters:
+    With reconstructions x̄ = γ μ, over n samples, d features and K clusters:
 
         reconstruction   Σ_i ‖x_i − x̄_i‖² / (n d)
         sparsity         Σ_ik γ_ik (1 − γ_ik) ‖μ_k‖² / (n d)
@@ -51,6 +51,11 @@ def clustering_loss_terms(
         ValueError: If the shapes do not fit each other.
 
     Source: Boubekki et al., "Joint optimization of an autoencoder for clustering and embedding", Machine Learning 2021.
+
+    Examples:
+        >>> x, assignments = torch.ones(2, 3), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+        >>> sorted(clustering_loss_terms(x, assignments, torch.ones(2, 3)))[:2] == ["merging", "prior"]
+        True
     """
     with torch.autocast(features.device.type, enabled=False):
         x, gamma, mu = _checked(features, assignments, centroids)
@@ -84,6 +89,11 @@ def clustering_loss(features: Tensor, assignments: Tensor, centroids: Tensor, al
 
     Raises:
         ValueError: If the shapes do not fit each other.
+
+    Examples:
+        >>> x, assignments = torch.ones(2, 3), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+        >>> clustering_loss(x, assignments, torch.ones(2, 3)).item()
+        0.0
     """
     with torch.autocast(features.device.type, enabled=False):
         x, gamma, mu = _checked(features, assignments, centroids)

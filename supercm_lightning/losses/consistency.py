@@ -1,4 +1,4 @@
-"""Losses on unlabelled rows: pseudo-labels, consistency, virtual adversarial training, fairness."""
+"""Losses on unlabeled samples: pseudo-labels, consistency, virtual adversarial training, fairness."""
 
 from collections.abc import Callable
 
@@ -24,6 +24,11 @@ def pseudo_label_loss(
         A scalar.
 
     Source: Lee, "Pseudo-Label", ICML workshop 2013; Sohn et al., "FixMatch", NeurIPS 2020, eq. 4.
+
+    Examples:
+        >>> logits = torch.tensor([[4.0, 0.0], [0.0, 0.1]])
+        >>> pseudo_label_loss(logits, logits, threshold=0.95).item() < 0.01
+        True
     """
     confidence, label = targets_logits.detach().float().softmax(dim=1).max(dim=1)
     each = F.cross_entropy(logits.float(), label, reduction="none") * (confidence >= threshold)
@@ -31,16 +36,21 @@ def pseudo_label_loss(
 
 
 def consistency_loss(logits: Tensor, target_logits: Tensor) -> Tensor:
-    """Squared distance of the class probabilities, mean over rows and classes; no gradient reaches the targets.
+    """Squared distance of the class probabilities, mean over samples and classes; no gradient reaches the targets.
 
     Args:
         logits: Logits that learn, (n, K).
-        target_logits: Logits of the same rows by another view or a teacher, (n, K).
+        target_logits: Logits of the same samples by another view or a teacher, (n, K).
 
     Returns:
         A scalar in [0, 2 / K].
 
     Source: Laine and Aila, "Temporal Ensembling", ICLR 2017; Tarvainen and Valpola, "Mean teachers", NeurIPS 2017.
+
+    Examples:
+        >>> logits = torch.zeros(3, 4)
+        >>> consistency_loss(logits, logits).item()
+        0.0
     """
     return F.mse_loss(logits.float().softmax(dim=1), target_logits.detach().float().softmax(dim=1))
 
@@ -60,6 +70,11 @@ def balanced_consistency_loss(logits: Tensor, target_logits: Tensor, mean_probab
         A scalar.
 
     Source: Berthelot et al., "ReMixMatch", ICLR 2020, sections 3.1 and 3.2.2.
+
+    Examples:
+        >>> logits = torch.zeros(3, 4)
+        >>> round(balanced_consistency_loss(logits, logits, torch.full((4,), 0.25)).item(), 4)
+        1.3863
     """
     log_q = target_logits.detach().float().log_softmax(dim=1) - mean_probability.log()
     return F.cross_entropy(logits.float(), (2 * log_q).softmax(dim=1))
@@ -77,14 +92,19 @@ def virtual_adversarial_loss(
         model: Maps inputs (n, …) to logits (n, K).
         x: Inputs, (n, …).
         logits: Logits of `x` by the same model, (n, K).
-        eps: L2 norm of the perturbation of each row, > 0.
+        eps: L2 norm of the perturbation of each sample, > 0.
         xi: Norm of the step of the power iteration; 0.01 is far above float32's rounding of inputs of size one.
         iterations: Number of power iterations.
 
     Returns:
-        A scalar, the mean over rows.
+        A scalar, the mean over samples.
 
     Source: Miyato et al., "Virtual Adversarial Training", TPAMI 2019, eq. 5 and algorithm 1.
+
+    Examples:
+        >>> x, model = torch.rand(3, 4), torch.nn.Linear(4, 2)
+        >>> virtual_adversarial_loss(model, x, model(x), eps=1.0).item() > 0
+        True
     """
     target = logits.detach().float().softmax(dim=1)
     direction = _unit(torch.randn_like(x, dtype=torch.float32))
@@ -111,7 +131,12 @@ def _unit(rows: Tensor) -> Tensor:
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Entropy of the class probabilities in nats, mean over rows (n, K)."""
+    """Entropy of the class probabilities in nats, mean over samples (n, K).
+
+    Examples:
+        >>> round(entropy(torch.zeros(3, 4)).item(), 4)
+        1.3863
+    """
     log_p = logits.float().log_softmax(dim=1)
     return -(log_p.exp() * log_p).sum(dim=1).mean()
 
@@ -119,20 +144,25 @@ def entropy(logits: Tensor) -> Tensor:
 def fairness_loss(logits: Tensor, mask: Tensor, mean_probability: Tensor, label_share: Tensor) -> Tensor:
     """FreeMatch's self-adaptive fairness: the negative cross-entropy of two normalised class distributions.
 
-    Σ_k a_k log b_k with a = SumNorm(p̃ / h̃) of the running statistics and b = SumNorm(p̄ / h̄) of the confident rows
+    Σ_k a_k log b_k with a = SumNorm(p̃ / h̃) of the running statistics and b = SumNorm(p̄ / h̄) of the confident samples
     of this batch, h̄ their predicted labels' histogram; classes absent from a histogram drop out. Minimising it spreads
     the predictions over the classes.
 
     Args:
         logits: Logits of the strong view, (n, K).
-        mask: Confident rows, (n,) bool.
+        mask: Confident samples, (n,) bool.
         mean_probability: p̃, running mean of the class probabilities, (K,).
         label_share: h̃, running share of the predicted labels, (K,).
 
     Returns:
-        A scalar, at most zero; zero if no row is confident.
+        A scalar, at most zero; zero if no sample is confident.
 
     Source: Wang et al., "FreeMatch", ICLR 2023, eq. 11.
+
+    Examples:
+        >>> uniform = torch.full((2,), 0.5)
+        >>> fairness_loss(torch.eye(2), torch.tensor([True, True]), uniform, uniform).item() < 0
+        True
     """
     p = logits.float().softmax(dim=1)
     chosen = mask.to(p.dtype)[:, None]

@@ -65,8 +65,8 @@ class ClusteringHead(nn.Module):
     def update(self, features: Tensor, labels: Tensor) -> None:
         """Moves the centroids of the classes present in a batch; the others stay.
 
-        In a distributed run this is a collective call: every process gives its own rows, all get the centroids of the
-        whole batch.
+        In a distributed run this is a collective call: every process passes its own samples, and all hold the centroids of
+        the whole batch.
 
         Args:
             features: Features, (n, d).
@@ -87,7 +87,7 @@ class ClusteringHead(nn.Module):
 
 
 def class_totals(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Sum of the features and number of the rows of each class.
+    """Sum of the features and number of the samples of each class.
 
     Args:
         features: Features, (n, d).

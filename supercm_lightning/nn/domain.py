@@ -33,7 +33,7 @@ def reverse_gradient(x: Tensor, scale: float) -> Tensor:
 
 
 class DomainDiscriminator(nn.Sequential):
-    """Two hidden layers with batch norm and ReLU, and one logit: large for source rows.
+    """Two hidden layers with batch norm and ReLU, and one logit: large for source samples.
 
     Args:
         in_features: Width of the input.
