@@ -65,7 +65,7 @@ class ClusteringHead(nn.Module):
     def update(self, features: Tensor, labels: Tensor) -> None:
         """Moves the centroids of the classes present in a batch; the others stay.
 
-        In a distributed run this is a collective call: every process passes its own samples, and all hold the centroids of
+        In a distributed run this is a collective call: every process passes its own samples, all hold the centroids of
         the whole batch.
 
         Args:
