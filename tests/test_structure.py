@@ -28,9 +28,9 @@ PURE = ("losses", "nn", "self_labeling", "metrics", "baselines", "data/transform
 BY_NAME = {
     ("data/sources/registered.py", "targets"): "torchvision's data sets name their labels differently",
     ("data/sources/registered.py", "labels"): "torchvision's data sets name their labels differently",
-    ("data/sources/stores.py", "targets"): "data sets of users name their labels differently",
-    ("data/sources/stores.py", "labels"): "data sets of users name their labels differently",
-    ("data/sources/stores.py", "target_transform"): "data sets of users may change their labels when read",
+    ("data/sources/worker_stores.py", "targets"): "data sets of users name their labels differently",
+    ("data/sources/worker_stores.py", "labels"): "data sets of users name their labels differently",
+    ("data/sources/worker_stores.py", "target_transform"): "data sets of users may change their labels when read",
     ("data/sources/torch_datasets.py", "classes"): "data sets of users may name their classes",
     (
         "data/sources/features.py",
@@ -111,7 +111,7 @@ def test_modules_are_short() -> None:
         "methods/base.py": 200,
         "methods/asd.py": 100,
         "data/sources/registered.py": 360,
-        "data/sources/stores.py": 410,
+        "data/sources/worker_stores.py": 410,
     }
     assert {name: count for name, count in lines.items() if count > limits.get(name, 330)} == {}
 
