@@ -789,7 +789,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     config("model: [unclosed")
 
 
-@case(CONFIG, "a value out of range", "lr=-1.0: the learning rate must be positive", ValueError)
+@case(CONFIG, "a value out of range", "lr=-1.0: must be positive", ValueError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     config("model: {class_path: SuperCM, init_args: {lr: -1.0}}")
 

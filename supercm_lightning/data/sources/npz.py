@@ -43,13 +43,13 @@ def _map(path: Path, archive: zipfile.ZipFile, member: str) -> np.ndarray | None
     with archive.open(info) as stream:
         version = npy.read_magic(stream)
         shape, fortran, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(stream)
-        behind_header = stream.tell()
+        header = stream.tell()
     if dtype.hasobject or not np.prod(shape):
         return None
     with path.open("rb") as file:
         # A member follows its local header: 30 bytes, of which the last four are the lengths of name and extra field.
         file.seek(info.header_offset + 26)
-        start = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4))) + behind_header
+        start = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4))) + header
     return np.memmap(path, dtype, "c", start, shape, "F" if fortran else "C")
 
 

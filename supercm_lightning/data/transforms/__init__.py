@@ -1,1 +1,1 @@
-"""Batched augmentation and normalisation on the device; pure tensor functions, no Lightning."""
+"""Batched augmentation and normalization on the device; pure tensor functions, no Lightning."""

@@ -1,4 +1,4 @@
-"""Crops of whole batches on their device, every box drawn per image."""
+"""Crops of whole batches on their device, every box random per image."""
 
 import math
 from collections.abc import Callable
@@ -34,9 +34,9 @@ def _interpolation(start: Tensor, length: Tensor, pixels: int, size: int) -> Ten
     """Weights (n, size, pixels) of the pixels of one axis in each pixel of the result."""
     start, length = start.view(-1, 1, 1).float(), length.view(-1, 1, 1).float()
     place = torch.arange(pixels, device=start.device) + 0.5
-    centre = start + (torch.arange(size, device=start.device).view(-1, 1) + 0.5) * (length / size)
+    center = start + (torch.arange(size, device=start.device).view(-1, 1) + 0.5) * (length / size)
     # A triangle as wide as a pixel of the coarser grid, cut off at the box.
-    weight = (1 - (place - centre).abs() / (length / size).clamp_min(1)).clamp_min_(0)
+    weight = (1 - (place - center).abs() / (length / size).clamp_min(1)).clamp_min_(0)
     weight *= (place > start) & (place < start + length)
     return weight / weight.sum(2, keepdim=True)
 
@@ -47,7 +47,7 @@ class RandomResizedCrop:
 
     Attributes:
         size: Height and width of the result.
-        scale: Range of the area of the box as a share of the image's, in (0, 1].
+        scale: Range of the area of the box as a fraction of the image's, in (0, 1].
         ratio: Range of its width / height, > 0; drawn uniformly in the logarithm.
 
     Source:

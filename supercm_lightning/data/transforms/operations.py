@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FILL = 128
-"""Mid-grey, for what Cutout covers and where a moved image leaves a gap."""
+"""Mid-gray, for what Cutout covers and where a moved image leaves a gap."""
 
 
 def identity(images: Tensor, _: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def equalize(images: Tensor, _: Tensor) -> Tensor:
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
     """Keeps the leading bits of each value; a fraction of a bit is dropped, as in USB."""
     mask = (256 - 2 ** (8 - bits.floor())).to(torch.uint8)
-    return images & beside(images, mask).view(-1, 1, 1, 1)
+    return images & to_device_like(images, mask).view(-1, 1, 1, 1)
 
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
@@ -58,14 +58,14 @@ def brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def color(images: Tensor, factor: Tensor) -> Tensor:
-    """Blends with the grey image; without three channels there is no colour to take."""
-    return _blend(images, _grey(images), factor) if images.shape[1] == 3 else images
+    """Blends with the gray image; without three channels there is no color to take."""
+    return _blend(images, _gray(images), factor) if images.shape[1] == 3 else images
 
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Blends with the mean of the grey image."""
-    grey = _grey(images) if images.shape[1] == 3 else images.float()
-    return _blend(images, grey.mean((1, 2, 3), keepdim=True), factor)
+    """Blends with the mean of the gray image."""
+    gray = _gray(images) if images.shape[1] == 3 else images.float()
+    return _blend(images, gray.mean((1, 2, 3), keepdim=True), factor)
 
 
 def sharpness(images: Tensor, factor: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
-    """Rotates counter-clockwise about the centre."""
+    """Rotates counter-clockwise about the center."""
     cos, sin = degrees.deg2rad().cos(), degrees.deg2rad().sin()
     return _affine(images, xx=cos, xy=-sin, yx=sin, yy=cos)
 
@@ -96,17 +96,17 @@ def shear_y(images: Tensor, slope: Tensor) -> Tensor:
     return _affine(images, yx=slope, y0=slope * images.shape[3] / 2)
 
 
-def translate_x(images: Tensor, share: Tensor) -> Tensor:
-    """Moves to the right by a share of the width."""
-    return _affine(images, x0=-share * images.shape[3])
+def translate_x(images: Tensor, fraction: Tensor) -> Tensor:
+    """Moves to the right by a fraction of the width."""
+    return _affine(images, x0=-fraction * images.shape[3])
 
 
-def translate_y(images: Tensor, share: Tensor) -> Tensor:
-    """Moves down by a share of the height."""
-    return _affine(images, y0=-share * images.shape[2])
+def translate_y(images: Tensor, fraction: Tensor) -> Tensor:
+    """Moves down by a fraction of the height."""
+    return _affine(images, y0=-fraction * images.shape[2])
 
 
-def beside(images: Tensor, values: Tensor) -> Tensor:
+def to_device_like(images: Tensor, values: Tensor) -> Tensor:
     """Brings values from the host to the device of the images."""
     # CUDA has read memory that is not pinned when the call returns, so nothing needs to wait; others promise nothing.
     return values.to(images.device, non_blocking=images.is_cuda)
@@ -114,10 +114,10 @@ def beside(images: Tensor, values: Tensor) -> Tensor:
 
 def per_image(images: Tensor, values: Tensor) -> Tensor:
     """Brings one number per image to its device, (n, 1, 1, 1) float32."""
-    return beside(images, values.float()).view(-1, 1, 1, 1)
+    return to_device_like(images, values.float()).view(-1, 1, 1, 1)
 
 
-def _grey(images: Tensor) -> Tensor:
+def _gray(images: Tensor) -> Tensor:
     red, green, blue = images.split(1, dim=1)
     return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114).floor_()
 
@@ -135,13 +135,13 @@ def _affine(
     yy: Tensor | float = 1.0,
     y0: Tensor | float = 0.0,
 ) -> Tensor:
-    """Takes pixel (x, y) from the pixel nearest to (xx·x + xy·y + x0, yx·x + yy·y + y0), counted from the centre."""
+    """Takes pixel (x, y) from the pixel nearest to (xx·x + xy·y + x0, yx·x + yy·y + y0), counted from the center."""
     n, _, h, w = images.shape
     matrix = torch.empty(n, 2, 3, dtype=torch.float64)
     for row, values, side in ((0, (xx, xy, x0), w), (1, (yx, yy, y0), h)):
         for column, value in enumerate(values):
             matrix[:, row, column] = value * (2 / side)  # grid_sample counts in half sides
-    of_x, of_y, offset = beside(images, matrix.float()).view(n, 2, 3, 1, 1).unbind(2)
+    of_x, of_y, offset = to_device_like(images, matrix.float()).view(n, 2, 3, 1, 1).unbind(2)
     x = torch.arange(w, device=images.device) - (w - 1) / 2
     y = torch.arange(h, device=images.device).view(h, 1) - (h - 1) / 2
     grid = (of_x * x + (of_y * y + offset)).permute(0, 2, 3, 1)

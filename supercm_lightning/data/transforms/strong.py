@@ -1,7 +1,7 @@
-"""The strong view of FixMatch and its kin: RandAugment and Cutout on whole batches, drawn per image.
+"""The strong view of the FixMatch family: RandAugment and Cutout on whole batches, random per image.
 
-Which operation meets which image is drawn on the host, from the seed of the stream: the rows of each operation are
-known without asking the device, and a GPU gets the operations that a CPU gets. Each works on all its images at once.
+The operation of each image is chosen on the host, from the seed of the stream: no device has to be waited for, and a
+GPU applies the operations that a CPU applies. Each operation works on all its images at once.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from supercm_lightning.data.transforms import operations
 from supercm_lightning.data.transforms.crops import Crop
-from supercm_lightning.data.transforms.operations import FILL, beside, per_image
+from supercm_lightning.data.transforms.operations import FILL, per_image, to_device_like
 from supercm_lightning.data.transforms.weak import Normalization, flip_and_shift
 from supercm_lightning.utils.options import SuperCMError
 from supercm_lightning.utils.random import generator
@@ -51,25 +51,25 @@ def apply_operations(images: Tensor, choice: Tensor, magnitude: Tensor) -> Tenso
     """
     order = choice.argsort()
     sizes = choice.bincount(minlength=len(POOL)).tolist()
-    sorted_images = images.index_select(0, beside(images, order))
+    sorted_images = images.index_select(0, to_device_like(images, order))
     parts = zip(POOL.values(), sorted_images.split(sizes), magnitude[order].split(sizes), strict=True)
     done = torch.cat([operation(part, level) if len(part) else part for (operation, _, _), part, level in parts])
-    return done.index_select(0, beside(images, order.argsort()))
+    return done.index_select(0, to_device_like(images, order.argsort()))
 
 
-def cutout(images: Tensor, side: Tensor, centre: Tensor) -> Tensor:
-    """Covers one square of each image with grey; what lies beyond the border is cut off.
+def cutout(images: Tensor, side: Tensor, center: Tensor) -> Tensor:
+    """Covers one square of each image with gray; the part outside the image is ignored.
 
     Args:
         images: (n, C, H, W) uint8, on any device.
         side: Sides in pixels, (n,), on the host.
-        centre: Centres (x, y) in pixels from the upper left corner, (2, n), on the host.
+        center: Centers (x, y) in pixels from the upper left corner, (2, n), on the host.
 
     Returns:
         The new images, (n, C, H, W) uint8.
     """
     h, w = images.shape[2:]
-    half, x, y = (per_image(images, values) for values in (side / 2, *centre))
+    half, x, y = (per_image(images, values) for values in (side / 2, *center))
     column = torch.arange(w, device=images.device) + 0.5
     row = torch.arange(h, device=images.device).view(-1, 1) + 0.5
     covered = (((column - x).abs() < half) & ((row - y).abs() < half)).to(torch.uint8)
@@ -78,11 +78,11 @@ def cutout(images: Tensor, side: Tensor, centre: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class StrongAugmentation:
-    """Weak geometry, RandAugment in the variant of the FixMatch paper, and Cutout, drawn per image.
+    """Weak geometry, RandAugment in the variant of the FixMatch paper, and Cutout, random per image.
 
     RandAugment here: 2 operations of `POOL` per image, with replacement, each applied, at a magnitude uniform in its
-    range. Cutout: a square of side U(0, `cutout`) times the image's width at a uniform centre. Both fill with mid-grey.
-    USB and TorchSSL differ in three operations (`num_ops=3`), black gaps beside moved images, and a Cutout colour of
+    range. Cutout: a square of side U(0, `cutout`) times the image's width at a uniform center. Both fill with mid-gray.
+    USB and TorchSSL differ in three operations (`num_ops=3`), black gaps around moved images, and a Cutout color of
     their own; the port of kekmodel applies each of two operations with probability 1/2 at one of nine levels, and a
     Cutout of 16 pixels.
 
@@ -91,11 +91,17 @@ class StrongAugmentation:
         flip: Mirror left-right with probability 1/2, before the operations.
         shift: Largest shift in pixels before the operations, edges reflected.
         num_ops: Operations per image.
-        cutout: Largest side of the square as a share of the width; 0: no Cutout.
+        cutout: Largest side of the square as a fraction of the width; 0: no Cutout.
         crop: Applied first, or None.
 
     Raises:
-        ValueError: If `num_ops` or `cutout` is negative.
+        SuperCMError: If `num_ops` or `cutout` is negative.
+
+    Examples:
+        >>> augment = StrongAugmentation(Normalization(), flip=True, shift=2)
+        >>> images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+        >>> augment(images, torch.Generator().manual_seed(0)).shape
+        torch.Size([4, 3, 8, 8])
 
     Source:
         Cubuk et al., RandAugment, 2020; DeVries & Taylor, Cutout, 2017; Sohn et al., FixMatch, 2020.
@@ -113,11 +119,11 @@ class StrongAugmentation:
             if getattr(self, name) < 0:
                 raise SuperCMError(f"{name}={getattr(self, name)}: must not be negative.")
 
-    def __call__(self, rows: Tensor, stream: torch.Generator) -> Tensor:
+    def __call__(self, samples: Tensor, stream: torch.Generator) -> Tensor:
         """Augments images to floats of the same shape but for the crop.
 
         Args:
-            rows: (n, C, H, W), uint8 or float in [0, 1]; floats are rounded to 256 levels and not normalised. On a GPU,
+            samples: (n, C, H, W), uint8 or float in [0, 1]; floats are rounded to 256 levels, not normalized. On a GPU,
                 checking the range of floats waits for the device; bytes need no check.
             stream: Source of randomness, on the images' device, fresh: the operations depend on its initial seed alone.
 
@@ -125,36 +131,37 @@ class StrongAugmentation:
             The strong view, (n, C, H, W) float32.
 
         Raises:
-            ValueError: If `rows` are feature vectors, or floats outside [0, 1].
+            SuperCMError: If `samples` are feature vectors, or floats outside [0, 1].
         """
-        images = _checked(rows) if rows.dtype == torch.uint8 else _checked(rows).mul(255).round_().to(torch.uint8)
+        images = _checked(samples)
+        images = images if images.dtype == torch.uint8 else images.mul(255).round_().to(torch.uint8)
         images = images if self.crop is None else self.crop(images, stream)
         n, _, h, w = images.shape
         images = flip_and_shift(images, self.flip, self.shift, stream)
         # Its own key: a CPU stream of the same seed would repeat the numbers that flip and shift have used.
-        drawn = generator(stream.initial_seed(), "strong")
+        numbers = generator(stream.initial_seed(), "strong")
         for _ in range(self.num_ops):
-            choice = torch.randint(len(POOL), (n,), generator=drawn)
+            choice = torch.randint(len(POOL), (n,), generator=numbers)
             low, high = _RANGES[choice].unbind(1)
-            level = torch.rand(n, generator=drawn, dtype=torch.float64)
+            level = torch.rand(n, generator=numbers, dtype=torch.float64)
             images = apply_operations(images, choice, low + (high - low) * level)
         if self.cutout:
-            side, x, y = torch.rand(3, n, generator=drawn, dtype=torch.float64)
+            side, x, y = torch.rand(3, n, generator=numbers, dtype=torch.float64)
             images = cutout(images, side * self.cutout * w, torch.stack([x * w, y * h]))
-        return self.normalization(images if rows.dtype == torch.uint8 else images.float().div_(255))
+        return self.normalization(images if samples.dtype == torch.uint8 else images.float().div_(255))
 
 
-def _checked(rows: Tensor) -> Tensor:
-    if rows.ndim != 4:
+def _checked(samples: Tensor) -> Tensor:
+    if samples.ndim != 4:
         raise SuperCMError(
-            f"Strong views are made of images (n, C, H, W), and these rows have the shape {tuple(rows.shape)}: feature "
-            "vectors have none."
+            f"Strong views are made of images (n, C, H, W), and these samples have the shape {tuple(samples.shape)}: "
+            "feature vectors have none."
         )
-    if rows.dtype != torch.uint8:
-        low, high = rows.aminmax()
+    if samples.dtype != torch.uint8:
+        low, high = samples.aminmax()
         if not (low >= 0) & (high <= 1):
             raise SuperCMError(
                 f"Strong views are made of images in [0, 1], and these reach from {low:.4g} to {high:.4g}, as whitened "
-                "or normalised images do: set whitening=false, or give the data set without its own normalisation."
+                "or normalized images do: set whitening=false, or give the data set without its own normalization."
             )
-    return rows
+    return samples

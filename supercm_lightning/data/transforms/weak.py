@@ -12,11 +12,15 @@ from supercm_lightning.utils.options import SuperCMError
 
 @dataclass(frozen=True)
 class Normalization:
-    """Turns uint8 images into floats, (x/255 - mean) / std per channel; float rows pass unchanged.
+    """Turns uint8 images into floats, (x/255 - mean) / std per channel; floats pass unchanged.
 
     Attributes:
         mean: One value per channel, or one for all, on the scale [0, 1].
         std: Likewise, > 0.
+
+    Examples:
+        >>> Normalization()(torch.tensor([[[[0, 255]]]], dtype=torch.uint8))
+        tensor([[[[-1.,  1.]]]])
     """
 
     mean: tuple[float, ...] = (0.5,)
@@ -33,8 +37,8 @@ class Normalization:
 @lru_cache(maxsize=16)
 def _linear_map(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Factor and offset per channel, (1, C, 1, 1), brought to a device once: a GPU must be waited for meanwhile."""
-    scale, centre = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (std, mean))
-    return 1 / (255 * scale), centre / scale
+    scale, center = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (std, mean))
+    return 1 / (255 * scale), center / scale
 
 
 def check_weak_options(
@@ -104,8 +108,13 @@ class WeakAugmentation:
         normalization: Applied between the geometry and the noise.
         flip: Mirror left-right with probability 1/2.
         shift: Largest shift in pixels, edges reflected.
-        noise: Standard deviation of the noise, in units of the normalised values.
+        noise: Standard deviation of the noise, in units of the normalized values.
         crop: Applied first, or None.
+
+    Examples:
+        >>> augment = WeakAugmentation(Normalization(), flip=True, shift=2)
+        >>> augment(torch.rand(4, 3, 8, 8), torch.Generator().manual_seed(0)).shape
+        torch.Size([4, 3, 8, 8])
     """
 
     normalization: Normalization
@@ -114,13 +123,13 @@ class WeakAugmentation:
     noise: float = 0.0
     crop: Crop | None = None
 
-    def __call__(self, rows: Tensor, stream: torch.Generator) -> Tensor:
-        """Augments rows (n, …) to floats of the same shape but for the crop; features (n, d) only get noise."""
-        if rows.ndim == 4:
-            rows = rows if self.crop is None else self.crop(rows, stream)
-            rows = flip_and_shift(rows, self.flip, self.shift, stream)
-        rows = self.normalization(rows)
+    def __call__(self, samples: Tensor, stream: torch.Generator) -> Tensor:
+        """Augments samples (n, …) to floats of the same shape but for the crop; features (n, d) only get noise."""
+        if samples.ndim == 4:
+            samples = samples if self.crop is None else self.crop(samples, stream)
+            samples = flip_and_shift(samples, self.flip, self.shift, stream)
+        samples = self.normalization(samples)
         if self.noise:
-            noise = torch.randn(rows.shape, generator=stream, device=rows.device)
-            rows = noise.mul_(self.noise).add_(rows)
-        return rows
+            noise = torch.randn(samples.shape, generator=stream, device=samples.device)
+            samples = noise.mul_(self.noise).add_(samples)
+        return samples

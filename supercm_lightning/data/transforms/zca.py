@@ -1,4 +1,4 @@
-"""Global contrast normalisation and ZCA whitening, the preprocessing of the published CIFAR experiments."""
+"""Global contrast normalization and ZCA whitening, the preprocessing of the published CIFAR experiments."""
 
 from dataclasses import dataclass
 
@@ -16,11 +16,11 @@ def global_contrast_normalize(images: Tensor, scale: float = 55.0) -> Tensor:
     Returns:
         Float images of the same shape; images of one value become zero.
     """
-    rows = images.flatten(1).float()
-    rows = rows - rows.mean(dim=1, keepdim=True)
-    norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    vectors = images.flatten(1).float()
+    vectors = vectors - vectors.mean(dim=1, keepdim=True)
+    norm = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
     # An image of one value has a norm of rounding errors, which must not be blown up to `scale`.
-    return rows.mul_(torch.where(norm < 1e-2, 0.0, scale / norm)).view(images.shape)
+    return vectors.mul_(torch.where(norm < 1e-2, 0.0, scale / norm)).view(images.shape)
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class ZCA:
     @classmethod
     def fit(cls, images: Tensor, regularization: float = 0.1) -> "ZCA":
         """Estimates the whitening from images (n, C, H, W), adding `regularization` to every eigenvalue."""
-        rows = images.flatten(1)
-        mean = rows.mean(dim=0, dtype=torch.float64)
+        vectors = images.flatten(1)
+        mean = vectors.mean(dim=0, dtype=torch.float64)
         covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
-        for chunk in rows.split(5000):  # all rows at once in double precision would take gigabytes
-            centred = chunk - mean
-            covariance.addmm_(centred.T, centred, alpha=1 / len(rows))
+        for chunk in vectors.split(5000):  # all vectors at once in double precision would take gigabytes
+            centered = chunk - mean
+            covariance.addmm_(centered.T, centered, alpha=1 / len(vectors))
         eigenvalues, vectors = torch.linalg.eigh(covariance)
         matrix = (vectors / (eigenvalues.clamp_min(0) + regularization).sqrt()) @ vectors.T
         return cls(mean.float(), matrix.float())
