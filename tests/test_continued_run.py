@@ -56,6 +56,9 @@ def killed_after(whole: Path, broken: Path, step: int) -> None:
         found = re.search(r"step=(\d+)", file.stem)
         if found is None or int(found.group(1)) > step:
             file.unlink()
+    # Event files are read in the order of their names, which hold the second in which they began.
+    for number, file in enumerate(sorted(broken.rglob("events.out.tfevents.*"))):
+        file.rename(file.with_name(f"events.out.tfevents.{number}"))
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")

@@ -12,9 +12,10 @@ from supercm_lightning.utils.random import seed_of
 
 
 class StepSeed(Callback):
-    """Reseeds the generators of torch, NumPy and Python before every training step, from seed, step and rank.
+    """Reseeds the generators of torch, NumPy and Python for every training batch and step, from seed, step and rank.
 
-    Dropout and perturbations of a resumed run are then those of the uninterrupted one, on every number of accelerators.
+    Dropout, perturbations and a user's augmentation of a resumed run are then those of the uninterrupted one, on every
+    number of accelerators.
     After the training the process has its random state back. Methods of this package add the callback by themselves.
 
     Attributes:
@@ -35,19 +36,30 @@ class StepSeed(Callback):
             self.run_seed = int(trainer.strategy.broadcast(torch.initial_seed()))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keeps the random state of the process."""
+        """Keeps the random state of the process, and reseeds for the first batch."""
         self._isolation = isolate_rng()
         self._isolation.__enter__()
+        self._reseed_for_batch(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Reseeds the generators."""
-        seed = seed_of(self.run_seed, trainer.fit_loop.total_batch_idx, trainer.global_rank)
-        # torch.manual_seed formats the whole stack for accelerators that are absent: 0.4 ms of every step.
-        torch.default_generator.manual_seed(seed)
-        if pl_module.device.type != "cpu":
-            torch.get_device_module(pl_module.device).manual_seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002 - the generator that a user's augmentation draws from
-        random.seed(seed)
+        """Reseeds for the step."""
+        _reseed(pl_module, seed_of(self.run_seed, trainer.fit_loop.total_batch_idx, trainer.global_rank))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Reseeds for the next batch."""
+        self._reseed_for_batch(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Reseeds for the next batch, as a resumed run leaves a validation before it out."""
+        if self._isolation is not None:
+            self._reseed_for_batch(trainer, pl_module)
+
+    def _reseed_for_batch(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning has no hook of callbacks before a batch is augmented.
+        number = trainer.fit_loop.total_batch_idx + 1
+        _reseed(pl_module, seed_of(self.run_seed, "batch", number, trainer.global_rank))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gives the process its random state back."""
@@ -69,3 +81,12 @@ class StepSeed(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the seed of the run."""
         self.run_seed = state_dict["run_seed"]
+
+
+def _reseed(module: LightningModule, seed: int) -> None:
+    # torch.manual_seed formats the whole stack for accelerators that are absent: 0.4 ms of every step.
+    torch.default_generator.manual_seed(seed)
+    if module.device.type != "cpu":
+        torch.get_device_module(module.device).manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the generator that a user's augmentation draws from
+    random.seed(seed)
