@@ -1,13 +1,12 @@
 """Input that is wrong or unusual, and what becomes of it: the table of docs/reliability.md.
 
-`python tests/test_bad_input.py` prints the table.
+`python tests/test_bad_input.py` writes the table into the page.
 """
 
 import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from supercm_lightning import (
 )
 from supercm_lightning.cli import run
 from supercm_lightning.self_labeling import read_clusters
+from supercm_lightning.utils.options import SuperCMError
 
 PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
 
@@ -102,7 +102,7 @@ def truncated(suffix: str = ".jpg") -> None:
     FILES,
     "truncated JPEG",
     "images/train/cat/bad.jpg: cannot be read as an image … or leave such files out with on_bad_image: skip",
-    ValueError,
+    SuperCMError,
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     truncated(".jpg")
@@ -113,32 +113,32 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     FILES,
     "truncated PNG",
     "images/train/cat/bad.png: cannot be read as an image … or leave such files out with on_bad_image: skip",
-    ValueError,
+    SuperCMError,
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     truncated(".png")
     read(image_size=8)
 
 
-@case(FILES, "text with the name of an image", "bad.png: cannot be read as an image", ValueError)
+@case(FILES, "text with the name of an image", "bad.png: cannot be read as an image", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     images().joinpath("train/cat/bad.png").write_text("this is no image")
     read()
 
 
-@case(FILES, "zero bytes", "bad.png: cannot be read as an image", ValueError)
+@case(FILES, "zero bytes", "bad.png: cannot be read as an image", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     images().joinpath("train/cat/bad.png").touch()
     read()
 
 
-@case(FILES, "zero bytes, images not held in memory", "bad.png: cannot be read as an image", ValueError)
+@case(FILES, "zero bytes, images not held in memory", "bad.png: cannot be read as an image", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     images().joinpath("train/cat/bad.png").touch()
     read(in_memory=False)
 
 
-@case(FILES, "a link that leads nowhere", "bad.png: cannot be read as an image … No such file", ValueError)
+@case(FILES, "a link that leads nowhere", "bad.png: cannot be read as an image … No such file", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     images().joinpath("train/cat/bad.png").symlink_to("nowhere.png")
     read()
@@ -158,7 +158,7 @@ def plain_user() -> Iterator[None]:
             os.seteuid(0)
 
 
-@case(FILES, "a file without permission to read", "0.png: cannot be read as an image … Permission denied", ValueError)
+@case(FILES, "a file without permission to read", "0.png: cannot be read as an image … Permission denied", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     (images() / "train/cat/0.png").chmod(0)
     with plain_user():
@@ -191,7 +191,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     FILES,
     "every file of a class bad, with `on_bad_image: skip`",
     "training set: 1 of 2 classes have no labeled sample (cat)",
-    ValueError,
+    SuperCMError,
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     for file in images().glob("train/cat/*.png"):
@@ -204,7 +204,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     FILES,
     "every file bad, with `on_bad_image: skip`",
     "none of the 8 images that were tried can be read, images/train/cat/0.png among them",
-    ValueError,
+    SuperCMError,
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     for file in images().glob("train/*/*.png"):
@@ -216,7 +216,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     FILES,
     "bad files among those to be clustered",
     "images/train/cat/bad.jpg: cannot be read as an image … or leave such files out with on_bad_image: skip",
-    ValueError,
+    SuperCMError,
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     truncated()
@@ -241,7 +241,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
         assert data.samples["test"].labels.tolist() == [0] * 3 + [1] * 4
 
 
-@case(FILES, "`on_bad_image: ignore`", "on_bad_image='ignore': choose one of error, skip", ValueError)
+@case(FILES, "`on_bad_image: ignore`", "on_bad_image='ignore': choose one of error, skip", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     images()
     read(on_bad_image="ignore")
@@ -274,7 +274,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     FILES,
     "an image of another size",
     "images/train/dog/0.png: shape (3, 5, 9) where (3, 8, 8) was expected. Set image_size",
-    ValueError,
+    SuperCMError,
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (9, 5)).save(images() / "train/dog/0.png")
@@ -326,44 +326,47 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 FOLDERS = "Folders"
 
 
-@case(FOLDERS, "no such folder", "root=images is not a folder. Expected there: labeled/<class>", FileNotFoundError)
+@case(FOLDERS, "no such folder", "root=images is not a folder. Expected there: labeled/<class>", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     read()
 
 
-@case(FOLDERS, "a file in place of the folder", "root=images is not a folder", FileNotFoundError)
+@case(FOLDERS, "a file in place of the folder", "root=images is not a folder", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("images").touch()
     read()
 
 
-@case(FOLDERS, "an empty folder", "no class folders in images. Expected", FileNotFoundError)
+@case(FOLDERS, "an empty folder", "no class folders in images. Expected", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("images").mkdir()
     read()
 
 
-@case(FOLDERS, "empty class folders", "no images in the class folders of images/train", FileNotFoundError)
+@case(FOLDERS, "empty class folders", "no images in the class folders of images/train", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     for file in images().glob("train/*/*.png"):
         file.unlink()
     read()
 
 
-@case(FOLDERS, "one empty class folder", "1 of 3 classes have no labeled sample (owl)", ValueError)
+@case(FOLDERS, "one empty class folder", "1 of 3 classes have no labeled sample (owl)", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     (images() / "train/owl").mkdir()
     read()
 
 
-@case(FOLDERS, "one class", "dataset: 1 class, where at least two are needed", ValueError)
+@case(FOLDERS, "one class", "dataset: 1 class, where at least two are needed", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(images() / "train/dog")
     read()
 
 
 @case(
-    FOLDERS, "a class in `test` that the labelled tree lacks", "class 'owl' does not occur in images/train", ValueError
+    FOLDERS,
+    "a class in `test` that the labelled tree lacks",
+    "class 'owl' does not occur in images/train",
+    SuperCMError,
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     (images() / "test/owl").mkdir(parents=True)
@@ -392,7 +395,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     FOLDERS,
     "the data of a registered set missing",
     "mnist: not found under root=nowhere (expected MNIST/raw",
-    FileNotFoundError,
+    SuperCMError,
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     SemiSupervisedDataModule("mnist", "nowhere").setup("fit")
@@ -426,65 +429,65 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     assert domains().samples["labeled"].labels.tolist() == [0, 1, 2, 0, 1, 2]
 
 
-@case(LISTS, "a class that one domain lacks", "the classes of one and other differ: 2 only in other", ValueError)
+@case(LISTS, "a class that one domain lacks", "the classes of one and other differ: 2 only in other", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     domains(" 2\n", " 0\n")
 
 
-@case(LISTS, "a class that both domains lack", "1 of 4 classes have no labeled sample (2)", ValueError)
+@case(LISTS, "a class that both domains lack", "1 of 4 classes have no labeled sample (2)", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     write = Path.write_text
     monkeypatch.setattr(Path, "write_text", lambda path, text: write(path, text.replace(" 2\n", " 3\n")))
     domains(" 2\n", " 3\n")
 
 
-@case(LISTS, "a label above those of the other domain", "differ: 999999999 only in one; 2 only in other", ValueError)
+@case(LISTS, "a label above those of the other domain", "differ: 999999999 only in one; 2 only in other", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     domains(" 2\n", " 999999999\n")
 
 
-@case(LISTS, "a label below −1", "one.txt, line 2: 'flat/1.png -3' is not a path, a space and a label", ValueError)
+@case(LISTS, "a label below −1", "one.txt, line 2: 'flat/1.png -3' is not a path, a space and a label", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     domains("1.png 1", "1.png -3")
 
 
-@case(LISTS, "a source image without a label", "images of the source domain one have no label", ValueError)
+@case(LISTS, "a source image without a label", "images of the source domain one have no label", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     domains("1.png 1", "1.png -1")
 
 
-@case(LISTS, "an image twice", "one.txt, line 2: flat/0.png is already listed in line 1. Remove one", ValueError)
+@case(LISTS, "an image twice", "one.txt, line 2: flat/0.png is already listed in line 1. Remove one", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     domains("flat/1.png", "flat/0.png")
 
 
-@case(LISTS, "a header", "one.txt, line 1: 'path label' is not a path, a space and a label", ValueError)
+@case(LISTS, "a header", "one.txt, line 1: 'path label' is not a path, a space and a label", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     domains("flat/0.png 0", "path label\nflat/0.png 0")
 
 
-@case(LISTS, "an image that is not there", "flat/9.png: cannot be read as an image … No such file", ValueError)
+@case(LISTS, "an image that is not there", "flat/9.png: cannot be read as an image … No such file", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     domains("flat/1.png", "flat/9.png")
 
 
-@case(LISTS, "a list that is not text", "one.txt: not a list of images in UTF-8", ValueError)
+@case(LISTS, "a list that is not text", "one.txt: not a list of images in UTF-8", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     domains(new=b"\xff\xfe\x00")
 
 
-@case(LISTS, "an empty list", "one.txt: the list is empty", ValueError)
+@case(LISTS, "an empty list", "one.txt: the list is empty", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     domains(new=b"")
 
 
-@case(LISTS, "given clusters under another header", "c.csv: not a clustering … with a column `class`", ValueError)
+@case(LISTS, "given clusters under another header", "c.csv: not a clustering … with a column `class`", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("c.csv").write_text("file,label\na.png,1\n")
     read_clusters(Path("c.csv"), 1, 2)
 
 
-@case(LISTS, "given clusters that are words or fractions", "not a clustering … numbers of type float64", ValueError)
+@case(LISTS, "given clusters that are words or fractions", "not a clustering … numbers of type float64", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("c.csv").write_text("file,class\na.png,cat\n")
     with pytest.raises(ValueError, match="not a clustering"):
@@ -493,7 +496,9 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     read_clusters(Path("c.npy"), 1, 2)
 
 
-@case(LISTS, "given clusters for other rows, or none", "clusters of shape (0,); expected one for each of 2", ValueError)
+@case(
+    LISTS, "given clusters for other rows, or none", "clusters of shape (0,); expected one for each of 2", SuperCMError
+)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     np.save("c.npy", np.array([0, 1, 1]))
     with pytest.raises(ValueError, match=r"clusters of shape \(3,\)"):
@@ -502,13 +507,13 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     read_clusters(Path("c.csv"), 2, 2)
 
 
-@case(LISTS, "a given cluster out of range", "clusters from 0 to 2; expected 0 to 1, or -1", ValueError)
+@case(LISTS, "a given cluster out of range", "clusters from 0 to 2; expected 0 to 1, or -1", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     np.save("c.npy", np.array([0, 2]))
     read_clusters(Path("c.npy"), 2, 2)
 
 
-@case(LISTS, "truncated or empty files of given clusters", "c.npy: not a clustering", ValueError)
+@case(LISTS, "truncated or empty files of given clusters", "c.npy: not a clustering", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     np.save("c.npy", np.arange(50) % 2)
     whole = Path("c.npy").read_bytes()
@@ -537,17 +542,19 @@ def split_file(**changes: Any) -> SemiSupervisedDataModule:
     return digits(num_labeled=None, split_file="split.json")
 
 
-@case(SPLITS, "fewer labels than classes", "num_labeled=5: fewer labels than the 10 classes", ValueError)
+@case(SPLITS, "fewer labels than classes", "num_labeled=5: fewer labels than the 10 classes", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     digits(num_labeled=5)
 
 
-@case(SPLITS, "more labels than rows", "num_labeled=1700, num_val=150 and num_test=450 ask for more than", ValueError)
+@case(SPLITS, "more labels than rows", "num_labeled=1700, num_val=150 and num_test=450 ask for more than", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     digits(num_labeled=1700)
 
 
-@case(SPLITS, "every row labelled, with a method that needs unlabelled ones", "The unlabeled set is empty", ValueError)
+@case(
+    SPLITS, "every row labelled, with a method that needs unlabelled ones", "The unlabeled set is empty", SuperCMError
+)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     run(["fit", "--model", "SuperCM", "--data", "SemiSupervisedDataModule", *QUIET])
 
@@ -559,19 +566,24 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli.model.head.updates.tolist() == [2] * 10
 
 
-@case(SPLITS, "a batch of no rows", "labeled_batch_size=0: must be at least 1", ValueError)
+@case(SPLITS, "a batch of no rows", "labeled_batch_size=0: must be at least 1", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     digits(num_labeled=20, labeled_batch_size=0)
 
 
-@case(SPLITS, "a split file that is no JSON", "split_file=split.json: not a split written by this library", ValueError)
+@case(
+    SPLITS, "a split file that is no JSON", "split_file=split.json: not a split written by this library", SuperCMError
+)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("split.json").write_bytes(b"\xff\xfe{")
     digits(num_labeled=20, split_file="split.json")
 
 
 @case(
-    SPLITS, "a split file with other names (a wrong header)", "split.json: not a split … unexpected keyword", ValueError
+    SPLITS,
+    "a split file with other names (a wrong header)",
+    "split.json: not a split … unexpected keyword",
+    SuperCMError,
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     split_file(labelled=[1])
@@ -581,7 +593,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     SPLITS,
     "a split file with words or fractions for rows",
     "split.json: not a split … sample numbers must be integers",
-    ValueError,
+    SuperCMError,
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="must be integers"):
@@ -589,7 +601,9 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     split_file(val=["one"])
 
 
-@case(SPLITS, "a split file with a row twice", "split.json: sample 3 occurs twice in labeled, val and test", ValueError)
+@case(
+    SPLITS, "a split file with a row twice", "split.json: sample 3 occurs twice in labeled, val and test", SuperCMError
+)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     split_file(val=[3, 3])
 
@@ -598,18 +612,18 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     SPLITS,
     "a split file with a row outside the data",
     "split.json: sample 1797 is not one of the 1797 samples",
-    ValueError,
+    SuperCMError,
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     split_file(val=[1797])
 
 
-@case(SPLITS, "a split file that lacks a class", "labeled set: 9 of 10 classes have no labeled sample", ValueError)
+@case(SPLITS, "a split file that lacks a class", "labeled set: 9 of 10 classes have no labeled sample", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     split_file(labeled=[0], val=[], test=[])
 
 
-@case(SPLITS, "a split file of other data", "made for 1,797 samples of mnist, but the data is digits", ValueError)
+@case(SPLITS, "a split file of other data", "made for 1,797 samples of mnist, but the data is digits", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     split_file(dataset="mnist")
 
@@ -638,31 +652,31 @@ def with_value(value: float) -> Any:
     return bad
 
 
-@case(FEATURES, "a feature that is NaN", "labeled: sample 17 has a feature that is NaN or infinite", ValueError)
+@case(FEATURES, "a feature that is NaN", "labeled: sample 17 has a feature that is NaN or infinite", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     features(features=with_value(np.nan)).arrays("labeled")
 
 
-@case(FEATURES, "a feature that is infinite", "labeled: sample 17 has a feature that is NaN or infinite", ValueError)
+@case(FEATURES, "a feature that is infinite", "labeled: sample 17 has a feature that is NaN or infinite", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     features(features=with_value(np.inf)).arrays("labeled")
 
 
-@case(FEATURES, "a truncated `.npz`", "labeled=a.npz: cannot be read; the file is truncated or damaged", ValueError)
+@case(FEATURES, "a truncated `.npz`", "labeled=a.npz: cannot be read; the file is truncated or damaged", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     features()
     Path("a.npz").write_bytes(Path("a.npz").read_bytes()[:500])
     FeatureDataModule("a.npz")
 
 
-@case(FEATURES, "a truncated `.pt`", "labeled=a.pt: cannot be read; the file is truncated or damaged", ValueError)
+@case(FEATURES, "a truncated `.pt`", "labeled=a.pt: cannot be read; the file is truncated or damaged", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     features(name="a.pt", features=torch.from_numpy(X), labels=torch.from_numpy(Y))
     Path("a.pt").write_bytes(Path("a.pt").read_bytes()[:500])
     FeatureDataModule("a.pt")
 
 
-@case(FEATURES, "zero bytes", "labeled=a.npz: cannot be read; the file is truncated or damaged", ValueError)
+@case(FEATURES, "zero bytes", "labeled=a.npz: cannot be read; the file is truncated or damaged", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("a.npz").touch()
     FeatureDataModule("a.npz")
@@ -672,28 +686,30 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     FEATURES,
     "objects, which could run code when read",
     "labeled=a.npz: holds more than tensors, numbers, strings",
-    ValueError,
+    SuperCMError,
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     features(features=np.array([object()] * 60))
 
 
-@case(FEATURES, "a `.pt` that carries code", "labeled=a.pt: holds more than tensors, numbers, strings", ValueError)
+@case(FEATURES, "a `.pt` that carries code", "labeled=a.pt: holds more than tensors, numbers, strings", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     features(name="a.pt", features=Code())
 
 
-@case(FEATURES, "words for features", "labeled=a.npz: features and labels must be arrays of numbers", ValueError)
+@case(FEATURES, "words for features", "labeled=a.npz: features and labels must be arrays of numbers", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     features(features=np.array(["one"] * 60))
 
 
-@case(FEATURES, "other names of the arrays (a wrong header)", "a.npz: has x, y, lacks features and labels", ValueError)
+@case(
+    FEATURES, "other names of the arrays (a wrong header)", "a.npz: has x, y, lacks features and labels", SuperCMError
+)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     features(features=None, labels=None, x=X, y=Y)
 
 
-@case(FEATURES, "more labels than rows", "features of shape (60, 5) with 61 labels", ValueError)
+@case(FEATURES, "more labels than rows", "features of shape (60, 5) with 61 labels", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     features(labels=np.append(Y, 0))
 
@@ -702,7 +718,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     FEATURES,
     "labels that are fractions, or below −1",
     "labeled: labels must be whole numbers from 0, or -1",
-    ValueError,
+    SuperCMError,
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="labels must be whole numbers"):
@@ -710,34 +726,37 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     features(labels=Y - 2)
 
 
-@case(FEATURES, "a class without a row", "labeled: 1 of 4 classes have no labeled sample (2)", ValueError)
+@case(FEATURES, "a class without a row", "labeled: 1 of 4 classes have no labeled sample (2)", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     features(labels=np.where(Y == 2, 3, Y))
 
 
 @case(
-    FEATURES, "a label outside the named classes", "labels run from 0 to 2, but num_classes=2 allows 0 to 1", ValueError
+    FEATURES,
+    "a label outside the named classes",
+    "labels run from 0 to 2, but num_classes=2 allows 0 to 1",
+    SuperCMError,
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     features(classes=np.array(["ape", "bee"]))
 
 
-@case(FEATURES, "one class", "labeled: 1 class, where at least two are needed", ValueError)
+@case(FEATURES, "one class", "labeled: 1 class, where at least two are needed", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     features(labels=np.zeros(60, dtype=int))
 
 
-@case(FEATURES, "one row", "labeled: 1 class, where at least two are needed", ValueError)
+@case(FEATURES, "one row", "labeled: 1 class, where at least two are needed", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     features(features=X[:1], labels=Y[:1])
 
 
-@case(FEATURES, "no rows", "features of shape (0, 5) with 0 labels", ValueError)
+@case(FEATURES, "no rows", "features of shape (0, 5) with 0 labels", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     features(features=X[:0], labels=Y[:0])
 
 
-@case(FEATURES, "files of different widths", "test: features of shape (4,), but labeled has (5,)", ValueError)
+@case(FEATURES, "files of different widths", "test: features of shape (4,), but labeled has (5,)", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez("b.npz", features=X[:, :4], labels=Y)
     features(data={"test": "b.npz"})
@@ -789,7 +808,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     config("model: [unclosed")
 
 
-@case(CONFIG, "a value out of range", "lr=-1.0: must be positive", ValueError)
+@case(CONFIG, "a value out of range", "lr=-1.0: must be positive", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     config("model: {class_path: SuperCM, init_args: {lr: -1.0}}")
 
@@ -798,7 +817,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     CONFIG,
     "a model made for another number of classes",
     "num_classes: the model was built for 7, the data has 10",
-    ValueError,
+    SuperCMError,
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     from lightning.pytorch import Trainer
@@ -809,7 +828,10 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @case(
-    CONFIG, "another number of clusters than the data has", "num_classes=7: the data has 10 classes; leave", ValueError
+    CONFIG,
+    "another number of clusters than the data has",
+    "num_classes=7: the data has 10 classes; leave",
+    SuperCMError,
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     ClusteringDataModule(num_classes=7)
@@ -825,25 +847,29 @@ def resume(path: Path | str, command: str = "fit") -> None:
     run([command, "--model", "SuperCM", *DIGITS, *QUIET, "--ckpt_path", str(path)])
 
 
-@case(CONFIG, "a checkpoint of another method", "a checkpoint of … Supervised, but the model is … SuperCM", ValueError)
+@case(
+    CONFIG, "a checkpoint of another method", "a checkpoint of … Supervised, but the model is … SuperCM", SuperCMError
+)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     resume(checkpoint("Supervised"))
 
 
-@case(CONFIG, "a truncated checkpoint", "cannot be read as a checkpoint; the file is truncated or damaged", ValueError)
+@case(
+    CONFIG, "a truncated checkpoint", "cannot be read as a checkpoint; the file is truncated or damaged", SuperCMError
+)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     path = checkpoint()
     path.write_bytes(path.read_bytes()[:-2000])
     resume(path)
 
 
-@case(CONFIG, "an empty checkpoint", "cannot be read as a checkpoint; the file is truncated or damaged", ValueError)
+@case(CONFIG, "an empty checkpoint", "cannot be read as a checkpoint; the file is truncated or damaged", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("a.ckpt").touch()
     resume("a.ckpt")
 
 
-@case(CONFIG, "a checkpoint that carries code", "a.ckpt: refused, because it holds more than tensors", ValueError)
+@case(CONFIG, "a checkpoint that carries code", "a.ckpt: refused, because it holds more than tensors", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save({"state_dict": {}, "loops": Code()}, "a.ckpt")
     try:
@@ -856,14 +882,14 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     CONFIG,
     "a file that is no checkpoint of Lightning",
     "holds no state_dict; it is no checkpoint of Lightning",
-    ValueError,
+    SuperCMError,
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save({"weights": torch.ones(3)}, "a.ckpt")
     resume("a.ckpt")
 
 
-@case(CONFIG, "a checkpoint that does not exist", "ckpt_path=nowhere.ckpt: no such file", FileNotFoundError)
+@case(CONFIG, "a checkpoint that does not exist", "ckpt_path=nowhere.ckpt: no such file", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     resume("nowhere.ckpt")
 
@@ -903,8 +929,12 @@ def lines() -> str:
 
 
 def test_the_page_has_this_table() -> None:
-    assert lines() in PAGE.read_text(encoding="utf-8"), "python tests/test_bad_input.py prints the table of today"
+    assert lines() in PAGE.read_text(encoding="utf-8"), "run python tests/test_bad_input.py, which writes the table"
 
 
 if __name__ == "__main__":
-    sys.stdout.write(lines() + "\n")
+    text = PAGE.read_text(encoding="utf-8")
+    before, heading, section = text.partition("\n## Wrong and unusual input\n")
+    section, count = re.subn(r"^(?:\|.*\n)+", lambda _: lines() + "\n", section, count=1, flags=re.M)
+    assert count, f"{PAGE}: no table below the heading"
+    PAGE.write_text(before + heading + section, encoding="utf-8")

@@ -57,7 +57,7 @@ LOGITS = 3 * torch.randn(10, 8, 3, generator=torch.Generator().manual_seed(2))
 INDEX = torch.stack([torch.randperm(40, generator=torch.Generator().manual_seed(s))[:8] for s in range(10)])
 
 
-def state_after_losses(kind: type[Method], rank: int, world: int) -> dict[str, torch.Tensor]:
+def state_after_batches(kind: type[Method], rank: int, world: int) -> dict[str, torch.Tensor]:
     """The method's buffers after ten batches of which this process has every `world`-th row."""
     torch.manual_seed(0)
     model = kind(num_classes=3, input_shape=(4,), backbone="identity", fixmatch_threshold=0.7)
@@ -67,21 +67,22 @@ def state_after_losses(kind: type[Method], rank: int, world: int) -> dict[str, t
     for logits, index in zip(LOGITS, INDEX, strict=True):
         rows = torch.cat([torch.zeros(1, 3), logits[rank::world], logits[rank::world]])
         step = Step(x, y, (torch.zeros(8 // world, 4),) * 2, (), index[rank::world], torch.zeros(len(rows), 4), rows)
-        model.losses(step)
+        model.observe(step)
     return {name: value for name, value in model.named_buffers() if not name.startswith(("val_", "test_"))}
 
 
 def state_of_this_process(kind: type[Method]) -> dict[str, torch.Tensor]:
-    """As `state_after_losses`, in a process of the pool."""
-    return state_after_losses(kind, torch.distributed.get_rank(), torch.distributed.get_world_size())
+    """As `state_after_batches`, in a process of the pool."""
+    return state_after_batches(kind, torch.distributed.get_rank(), torch.distributed.get_world_size())
 
 
 @pytest.mark.parametrize("kind", [FlexMatch, FreeMatch])
 def test_thresholds_of_two_processes_are_those_of_one(
     kind: type[Method], two_processes: Callable[..., list[Any]]
 ) -> None:
-    alone = state_after_losses(kind, 0, 1)
-    assert alone
+    alone = state_after_batches(kind, 0, 1)
+    initial = dict(kind(num_classes=3, input_shape=(4,), backbone="identity").named_buffers())
+    assert any(name not in initial or not torch.equal(value, initial[name]) for name, value in alone.items())
     for state in two_processes(state_of_this_process, kind):
         for name, value in alone.items():
             torch.testing.assert_close(state[name], value, msg=lambda text, name=name: f"{name}: {text}")

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal
 
-import timm.optim
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -46,6 +45,8 @@ def build_optimizer(
         >>> build_optimizer("sgd", [{"params": [weight]}], lr=0.1, weight_decay=0.0).defaults["momentum"]
         0.9
     """
+    import timm.optim  # slow to import
+
     distinct: list[dict[str, Any]] = []
     for group in reversed(groups):
         taken = {id(p) for later in distinct for p in later["params"]}
