@@ -322,7 +322,7 @@ class TestBadInput:
             ({"num_labeled": 9}, "num_labeled=9: fewer labels than the 10 classes"),
             ({"shift": 8}, r"shift=8: must be from 0 to less than the images' \(8, 8\)"),
             ({"shift": -1}, "shift=-1"),
-            ({"noise": -0.1}, "noise=-0.1: must not be negative"),
+            ({"noise": -0.1}, "noise=-0.1"),
             ({"mean": (0.5, 0.5, 0.5)}, "mean: give one value or one for each of the 1 channels"),
             ({"std": (0.0,)}, r"std=\(0.0,\): must be positive"),
             ({"whitening": True, "in_memory": False}, "whitening=true needs all images in memory"),

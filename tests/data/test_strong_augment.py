@@ -288,7 +288,7 @@ def test_rows_that_are_no_images_are_refused(rows, message):
 
 @pytest.mark.parametrize("option", ["num_ops", "cutout"])
 def test_negative_options_are_refused(option):
-    with pytest.raises(ValueError, match=f"{option}=-1: must not be negative"):
+    with pytest.raises(ValueError, match=f"{option}=-1"):
         StrongAugmentation(Normalization(), False, 0, **{option: -1})
 
 

@@ -14,7 +14,7 @@ from supercm_lightning.data.transforms import operations
 from supercm_lightning.data.transforms.crops import Crop
 from supercm_lightning.data.transforms.operations import FILL, per_image, to_device_like
 from supercm_lightning.data.transforms.weak import Normalization, flip_and_shift
-from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.utils.options import SuperCMError, check_range
 from supercm_lightning.utils.random import generator
 
 POOL: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float, float]] = {
@@ -115,9 +115,7 @@ class StrongAugmentation:
     crop: Crop | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_ops", "cutout"):
-            if getattr(self, name) < 0:
-                raise SuperCMError(f"{name}={getattr(self, name)}: must not be negative.")
+        check_range(0, num_ops=self.num_ops, cutout=self.cutout)
 
     def __call__(self, samples: Tensor, stream: torch.Generator) -> Tensor:
         """Augments images to floats of the same shape but for the crop.

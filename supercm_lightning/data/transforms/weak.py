@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from supercm_lightning.data.transforms.crops import Crop
-from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.utils.options import SuperCMError, check_range
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,11 @@ def check_weak_options(
         std: As in `Normalization`.
 
     Raises:
-        ValueError: If one is out of its range; the message names it.
+        SuperCMError: If one is out of its range; the message names it.
     """
     if not 0 <= shift < min(input_shape[1:]):
         raise SuperCMError(f"shift={shift}: must be from 0 to less than the images' {tuple(input_shape[1:])}.")
-    if noise < 0:
-        raise SuperCMError(f"noise={noise}: must not be negative.")
+    check_range(0, noise=noise)
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, input_shape[0]):
             raise SuperCMError(f"{name}: give one value or one for each of the {input_shape[0]} channels.")
