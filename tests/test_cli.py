@@ -112,7 +112,9 @@ def test_print_config_is_a_config_that_runs(capsys: pytest.CaptureFixture[str]) 
     assert cli.trainer.global_step == 1
 
 
-@pytest.mark.parametrize("entry", [["supercm"], ["python", "-m", "supercm_lightning"]])
+@pytest.mark.parametrize(
+    "entry", [["supercm"], pytest.param(["python", "-m", "supercm_lightning"], marks=pytest.mark.slow)]
+)
 def test_a_local_method_runs_from_both_entries(entry: list[str]) -> None:
     Path("my_methods.py").write_text(LOCAL_METHOD)
     entry = [str(Path(sys.executable).parent / entry[0]), *entry[1:]]

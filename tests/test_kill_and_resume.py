@@ -52,6 +52,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_kill_while_saving_leaves_the_last_checkpoint_that_was_complete() -> None:
     for delay in (0.0, 0.003, 0.006, 0.01, 0.015):
         with subprocess.Popen([sys.executable, "-c", SAVE_WITHOUT_END], stdout=subprocess.PIPE, text=True) as process:

@@ -80,6 +80,7 @@ def finished(values: dict[tuple[str, str], list[float]], **changes: Any) -> Resu
 
 
 # ------------------------------------------------------------------------------------------------------- running
+@pytest.mark.slow
 def test_killed_table_goes_on_where_it_was_and_a_failed_cell_holds_up_no_other(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -327,6 +328,7 @@ def test_a_table_says_how_to_run_it(file: Path, monkeypatch: pytest.MonkeyPatch)
     assert all(grid.rows[row].over is not None for row in list(grid.rows)[1:])
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_the_options_of_every_table(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
