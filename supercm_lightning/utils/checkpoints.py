@@ -19,7 +19,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Lightning writes to the system's temporary folder and moves from there, which is a copy in place wherever that
     folder lies on another file system, as it does on most clusters: a job killed during it leaves half a file.
 
-    Example:
+    Examples:
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(accelerator="cpu", logger=False, plugins=[AtomicCheckpointIO()])
     """

@@ -23,7 +23,7 @@ def user_error(error: BaseException) -> SuperCMError | None:
     Returns:
         The error; None: there is none, and the exception needs its traceback.
 
-    Example:
+    Examples:
         >>> try:
         ...     raise RuntimeError("parser") from SuperCMError("lr=-1: must be positive.")
         ... except RuntimeError as error:

@@ -27,7 +27,7 @@ trains on the digits of scikit-learn with 20 labels and tests the result. Comman
 class CommandParser(LightningArgumentParser):
     """Lightning's parser with short messages; jsonargparse prints every option of the trainer and nested types.
 
-    Example:
+    Examples:
         >>> parser = CommandParser(prog="supercm")
         >>> parser.add_argument("--beta", type=float) is None
         False
@@ -50,7 +50,7 @@ def explain(message: str) -> str:
     Returns:
         The option, what is wrong with it, and names that are close to the one that was given.
 
-    Example:
+    Examples:
         >>> explain("unrecognized arguments: --trainer.max_epoch 1")
         'there is no option trainer.max_epoch; did you mean trainer.max_epochs?'
     """

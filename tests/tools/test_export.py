@@ -76,7 +76,7 @@ def test_a_card_beside_the_checkpoint_says_what_it_is() -> None:
     _, checkpoint = train_on_photographs()
     card = (checkpoint.parent / "card.md").read_text()
     assert f"| best checkpoint | {checkpoint.name} |" in card
-    assert "| rows | 4 labeled, 2 val, 18 unlabeled |" in card
+    assert "| samples | 4 labeled, 2 val, 18 unlabeled |" in card
     for line in ("| method | SuperCM |", "| beta | 1.0 |", "| split_seed | 0 |", "| val/acc | ", "| torch | "):
         assert line in card
 
@@ -121,7 +121,10 @@ def test_weights_that_the_checkpoint_holds_are_not_fetched_again(monkeypatch: py
     assert [(kwargs["pretrained"], kwargs["drop_rate"]) for kwargs in asked] == [(False, 0.1)]
 
 
-def test_a_class_of_ones_own_is_imported_only_if_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_class_of_ones_own_is_imported_only_if_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path.cwd())  # as `supercm` does
     Path("own_methods.py").write_text("from supercm_lightning import SuperCM\n\nclass Own(SuperCM):\n    pass\n")
     data = ["--data", "SemiSupervisedDataModule", "--data.num_labeled", "20"]
     run(["fit", "--model", "own_methods.Own", *data, *QUICK, "--trainer.limit_test_batches", "0"])

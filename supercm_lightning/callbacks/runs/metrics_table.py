@@ -21,7 +21,7 @@ class MetricsTable(Logger):
     Args:
         folder: The folder of the file.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> table = MetricsTable(tempfile.mkdtemp())
         >>> table.log_metrics({"train/loss": 0.5}, step=0)

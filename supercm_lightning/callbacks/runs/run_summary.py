@@ -43,7 +43,7 @@ class RunSummary(Callback):
     Args:
         filename: Name of the file within the run's folder (the logger's, else `default_root_dir`).
 
-    Example:
+    Examples:
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(accelerator="cpu", logger=False, callbacks=[RunSummary("result.json")])
     """
