@@ -83,7 +83,7 @@ class Classifier(LightningModule):
         if channels_last:
             self.backbone.to(memory_format=torch.channels_last)
         self.val_scores, self.test_scores = nn.ModuleDict(self.build_scores()), nn.ModuleDict(self.build_scores())
-        self.eval_losses = nn.ModuleDict({"val": MeanMetric(), "test": MeanMetric()})
+        self.eval_losses = nn.ModuleDict({name: MeanMetric(nan_strategy="disable") for name in ("val", "test")})
         self.train()
 
     def build_head(self, in_features: int) -> nn.Module:

@@ -250,7 +250,7 @@ class ViewDataModule(ViewPipeline, ABC):
         """
         trainer, sizes = self.trainer, self._batch_sizes
         splits = {split: self._split(split) for split in sizes}
-        self._check_views()
+        self._find_consumers()
         rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
         owners = (c for c in callbacks_of(trainer) if isinstance(c, SeedOwner)) if trainer is not None else iter(())
         if (owner := next(owners, None)) is not None:

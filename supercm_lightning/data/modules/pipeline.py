@@ -38,6 +38,8 @@ class ViewPipeline(LightningDataModule):
         self.samples: dict[str, Samples] = {}
         self.augmentations: dict[str, Any] = {}
         self.seed: int | None = None
+        self._views: tuple[str, ...] = ()
+        self._needs_clean = False
 
     def configure_augmentations(self) -> dict[str, Any]:
         """Augmentation of each named view, a callable of (samples, torch.Generator); override to add or change."""
@@ -53,8 +55,12 @@ class ViewPipeline(LightningDataModule):
         module: Any = self.trainer.lightning_module if self.trainer is not None else None
         return (module.needs_labeled, module.all_views) if isinstance(module, ViewConsumer) else (True, ("weak",))
 
-    def _check_views(self) -> None:
-        for view in self._needs[1]:
+    def _find_consumers(self) -> None:
+        """Finds out, once a training, which views the method needs and whether a callback needs clean samples."""
+        callbacks = callbacks_of(self.trainer) if self.trainer is not None else []
+        self._needs_clean = any(isinstance(c, CleanSampleConsumer) and c.needs_clean_labeled for c in callbacks)
+        self._views = self._needs[1]
+        for view in self._views:
             if view not in self.augmentations:
                 method = type(self.trainer.lightning_module).__name__ if self.trainer is not None else "The method"
                 raise SuperCMError(
@@ -87,11 +93,11 @@ class ViewPipeline(LightningDataModule):
         if "labeled" in batch:
             pixels, y = batch["labeled"].pixels, batch["labeled"].labels
             out["labeled"] = (self._view(self.labeled_view, pixels, "labeled"), y)
-            if any(isinstance(c, CleanSampleConsumer) and c.needs_clean_labeled for c in callbacks_of(self.trainer)):
+            if self._needs_clean:
                 out["clean"] = (self.normalize(pixels), y)
         if "unlabeled" in batch:
             raw = batch["unlabeled"]
-            views = (self._view(view, raw.pixels, f"unlabeled {number}") for number, view in enumerate(self._needs[1]))
+            views = (self._view(view, raw.pixels, f"unlabeled {number}") for number, view in enumerate(self._views))
             out["unlabeled"] = (tuple(views), raw.position)
         return out
 
