@@ -24,7 +24,7 @@ from supercm_lightning.data import ViewDataModule
 from supercm_lightning.utils.checkpoints import AtomicCheckpointIO, check_method
 from supercm_lightning.utils.options import SuperCMError, user_error
 from supercm_lightning.utils.parser import HELP, CommandParser, find_local_modules
-from supercm_lightning.utils.trainer import callbacks_of
+from supercm_lightning.utils.trainer import callbacks_of, is_dry_run
 
 _WARNINGS = (
     # Lightning and torchmetrics use what torch deprecates.
@@ -111,7 +111,7 @@ class SuperCMCLI(LightningCLI):
         has_test = not isinstance(self.datamodule, ViewDataModule) or self.datamodule.has_test
         if has_test and self.trainer.limit_test_batches and not self.trainer.interrupted:
             self.trainer.test(self.model, datamodule=self.datamodule)
-        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not is_dry_run(self.trainer):
             rank_zero_info(f"The run's folder is {self.trainer.log_dir}")
 
 

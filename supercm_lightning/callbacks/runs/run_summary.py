@@ -20,7 +20,7 @@ from supercm_lightning.callbacks.runs.checkpoint_card import checkpoint_card
 from supercm_lightning.contracts import ViewData
 from supercm_lightning.utils.files import write_atomically
 from supercm_lightning.utils.random import run_seed
-from supercm_lightning.utils.trainer import datamodule_of
+from supercm_lightning.utils.trainer import datamodule_of, is_dry_run
 
 _CHECKPOINTS = ("best_checkpoint", "last_checkpoint")
 _PLAIN = (bool, int, float, str, type(None))
@@ -142,7 +142,7 @@ class RunSummary(Callback):
         }
 
     def _write(self, trainer: Trainer, summary: dict[str, Any]) -> None:
-        if self._path is None or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self._path is None or not trainer.is_global_zero or is_dry_run(trainer):
             return
         write_atomically(self._path, json.dumps(summary, indent=2) + "\n")
         if summary["fit_seconds"] is None:  # a later test; the card beside the checkpoint is that of the training
