@@ -143,7 +143,7 @@ class Classifier(LightningModule):
             if self.needs_labeled:  # without labels the outputs are clusters, not the classes
                 # Lightning's own mean over processes cuts the mean number of samples off to an integer.
                 loss = cast(Metric, self.eval_losses[stage])
-                loss.update(F.cross_entropy(logits, y), weight=len(y))
+                loss.update(F.cross_entropy(logits, y, reduction="none"))
                 self.log(f"{stage}/loss", loss, on_step=False, **options)
             for name, score in scores.items():
                 cast(Metric, score).update(logits.argmax(dim=1), y)
