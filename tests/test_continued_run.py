@@ -197,6 +197,7 @@ def test_last_belongs_to_fit() -> None:
         run(["test", "--model", "SuperCM", "--data", "SemiSupervisedDataModule", "--ckpt_path", "last"])
 
 
+@pytest.mark.slow
 def test_saved_config_starts_the_same_run_again() -> None:
     start("runs", *SAVING)
     config = Path("runs/lightning_logs/version_0/config.yaml")

@@ -109,6 +109,7 @@ def accuracy(kind: type[Method], seed: int, steps: int, **kwargs: Any) -> float:
     return run.test(model, datamodule=data, verbose=False)[0]["test/acc"]
 
 
+@pytest.mark.slow
 def test_supercm_beats_the_supervised_baseline() -> None:
     seeds, steps = (0, 1), 300
     with_cm = sum(accuracy(SuperCM, seed, steps) for seed in seeds) / len(seeds)
