@@ -16,6 +16,7 @@ from supercm_lightning import (
     CDAN,
     DANN,
     MCC,
+    SDAT,
     FeatureDataModule,
     Method,
     SuperCM,
@@ -207,7 +208,9 @@ def test_every_method_beats_the_source_alone_on_rotated_moons() -> None:
     alone = accuracy_on_target(Supervised, 40.0, use_unlabeled=True)
     # Not with SuperCM: moons are no clusters around their means.
     kinds = [kind for kind in ADAPTING if not issubclass(kind, SuperCM)]
-    gains = {kind.__name__: accuracy_on_target(kind, 40.0) - alone for kind in kinds}
+    # With the radius of deep networks a net of two layers hardly gains: 1 to 2 points.
+    radius = {kind: {"sdat_rho": 0.002} if issubclass(kind, SDAT) else {} for kind in kinds}
+    gains = {kind.__name__: accuracy_on_target(kind, 40.0, **radius[kind]) - alone for kind in kinds}
     assert all(gain > 0.02 for gain in gains.values()), f"source alone {alone:.3f}, gains {gains}"
 
 
