@@ -1,5 +1,7 @@
 """Feature files that are mapped are read where they are used, and nowhere else."""
 
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,7 @@ import pytest
 import torch
 
 from supercm_lightning import ClusteringDataModule, FeatureDataModule, Supervised
-from supercm_lightning.data.sources.features import FeatureStore, statistics
-from supercm_lightning.data.sources.npz import load_npz
+from supercm_lightning.data.sources.feature_store import FeatureStore, statistics
 from supercm_lightning.data.sources.stores import ArrayStore, ConcatStore, join
 
 X = np.random.default_rng(0).normal(size=(90, 4)).astype("f4")
@@ -114,12 +115,23 @@ def test_several_files_are_one_store_without_being_read() -> None:
     assert isinstance(plain, ArrayStore)
 
 
-def test_features_of_views_can_be_read_lazily() -> None:
-    weak, strong = np.zeros((90, 3, 4), "f2"), np.ones((90, 2, 4), "f4")
-    np.savez("a.npz", features=X, labels=Y, weak=weak, strong=strong)
-    FeatureDataModule("a.npz").setup("fit")
-    arrays, names = load_npz(Path("a.npz"), ["weak", "strong"])
-    assert names == {"features", "labels", "weak", "strong"}
-    for name, array in (("weak", weak), ("strong", strong)):
-        assert isinstance(arrays[name], np.memmap)
-        np.testing.assert_array_equal(arrays[name], array)
+def test_a_large_file_takes_memory_for_what_is_read_alone() -> None:
+    with zipfile.ZipFile("a.npz", "w") as archive, archive.open("features.npy", "w", force_zip64=True) as member:
+        shape = (1 << 16, 1024)
+        np.lib.format.write_array_header_1_0(member, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        for _ in range(64):
+            member.write(bytes(1 << 22))
+    np.savez("b.npz", features=np.ones((30, 1024), "f4"), labels=Y[:30])
+    before = anonymous_memory()
+    data = FeatureDataModule("b.npz", unlabeled="a.npz")
+    data.setup("fit")
+    data.samples["unlabeled"].fetch(torch.arange(0, 1 << 16, 100), torch.device("cpu"))
+    assert anonymous_memory() - before < 64 << 20
+
+
+def anonymous_memory() -> int:
+    """Bytes of this process that are on no disk."""
+    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    if found is None:
+        pytest.skip("the system does not tell")
+    return int(found[1]) << 10

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from supercm_lightning.data.sources.npz import load_npz, save_npz
+from supercm_lightning.data.sources.npz import Blocks, load_npz, save_npz
 
 ARRAYS = {
     "features": np.random.default_rng(0).normal(size=(7, 3)).astype("f4"),
@@ -54,7 +54,8 @@ def test_objects_and_truncated_files_are_refused() -> None:
 
 def test_a_file_written_in_blocks_is_read_as_any_other() -> None:
     features, others = ARRAYS["features"], {name: ARRAYS[name] for name in ("labels", "classes")}
-    save_npz(Path("file.npz"), "features", (7, 3), (block for block in (features[:4], features[4:])), others)
+    blocks = (block for block in (features[:4], features[4:]))
+    save_npz(Path("file.npz"), {"features": Blocks((7, 3), "float32", blocks)}, others)
     with np.load("file.npz") as file:
         assert set(file.files) == {"features", "labels", "classes"}
         for name in file.files:
@@ -67,6 +68,36 @@ def test_a_file_that_is_not_finished_leaves_the_old_one() -> None:
     np.savez("file.npz", **ARRAYS)
     before = Path("file.npz").read_bytes()
     with pytest.raises(ValueError, match="4 samples of features, where 7 were expected"):
-        save_npz(Path("file.npz"), "features", (7, 3), [ARRAYS["features"][:4]], {})
+        save_npz(Path("file.npz"), {"features": Blocks((7, 3), "float32", [ARRAYS["features"][:4]])}, {})
     assert Path("file.npz").read_bytes() == before
     assert [file.name for file in Path().iterdir()] == ["file.npz"]
+
+
+def test_a_flipped_bit_is_found_before_it_is_believed() -> None:
+    np.savez("file.npz", **ARRAYS)
+    content = bytearray(Path("file.npz").read_bytes())
+    content[content.index(ARRAYS["features"].tobytes()) + 9] ^= 1
+    Path("flipped.npz").write_bytes(content)
+    with pytest.raises(zipfile.BadZipFile, match=r"checksum|CRC"):
+        load_npz(Path("flipped.npz"), ["features"])
+    load_npz(Path("flipped.npz"), ["labels"])
+
+
+def test_a_large_member_is_compared_too() -> None:
+    features = np.arange(1 << 20, dtype="f4").reshape(-1, 16)
+    np.savez("file.npz", features=features)
+    content = bytearray(Path("file.npz").read_bytes())
+    content[len(content) // 2] ^= 1
+    Path("flipped.npz").write_bytes(content)
+    load_npz(Path("file.npz"), ["features"])
+    with pytest.raises(zipfile.BadZipFile, match="checksum"):
+        load_npz(Path("flipped.npz"), ["features"])
+
+
+@pytest.mark.parametrize("shape", [(9, 3), (-7, 3), (1 << 40, 3)])
+def test_a_header_that_claims_another_size_is_refused(shape: tuple[int, int]) -> None:
+    with zipfile.ZipFile("lying.npz", "w") as archive, archive.open("features.npy", "w") as member:
+        np.lib.format.write_array_header_1_0(member, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        member.write(ARRAYS["features"].tobytes())
+    with pytest.raises(zipfile.BadZipFile, match="header"):
+        load_npz(Path("lying.npz"), ["features"])

@@ -8,12 +8,14 @@ import torch
 from torch.utils.data import Dataset
 
 from supercm_lightning.data.modules.base import ViewDataModule
-from supercm_lightning.data.sources.features import FeatureSource, standardize_stores, statistics
+from supercm_lightning.data.sources.feature_store import standardize_stores, statistics
+from supercm_lightning.data.sources.features import FeatureSource
 from supercm_lightning.data.sources.files import Reading
 from supercm_lightning.data.sources.make import make_cluster_source
 from supercm_lightning.data.sources.stores import Samples, Store
 from supercm_lightning.data.splits import check_label_range
 from supercm_lightning.data.transforms.affine import AffineAugmentation
+from supercm_lightning.data.transforms.features import VIEW_REMEDY, CleanFeatures, feature_views
 from supercm_lightning.data.transforms.strong import StrongAugmentation
 from supercm_lightning.data.transforms.weak import Normalization, WeakAugmentation, check_weak_options
 from supercm_lightning.utils.options import SuperCMError, check_choice, check_range
@@ -46,21 +48,18 @@ class ClusteringDataModule(ViewDataModule):
         flip: Mirror left-right with probability 1/2; None: where the data set allows it (folders do).
         shift: Largest shift in pixels; None: the data set's default (2; 1 for digits and USPS; an eighth for folders).
         noise: Standard deviation of the noise in the weak view, in units of normalized values; None: CIFAR 0.15, other
-            images 0, features 0.1.
+            images 0, features 0.1, or 0 where views are stored.
         strong: The strong view: `randaugment` (and Cutout), or `affine`, for figures on a dark ground; None: affine for
-            gray images, RandAugment for others. Features have noise.
-        strong_noise: Standard deviation of the noise in the strong view of features.
+            gray images, RandAugment for others. Features have stored views, or noise.
+        strong_noise: Noise in the strong view of features; None: 0.5, or 0 where views are stored.
         mean: Mean per channel, or one for all, on the scale [0, 1].
         std: Standard deviation likewise.
         image_size: For image files: resized on the shorter side and cut to this square; None: 96 for `imagenet10` and
             `imagenet_dogs`; all have one size for `folder`.
         in_memory: Hold all image files in memory; None: if they take at most 4 GiB.
-        on_bad_image: For image files, what to do about one that cannot be read: `error` stops and names it, `skip`
-            leaves it out, counts and lists it.
-        num_workers: Worker processes per loader, for images that are not held in memory; None: one for each core that
-            this process may use, at most four.
-        predict_on: Samples that `predict` reads: `unlabeled`, the clustered ones, `test`, or the path of new ones: a
-            folder of images, at any depth, or a file of features.
+        on_bad_image: For an image file that cannot be read: `error` stops and names it, `skip` leaves it out.
+        num_workers: Worker processes per loader, for images that are not held in memory; None: at most four.
+        predict_on: Samples that `predict` reads: `unlabeled`, `test`, or a folder of new images or a file of features.
         download: Fetch a registered data set that is missing.
         test: A torch data set of test images in addition to `dataset` (from Python).
 
@@ -93,7 +92,7 @@ class ClusteringDataModule(ViewDataModule):
         shift: int | None = None,
         noise: float | None = None,
         strong: Literal["randaugment", "affine"] | None = None,
-        strong_noise: float = 0.5,
+        strong_noise: float | None = None,
         mean: tuple[float, ...] = (0.5,),
         std: tuple[float, ...] = (0.5,),
         image_size: int | None = None,
@@ -122,8 +121,11 @@ class ClusteringDataModule(ViewDataModule):
         self.noise = defaults.noise if noise is None else noise
         self.strong = strong or ("affine" if self.input_shape[0] == 1 else "randaugment")
         check_range(0, noise=self.noise, strong_noise=strong_noise)
-        self.normalization = Normalization(tuple(mean), tuple(std))
-        if not isinstance(self.source, FeatureSource):
+        features = isinstance(self.source, FeatureSource)
+        self.normalization = CleanFeatures() if features else Normalization(tuple(mean), tuple(std))
+        if features:
+            self.view_remedy = VIEW_REMEDY
+        else:
             check_weak_options(self.input_shape, self.shift, self.noise, mean, std)
             self.preprocessing = asdict(self.normalization)
 
@@ -169,11 +171,14 @@ class ClusteringDataModule(ViewDataModule):
         return self.source.read_new(path, self.preprocessing)
 
     def configure_augmentations(self) -> dict[str, Any]:
-        """The weak view: flip, shift and noise; the strong one: `strong`, for features more noise."""
+        """The weak view: flip, shift and noise; the strong one: `strong`; for features stored views and noise."""
+        if isinstance(self.source, FeatureSource):
+            defaults = (0.0, 0.0) if any(self.source.views) else (self.noise, 0.5)
+            given = (self.hparams.noise, self.hparams.strong_noise)
+            noise, strong_noise = (d if g is None else g for g, d in zip(given, defaults, strict=True))
+            return feature_views(self.source.views, noise, strong_noise)
         weak = WeakAugmentation(self.normalization, self.flip, self.shift, self.noise)
         strong: Any = StrongAugmentation(self.normalization, self.flip, self.shift)
-        if isinstance(self.source, FeatureSource):
-            strong = WeakAugmentation(self.normalization, noise=self.hparams.strong_noise)
-        elif self.strong == "affine":
+        if self.strong == "affine":
             strong = AffineAugmentation(self.normalization)
         return {"weak": weak, "strong": strong}

@@ -5,31 +5,25 @@ from typing import Any, Literal
 
 import torch
 
+from supercm_lightning.data.image_features import cached_features
 from supercm_lightning.data.modules.base import SPLITS, ViewDataModule
-from supercm_lightning.data.sources.features import (
-    FeatureSet,
-    FeatureSource,
-    FeatureStore,
-    Labels,
-    Statistics,
-    are_arrays,
-    located,
-    standardize_stores,
-    statistics,
-)
+from supercm_lightning.data.sources.feature_files import FeatureSet, Labels, are_arrays, located
+from supercm_lightning.data.sources.feature_store import FeatureStore, Statistics, standardize_stores, statistics
+from supercm_lightning.data.sources.features import FeatureSource
 from supercm_lightning.data.sources.stores import Samples
 from supercm_lightning.data.splits import check_labels, domain_strata, make_split, num_held_out
-from supercm_lightning.data.transforms.weak import Normalization, WeakAugmentation
-from supercm_lightning.utils.options import SuperCMError, check_choice, check_range
+from supercm_lightning.data.transforms.features import VIEW_REMEDY, CleanFeatures, feature_views
+from supercm_lightning.utils.options import SuperCMError, check_choice
 
 
 class FeatureDataModule(ViewDataModule):
     """Feature vectors from files: a labeled, an unlabeled and a test set, or a source and a target domain.
 
-    A file is `.npz` or `.pt` with `features` (n, d) and, where known, `labels` (n,) int64, `classes` (K,) names and
-    `files` (n,), the name of each sample in predictions. Labels of the unlabeled file are never read. Without an
-    unlabeled file, `num_labeled` samples of the labeled file keep their labels and the others are unlabeled. Files
-    written by `np.savez` are mapped from the disk: a sample is read, and checked, when it is used.
+    A file is `.npz` or `.pt` with `features` (n, d) and, where known, `labels` (n,) int64, `classes` (K,) names,
+    `files` (n,), the name of each sample in predictions, `weak` (n, v, d) and `strong` (n, s, d), features of augmented
+    views, of which each step takes one at random. Labels of the unlabeled file are never read. Without an unlabeled
+    file, `num_labeled` samples of the labeled file keep their labels and the others are unlabeled. Files written by
+    `np.savez` or `supercm-features` are mapped from the disk: a sample is read, and checked, when it is used.
 
     With `source` and `target` in place of `labeled` and `unlabeled`, samples are those of two domains: a tenth of the
     source is held out for validation; the target is trained on without its labels and tested on with them; validation
@@ -52,13 +46,19 @@ class FeatureDataModule(ViewDataModule):
         unlabeled_batch_size: Unlabeled (target) samples per step and device.
         eval_batch_size: Samples per step of validation, test and prediction.
         steps_per_epoch: Steps per epoch; None: one pass over the unlabeled samples.
-        split_seed: Seed of the split, independent of the run's seed.
+        split_seed: Seed of the split.
         standardize: Subtract the mean and divide by the standard deviation, per feature: those of all training samples,
             labeled and unlabeled (`joint`), or of the training samples of each domain by itself (`domain`).
-        noise: Standard deviation of the noise in the weak view.
+        noise: Standard deviation of the noise in the weak view, the clean vector or a stored weak one.
+        strong_noise: Noise in the strong view, a stored strong one, or where there are none the weak one.
+        strong_dropout: Probability that a feature of the strong view is set to zero.
+        strong_mixup: Largest weight of another sample in the strong view, at most 0.5.
+        images: Folder of images in place of files; their features are written into a folder below `root`, once.
+            `source` and `target` are then names of domains.
+        backbone: For `images`, the network.
+        extraction: For `images`, further options of `extract_features`, such as `checkpoint` and `strong_views`.
         predict_on: Samples that `predict` reads: `test`, `val`, `unlabeled`, `labeled`, or a file of new features.
-        oracle_labels: Give validation the labels of the target training samples, for scores under `oracle/`; training
-            never sees them.
+        oracle_labels: Give validation the labels of the target, for scores under `oracle/`; training never sees them.
 
     Raises:
         MissingFileError: If a file is missing.
@@ -91,14 +91,27 @@ class FeatureDataModule(ViewDataModule):
         split_seed: int = 0,
         standardize: Literal["joint", "domain"] | None = None,
         noise: float = 0.0,
+        strong_noise: float = 0.0,
+        strong_dropout: float = 0.0,
+        strong_mixup: float = 0.0,
         predict_on: str = "test",
         oracle_labels: bool = False,
+        images: str | Path | None = None,
+        backbone: str = "resnet50",
+        extraction: dict[str, Any] | None = None,
     ) -> None:
         new = located(predict_on, Path(root))
         predict_on = str(new) if isinstance(new, Path) and new.exists() and predict_on not in SPLITS else predict_on
         super().__init__(labeled_batch_size, unlabeled_batch_size, eval_batch_size, steps_per_epoch, predict_on, 0)
-        check_range(0, noise=noise)
+        feature_views((0, 0), noise, strong_noise, strong_dropout, strong_mixup)  # checks them
         check_choice(standardize=(standardize, ("joint", "domain", None)))
+        if images is not None:
+            domains = {"source": [source] if isinstance(source, str) else source, "target": target}
+            options = (extraction or {}) | (domains if source is not None else {})
+            root, files = cached_features(Path(images), Path(root), backbone, options)
+            if source is None:
+                labeled, unlabeled = files.get("labeled", files.get("train")), files.get("unlabeled")
+                val, test = files.get("val"), files.get("test")
         if (labeled is None) == (source is None) or (source is None) != (target is None):
             raise SuperCMError("Give either labeled, with or without unlabeled, or both source and target.")
         if unlabeled is not None and target is not None:
@@ -114,8 +127,9 @@ class FeatureDataModule(ViewDataModule):
         splits = {"train": list(train) if several else [train]} | {s: [f] for s, f in others.items() if f is not None}
         policy: dict[str, Labels] = {"unlabeled": "if known" if self.is_domain_adaptation else "never"}
         names = ("source", "target") if self.is_domain_adaptation else ("labeled", "unlabeled")
-        options = dict(zip(("train", "unlabeled"), names, strict=True))
-        self._use(FeatureSource(splits, policy, options, Path(root)), names[0])
+        called = dict(zip(("train", "unlabeled"), names, strict=True))
+        self._use(FeatureSource(splits, policy, called, Path(root)), names[0])
+        self.normalization, self.view_remedy = CleanFeatures(), VIEW_REMEDY
 
     def read(self) -> dict[str, Samples]:
         """Opens the files, splits the labeled samples and computes what standardizes all."""
@@ -162,5 +176,7 @@ class FeatureDataModule(ViewDataModule):
         return self.source.read_new(path, self.preprocessing)
 
     def configure_augmentations(self) -> dict[str, Any]:
-        """The weak view: noise, if any."""
-        return {"weak": WeakAugmentation(Normalization(), noise=self.hparams.noise)}
+        """The weak and, where there is one, the strong view: a stored one, and what is random on top."""
+        assert isinstance(self.source, FeatureSource)
+        given = [self.hparams[name] for name in ("noise", "strong_noise", "strong_dropout", "strong_mixup")]
+        return dict(feature_views(self.source.views, *given))

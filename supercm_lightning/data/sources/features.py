@@ -1,105 +1,17 @@
 """Frozen features as a source: files that are mapped from the disk, arrays, torch data sets of vectors."""
 
-import zlib
-from collections.abc import Iterable, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, Literal, cast
-from zipfile import BadZipFile
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset
 
 from supercm_lightning.data.sources.base import Defaults, Source
-from supercm_lightning.data.sources.files import MEMORY
-from supercm_lightning.data.sources.npz import load_npz
-from supercm_lightning.data.sources.stores import ArrayStore, Store, join
-from supercm_lightning.data.sources.worker_stores import DatasetStore
-from supercm_lightning.utils.options import MissingFileError, SuperCMError
-
-FeatureSet = str | Path | Dataset[Any]
-"""A file, or a torch data set of (features, label); from Python also arrays, (features, labels) or features alone."""
-
-Labels = Literal["required", "if known", "never"]
-"""Whether the labels of a set must be there, and whether they are read."""
-
-Statistics = tuple[Tensor, Tensor]
-"""Mean and standard deviation of each feature, (d,) each; the deviation of a constant feature is 1."""
-
-
-@dataclass
-class FeatureStore(ArrayStore):
-    """Features (N, d), checked and standardized when they are fetched: a mapped file is never read as a whole.
-
-    Attributes:
-        option: Option that gave them, for messages.
-        standardization: Mean and deviation that are taken out, or None.
-    """
-
-    option: str = "features"
-    standardization: Statistics | None = None
-
-    def fetch(self, index: Tensor, device: torch.device) -> Tensor:
-        """Features (n, d) float32, standardized; one that is NaN or infinite is an error that names the sample."""
-        features = self.raw(index, device)
-        if self.standardization is None:
-            return features
-        mean, std = (values.to(features.device, non_blocking=True) for values in self.standardization)
-        return (features - mean) / std
-
-    def raw(self, index: Tensor, device: torch.device) -> Tensor:
-        """Features (n, d) float32, as they are in the file; raises as `fetch`."""
-        features = super().fetch(index, device).float()
-        # A device would have to be waited for at every step; what lies there was checked when it moved.
-        if self.data.device.type == "cpu":
-            self._check(features, index)
-        return features
-
-    def _fits(self, free: int) -> bool:
-        # A large file that is mapped stays where it is.
-        if self.data.nbytes > MEMORY or not super()._fits(free):
-            return False
-        for number in torch.arange(len(self)).split(100_000):
-            self._check(self.data[number], number)
-        return True
-
-    def _check(self, features: Tensor, index: Tensor) -> None:
-        finite = features.isfinite().all(1)
-        if not finite.all():
-            number = int(index[~finite.cpu()][0])
-            name = f" ({self.names[number]})" if self.names is not None else ""
-            raise SuperCMError(f"{self.option}: sample {number}{name} has a feature that is NaN or infinite.")
-
-
-def statistics(parts: Iterable[tuple[Store, Tensor]], correction: int = 0) -> Statistics:
-    """Mean and standard deviation of each feature, computed in double precision, some thousand samples at a time.
-
-    Args:
-        parts: Stores of features with the numbers of the samples that count.
-        correction: Subtracted from the number of samples in the variance.
-
-    """
-    count, mean, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    for store, index in parts:
-        for numbers in index.split(8192):
-            features = cast(FeatureStore, store).raw(numbers, torch.device("cpu")).double()
-            center, n = features.mean(0), len(features)
-            # Chan et al., 1983: how two sums of squares about their own means are joined.
-            squares = squares + (features - center).square_().sum(0) + (center - mean) ** 2 * (count * n / (count + n))
-            mean = mean + (center - mean) * (n / (count + n))
-            count += n
-    std = (squares / max(count - correction, 1)).sqrt()
-    # What lies below the resolution of float32 is a constant feature.
-    return mean.float(), torch.where(std > torch.finfo(torch.float32).eps * mean.abs(), std, 1.0).float()
-
-
-def standardize_stores(parts: Iterable[tuple[Store, Tensor]], found: Statistics) -> None:
-    """Sets what is taken out of the features of stores when they are fetched, in place of what was before."""
-    for store, _ in parts:
-        cast(FeatureStore, store).standardization = found
+from supercm_lightning.data.sources.feature_files import Labels, located, read_features
+from supercm_lightning.data.sources.feature_store import FeatureStore
+from supercm_lightning.data.sources.stores import Store, join
+from supercm_lightning.utils.options import SuperCMError
 
 
 class FeatureSource(Source):
@@ -130,7 +42,7 @@ class FeatureSource(Source):
             (same,) = self.splits["unlabeled"]
             raise SuperCMError(f"{train} and {self.options.get('unlabeled', 'unlabeled')} are the same, {same}.")
         first, self.class_names = self._open("train", self.splits["train"][0])
-        self.sample_shape = tuple(first.data.shape[1:])
+        self.sample_shape, self.origin = tuple(first.data.shape[1:]), first.origin
         known = [first.labels, *(self._like_first("train", part).labels for part in self.splits["train"][1:])]
         self.num_classes = len(self.class_names or ()) or int(torch.cat(known).max()) + 1 or None
         self.defaults = defaults or Defaults()
@@ -139,22 +51,28 @@ class FeatureSource(Source):
         return read_features(self.options.get(split, split), part, self.labels.get(split, "required"))
 
     def _like_first(self, split: str, part: Any) -> FeatureStore:
-        """Opens a set and compares it with the first of `train`."""
+        """Opens a set and compares it with the first of `train`; its classes are numbered as there, by name."""
         store, names = self._open(split, part)
         option, first = self.options.get(split, split), self.options.get("train", "train")
         if tuple(store.data.shape[1:]) != self.sample_shape:
             raise SuperCMError(
                 f"{option}: features of shape {tuple(store.data.shape[1:])}, but {first} has {self.sample_shape}."
             )
-        if names and self.class_names and names != self.class_names and self.labels.get(split) != "never":
-            differ = sorted(set(names) ^ set(self.class_names)) or ["in another order"]
-            raise SuperCMError(f"{option}: other classes than those of {first} ({', '.join(differ[:10])}).")
+        check_origin(option, store.origin, first, self.origin)
+        if names != self.class_names and self.labels.get(split) != "never" and bool((store.labels >= 0).any()):
+            store.labels = _renumbered(store.labels, names, self.class_names, option, first)
+        if split in ("val", "test"):
+            store.weak = store.strong = None  # evaluation reads clean features
         return store
 
     def read(self) -> dict[str, Store]:
         """Opens the files; their features are read when they are fetched."""
         found = {split: [self._like_first(split, part) for part in parts] for split, parts in self.splits.items()}
         self.train_sizes = [len(store) for store in found["train"]]
+        for store in found.get("test", ()):
+            for other in (*found["train"], *found.get("val", ())):
+                _check_disjoint(store, other)
+        self.views = _common_views(found["train"], found.get("unlabeled", found["train"]))
         return {split: join(parts) for split, parts in found.items()}
 
     def read_new(self, path: Path, preprocessing: Mapping[str, Any] | None = None) -> FeatureStore:
@@ -165,105 +83,73 @@ class FeatureSource(Source):
                 f"predict_on={path}: features of shape {tuple(store.data.shape[1:])}, but the model was trained on "
                 f"{self.sample_shape}."
             )
+        check_origin(f"predict_on={path}", store.origin, self.options.get("train", "train"), self.origin)
+        store.weak = store.strong = None
         if preprocessing:
             store.standardization = torch.tensor(preprocessing["mean"]), torch.tensor(preprocessing["std"])
         return store
 
 
-# ------------------------------------------------------------------------------------------------------- what is given
-def are_arrays(given: Any) -> bool:
-    """Whether features are given as an array, or a tuple of features and labels."""
-    arrays = given if isinstance(given, tuple) else (given,)
-    return 0 < len(arrays) < 3 and all(isinstance(array, np.ndarray | Tensor) for array in arrays)
-
-
-def located(given: Any, root: Path) -> Path | Dataset[Any]:
-    """The file that a name means; a data set of arrays."""
-    if are_arrays(given):
-        features, *labels = map(torch.as_tensor, given if isinstance(given, tuple) else (given,))
-        if any(len(one) != len(features) for one in labels):
-            raise SuperCMError(f"features of shape {tuple(features.shape)} with {len(labels[0])} labels.")
-        return TensorDataset(features, *labels)
-    if not isinstance(given, str | Path):
-        if not (hasattr(given, "__getitem__") and hasattr(given, "__len__")) or isinstance(given, tuple | dict):
+def _common_views(labeled: Sequence[FeatureStore], unlabeled: Sequence[FeatureStore]) -> tuple[int, int]:
+    """Numbers of weak and strong views of the training samples; labeled ones may have none."""
+    views, given = unlabeled[0].num_views, labeled[0].num_views
+    for store, expected in [
+        (unlabeled[0], views if given == (0, 0) else given),
+        *((store, views) for store in unlabeled),
+        *((store, given) for store in labeled),
+    ]:
+        if store.num_views != expected:
+            found, wanted = (" and ".join(map(str, numbers)) for numbers in (store.num_views, expected))
             raise SuperCMError(
-                f"{type(given).__name__} is no set of features. Give the name of a file, a torch data set of "
-                "(features, label), a tuple of arrays (n, d) and (n,), or an array (n, d) where no labels are needed."
+                f"{store.option}: {found} weak and strong views, and others have {wanted}. Write all files of the "
+                "training with the same weak_views and strong_views."
             )
-        return given
-    path = root.expanduser() / Path(given).expanduser()
-    named = [path.with_name(path.name + suffix) for suffix in (".npz", ".pt")]
-    return path if path.exists() else next((file for file in named if file.exists()), path)
+    return views
 
 
-# ------------------------------------------------------------------------------------------------------------ reading
-def read_features(
-    option: str, given: Path | Dataset[Any], labels: Labels
-) -> tuple[FeatureStore, tuple[str, ...] | None]:
-    """Features of one file or data set, labels (-1 where unknown or not to be read), class names."""
-    names = files = None
-    if isinstance(given, Path):
-        data, known, names, files = _load(option, given, labels)
-    elif isinstance(given, TensorDataset):
-        data, *more = given.tensors
-        known = more[0] if more and labels != "never" else None
-        if known is None and labels == "required":
-            raise SuperCMError(f"{option}: features without labels; give (features, labels).")
-    else:
-        hidden = None if labels == "required" else torch.full((len(cast(Sized, given)),), -1)
-        dataset = DatasetStore(given, hidden)
-        dataset.shape = tuple(dataset[0].shape)
-        data, known = dataset.in_memory().data, dataset.labels
-    numbers = _whole_numbers(option, known) if known is not None else torch.full((len(data),), -1)
-    if data.ndim != 2 or len(data) != len(numbers) or not len(data):
+def check_origin(option: str, found: Mapping[str, str], other: str, expected: Mapping[str, str]) -> None:
+    """Checks that two sets of features are of one network, as far as the files say.
+
+    Args:
+        option: Option of the set, for the message.
+        found: Its `backbone`, `weights` and `image_size`, those that are known.
+        other: Option of what it is compared with.
+        expected: The same of this one.
+
+    Raises:
+        SuperCMError: If they differ.
+    """
+    for name in found.keys() & expected.keys():
+        if found[name] != expected[name]:
+            raise SuperCMError(
+                f"{option}: features of {name} {found[name]}, and {other} has those of {name} {expected[name]}; write "
+                "all files with one network."
+            )
+
+
+def _renumbered(
+    labels: Tensor, names: tuple[str, ...] | None, expected: tuple[str, ...] | None, option: str, first: str
+) -> Tensor:
+    """Labels by the numbers that the classes have in the first file."""
+    if names is None or expected is None:
+        named, other = (option, first) if expected is None else (first, option)
+        raise SuperCMError(f"{other}: has no names of classes, and {named} has; add classes (K,) to the file.")
+    if differ := sorted(set(names) - set(expected)):
+        raise SuperCMError(f"{option}: other classes than those of {first} ({', '.join(differ[:10])}).")
+    numbers = torch.tensor([*(expected.index(name) for name in names), -1])  # -1 stays
+    if int(labels.max()) >= len(names):
+        raise SuperCMError(f"{option}: label {int(labels.max())}, and there are {len(names)} classes.")
+    return numbers[labels]
+
+
+def _check_disjoint(test: FeatureStore, other: FeatureStore) -> None:
+    """Refuses samples of the test that are trained on or chosen by: those of one file name and one vector."""
+    if test.names is None or other.names is None:
+        return
+    numbers = {name: number for number, name in enumerate(other.names)}
+    both = [(number, numbers[name]) for number, name in enumerate(test.names) if name in numbers]
+    same = [test.names[one] for one, two in both if other.labels[two] >= 0 and test.data[one].equal(other.data[two])]
+    if same:
         raise SuperCMError(
-            f"{option}: features of shape {tuple(data.shape)} with {len(numbers)} labels; expected (n, d) and n, with "
-            "n at least 1."
+            f"{test.option}: {len(same)} samples are in {other.option} too ({', '.join(same[:3])}); take them out."
         )
-    if files is not None and len(files) != len(data):
-        raise SuperCMError(f"{option}: {len(files)} files for {len(data)} samples; each needs one, or leave files out.")
-    return FeatureStore(data, numbers, files, option=option), names
-
-
-def _whole_numbers(option: str, labels: Tensor) -> Tensor:
-    whole = labels.long().flatten()
-    if not torch.equal(whole.to(labels.dtype), labels.flatten()) or (len(whole) and int(whole.min()) < -1):
-        raise SuperCMError(f"{option}: labels must be whole numbers from 0, or -1 where unknown.")
-    return whole
-
-
-def _load(
-    option: str, path: Path, labels: Labels
-) -> tuple[Tensor, Tensor | None, tuple[str, ...] | None, list[str] | None]:
-    """Features, labels, names of the classes and files of the samples; features stay on the disk if they can."""
-    if not path.exists():
-        raise MissingFileError(
-            f"{option}={path}: no such file. Expected .npz or .pt with features (n, d) and labels (n,)."
-        )
-    if path.suffix not in (".npz", ".pt", ".pth"):
-        raise SuperCMError(f"{option}={path}: features are read from .npz or .pt files.")
-    wanted = {"features", "classes", "files", *(["labels"] if labels != "never" else [])}
-    optional = {"classes", "files", *(["labels"] if labels != "required" else [])}
-    try:
-        if path.suffix == ".npz":
-            content, found = load_npz(path, wanted)
-        else:
-            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            content = saved if isinstance(saved, dict) else {}
-            found = set(content)
-    except (UnpicklingError, ValueError) as error:
-        raise SuperCMError(f"{option}={path}: holds more than tensors, numbers, strings; save only these.") from error
-    except (OSError, RuntimeError, EOFError, BadZipFile, zlib.error) as error:
-        raise SuperCMError(f"{option}={path}: cannot be read; the file is truncated or damaged ({error}).") from error
-    if missing := wanted - found - optional:
-        raise SuperCMError(
-            f"{option}={path}: has {', '.join(sorted(map(str, found))) or 'nothing by name'}, lacks "
-            f"{' and '.join(sorted(missing))}."
-        )
-    names = tuple(str(name) for name in content["classes"]) if "classes" in found else None
-    files = [str(file) for file in content["files"]] if "files" in found else None
-    try:
-        known = torch.as_tensor(content["labels"]) if "labels" in content and labels != "never" else None
-        return torch.as_tensor(content["features"]), known, names, files
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise SuperCMError(f"{option}={path}: features and labels must be arrays of numbers ({error}).") from error

@@ -131,7 +131,9 @@ def channels_of(image: Image.Image) -> int:
     return 1 if image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I") else 3
 
 
-def read_image(file: Path | str, channels: int, image_size: int | None, keep_aspect: bool = True) -> Tensor:
+def read_image(
+    file: Path | str, channels: int, image_size: int | None, keep_aspect: bool = True, at_most: int | None = None
+) -> Tensor:
     """Pixels of a file, uint8 (C, H, W); the arguments are those of `pixels_of`.
 
     Raises:
@@ -139,12 +141,14 @@ def read_image(file: Path | str, channels: int, image_size: int | None, keep_asp
     """
     try:
         with Image.open(file) as image:
-            return pixels_of(image, channels, image_size, keep_aspect)
+            return pixels_of(image, channels, image_size, keep_aspect, at_most)
     except Exception as error:  # a broken file can raise anything
         raise _unreadable(file, error) from error
 
 
-def pixels_of(image: Image.Image, channels: int, image_size: int | None, keep_aspect: bool = True) -> Tensor:
+def pixels_of(
+    image: Image.Image, channels: int, image_size: int | None, keep_aspect: bool = True, at_most: int | None = None
+) -> Tensor:
     """Pixels of an image, turned upright as its EXIF orientation says; what is transparent shows white.
 
     Args:
@@ -152,15 +156,16 @@ def pixels_of(image: Image.Image, channels: int, image_size: int | None, keep_as
         channels: 1 (gray) or 3 (RGB).
         image_size: The image is brought to this square; None keeps its size.
         keep_aspect: Resize the shorter side and cut out the center square, instead of resizing both sides.
+        at_most: Without `image_size`, a longer shorter side is brought to this length, bicubic.
 
     Returns:
         The pixels, uint8 (C, H, W).
 
     """
     turn = _TURNS.get(_orientation(image))
-    if image_size is not None:
+    if (side := image_size or (at_most and 2 * at_most)) is not None:
         # JPEG can be decoded at a fraction of its size, which large photographs gain from.
-        image.draft("L" if channels == 1 else "RGB", (image_size, image_size))
+        image.draft("L" if channels == 1 else "RGB", (side, side))
     if image.mode.startswith("I"):
         # Pillow cuts 16-bit values off at 255 when it converts them.
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
@@ -175,5 +180,8 @@ def pixels_of(image: Image.Image, channels: int, image_size: int | None, keep_as
         image = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
         left, top = (width - image_size) // 2, (height - image_size) // 2
         image = image.crop((left, top, left + image_size, top + image_size))
+    if at_most is not None and (shorter := min(image.size)) > at_most:
+        width, height = (int(at_most * side / shorter) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
     pixels = np.array(image, dtype=np.uint8).reshape(image.height, image.width, channels)
     return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from supercm_lightning.data.sources.base import Defaults, Source
 from supercm_lightning.data.sources.domain_files import find_files, folder_set
 from supercm_lightning.data.sources.domains import DIGITS, DOMAIN_SETS
+from supercm_lightning.data.sources.feature_files import located
 from supercm_lightning.data.sources.features import FeatureSource
 from supercm_lightning.data.sources.files import FileSource, Reading
 from supercm_lightning.data.sources.folder import scan_clusters, scan_folder
@@ -87,8 +88,8 @@ def make_cluster_source(
     if dataset == "features":
         given = {"train": [root]}
         if root.is_dir():
-            found = {split: sorted(root.glob(f"{split}.*"))[:1] for split in ("train", "test")}
-            given = {split: files for split, files in found.items() if files}
+            found = {split: located(split, root) for split in ("train", "test")}
+            given = {split: [file] for split, file in found.items() if isinstance(file, Path) and file.is_file()}
             if "train" not in given:
                 raise MissingFileError(f"dataset=features: there is no train.npz or train.pt in root={root}.")
         policy: Any = dict.fromkeys(given, "if known")

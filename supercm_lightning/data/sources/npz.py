@@ -1,8 +1,13 @@
 """Arrays of an .npz file, mapped from the disk, and files written array by array."""
 
+import math
+import os
 import struct
 import zipfile
+import zlib
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +20,8 @@ from supercm_lightning.utils.options import SuperCMError
 def load_npz(path: Path, names: Collection[str]) -> tuple[dict[str, np.ndarray], set[str]]:
     """Arrays of an .npz file by name; those stored without compression, as by `np.savez`, are mapped from the disk.
 
-    A mapped array takes no memory but for what is touched, and changes to it stay in memory. Nothing is unpickled.
+    A mapped array takes no memory but for what is touched, and changes to it stay in memory. Its checksum is compared
+    once a process, in one pass over the file. Nothing is unpickled.
 
     Args:
         path: The file.
@@ -26,8 +32,7 @@ def load_npz(path: Path, names: Collection[str]) -> tuple[dict[str, np.ndarray],
 
     Raises:
         ValueError: If a wanted array holds Python objects.
-        zipfile.BadZipFile: If the file is none of this kind, or cut off.
-
+        zipfile.BadZipFile: If the file is none of this kind, cut off or damaged.
     """
     with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as file:
         mapped = {name: _map(path, archive, f"{name}.npy") for name in names if name in file.files}
@@ -44,27 +49,61 @@ def _map(path: Path, archive: zipfile.ZipFile, member: str) -> np.ndarray | None
         version = npy.read_magic(stream)
         shape, fortran, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(stream)
         header = stream.tell()
-    if dtype.hasobject or not np.prod(shape):
+    size = math.prod(shape) * dtype.itemsize
+    if dtype.hasobject or not shape or not size:
         return None
-    with path.open("rb") as file:
+    if min(shape) < 0 or header + size != info.file_size:
+        raise zipfile.BadZipFile(f"{member} has {info.file_size - header} bytes, and its header says {size}")
+    with path.open("rb", buffering=0) as file:
         # A member follows its local header: 30 bytes, of which the last four are the lengths of name and extra field.
         file.seek(info.header_offset + 26)
-        start = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4))) + header
-    return np.memmap(path, dtype, "c", start, shape, "F" if fortran else "C")
+        start = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
+        _check_sum(file, start, info)
+    return np.memmap(path, dtype, "c", start + header, shape, "F" if fortran else "C")
 
 
-def save_npz(
-    path: Path, name: str, shape: tuple[int, ...], blocks: Iterable[np.ndarray], arrays: Mapping[str, np.ndarray]
-) -> None:
-    """Writes an .npz file as `np.savez` does, one of its arrays block by block, so that it need not fit into memory.
+_checked: set[tuple[int, ...]] = set()
+"""Members whose checksum this process has found right."""
+
+
+def _check_sum(file: FileIO, start: int, info: zipfile.ZipInfo) -> None:
+    """Reads a member once, about a second for a gigabyte that the system has in memory, and compares its checksum."""
+    state = os.fstat(file.fileno())
+    known = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, start)
+    if known in _checked:
+        return
+    file.seek(start)
+    found, left, buffer = 0, info.file_size, memoryview(bytearray(1 << 22))
+    while left and (count := file.readinto(buffer[: min(left, len(buffer))])):
+        found, left = zlib.crc32(buffer[:count], found), left - count
+    if left or found != info.CRC:
+        raise zipfile.BadZipFile(f"bad checksum of {info.filename}")
+    _checked.add(known)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """An array that comes in blocks.
+
+    Attributes:
+        shape: Its shape, (n, …).
+        dtype: Its type, to which the blocks are converted.
+        blocks: Its samples, n in all.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    blocks: Iterable[np.ndarray]
+
+
+def save_npz(path: Path, parts: Mapping[str, Blocks], arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes an .npz file as `np.savez` does, some of its arrays block by block, so that they need not fit into memory.
 
     A reader never sees half a file.
 
     Args:
         path: The file.
-        name: Name of the array that comes in blocks.
-        shape: Its shape, (n, …).
-        blocks: Its samples, n in all, written as float32.
+        parts: The arrays that come in blocks, by name.
         arrays: The other arrays by name.
 
     Raises:
@@ -74,14 +113,17 @@ def save_npz(
 
     def write(stream: object) -> None:
         with zipfile.ZipFile(stream, "w") as archive:  # type: ignore[call-overload]
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                npy.write_array_header_1_0(member, {"descr": "<f4", "fortran_order": False, "shape": shape})
-                count = 0
-                for block in blocks:
-                    member.write(np.ascontiguousarray(block, dtype="<f4").tobytes())
-                    count += len(block)
-            if count != shape[0]:
-                raise SuperCMError(f"{path}: {count} samples of {name}, where {shape[0]} were expected.")
+            for name, part in parts.items():
+                dtype = np.dtype(part.dtype).newbyteorder("<")
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    header = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": part.shape}
+                    npy.write_array_header_1_0(member, header)
+                    count = 0
+                    for block in part.blocks:
+                        member.write(np.ascontiguousarray(block, dtype=dtype).tobytes())
+                        count += len(block)
+                if count != part.shape[0]:
+                    raise SuperCMError(f"{path}: {count} samples of {name}, where {part.shape[0]} were expected.")
             for other, array in arrays.items():
                 with archive.open(f"{other}.npy", "w", force_zip64=True) as member:
                     npy.write_array(member, array, allow_pickle=False)
