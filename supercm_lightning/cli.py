@@ -4,7 +4,6 @@ import json
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
@@ -21,7 +20,7 @@ from supercm_lightning.callbacks.runs.continued_run import ContinuedRun
 from supercm_lightning.callbacks.runs.run_folder import run_folder
 from supercm_lightning.callbacks.runs.slurm_requeue import SlurmRequeue
 from supercm_lightning.data import ViewDataModule
-from supercm_lightning.utils.checkpoints import AtomicCheckpointIO, check_method
+from supercm_lightning.utils.checkpoints import AtomicCheckpointIO, check_classes, check_method, read_checkpoint
 from supercm_lightning.utils.options import SuperCMError, user_error
 from supercm_lightning.utils.parser import HELP, CommandParser, find_local_modules
 from supercm_lightning.utils.trainer import callbacks_of, is_dry_run
@@ -66,8 +65,10 @@ class SuperCMCLI(LightningCLI):
             raise SuperCMError(f"ckpt_path=last: goes with fit. Give {command} the path of the checkpoint.")
         if path is None and command != "fit":
             raise SuperCMError(f"ckpt_path: {command} without one takes untrained weights. Give --ckpt_path FILE.")
-        if path not in (None, "last", "best", "hpc") and "://" not in str(path):
-            check_method(Path(path), model)
+        if path not in (None, "last", "best", "hpc"):
+            options = read_checkpoint(path).get("hyper_parameters", {})
+            check_method(path, options, model)
+            check_classes(path, options)
 
     def before_instantiate_classes(self) -> None:
         """Lets `test` and `predict` fetch no published weights: the checkpoint holds all."""

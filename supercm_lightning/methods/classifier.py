@@ -5,14 +5,17 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.data import AttributeDict
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
+from typing_extensions import Self
 
 from supercm_lightning.contracts import Backbone
-from supercm_lightning.nn import build_backbone, freeze_stages, initialize_head, load_backbone_weights
+from supercm_lightning.nn import build_backbone, check_weights, freeze_stages, initialize_head, load_backbone_weights
+from supercm_lightning.utils.checkpoints import AtomicCheckpointIO, check_classes, local_file, read_checkpoint
 from supercm_lightning.utils.options import SuperCMError, check_choice, check_positive, check_range
 
 
@@ -97,6 +100,8 @@ class Classifier(LightningModule):
     def setup(self, stage: str) -> None:
         """Loads the weights to start from, unless a checkpoint has them all, and compiles the backbone."""
         file = self.hparams.backbone_checkpoint
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # which runs the code of files from the web
+            self.trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if stage == "fit" and file is not None and self.trainer.ckpt_path is None:
             load_backbone_weights(self.backbone, Path(file))
         if self.hparams.compile and not self._compiled:
@@ -109,6 +114,25 @@ class Classifier(LightningModule):
         for part in self._frozen if mode else ():
             part.eval()
         return self
+
+    # -------------------------------------------------------------------------------------------- checkpoints
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """Loads a model, as Lightning does; nothing but tensors and plain values is read from the file.
+
+        Raises:
+            SuperCMError: If the file is a URL, damaged, or names a class that was not imported before.
+        """
+        check_classes(checkpoint_path, read_checkpoint(checkpoint_path).get("hyper_parameters"))
+        return super().load_from_checkpoint(local_file(checkpoint_path), *args, **{"weights_only": True} | kwargs)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Checks the weights of a checkpoint.
+
+        Raises:
+            SuperCMError: If they are not those of this network, or one is NaN or infinite; the message names it.
+        """
+        check_weights(checkpoint["state_dict"], self.state_dict())
 
     # ------------------------------------------------------------------------------------------------ forward
     def features(self, x: Tensor) -> Tensor:

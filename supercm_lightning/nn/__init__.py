@@ -7,7 +7,7 @@ from supercm_lightning.nn.buffers import resize_buffers
 from supercm_lightning.nn.clustering_head import ClusteringHead, class_totals, initialize_head
 from supercm_lightning.nn.domain import DomainDiscriminator, MultilinearMap, reverse_gradient
 from supercm_lightning.nn.small import MLP, Identity, ResNet18, SmallCNN
-from supercm_lightning.nn.weights import freeze_stages, load_backbone_weights
+from supercm_lightning.nn.weights import check_weights, freeze_stages, load_backbone_weights
 from supercm_lightning.nn.wide_resnet import WideResNet
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "TimmBackbone",
     "WideResNet",
     "build_backbone",
+    "check_weights",
     "class_totals",
     "ema_decay",
     "evaluating",

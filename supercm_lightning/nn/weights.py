@@ -1,12 +1,15 @@
 """Weights of a backbone: loading them from a file, and freezing a number of its stages."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
+from zipfile import BadZipFile, is_zipfile
 
 from torch import Tensor, nn
 
 from supercm_lightning.nn.backbones import TimmBackbone
+from supercm_lightning.utils.files import check_sums
 from supercm_lightning.utils.options import MissingFileError, SuperCMError
 
 _PREFIX = "backbone."
@@ -59,6 +62,32 @@ def load_backbone_weights(backbone: nn.Module, path: Path) -> None:
         raise _misfit(path, "; ".join(f"{len(n)} {kind} ({', '.join(n[:3])})" for kind, n in names.items() if n))
 
 
+def check_weights(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Checks that the weights of the network in a checkpoint are finite numbers, and of the shapes of a model's.
+
+    Args:
+        state: Weights of the checkpoint by name.
+        own: Those of the model.
+
+    Raises:
+        SuperCMError: If they are not; the message names the first that differs.
+
+    Examples:
+        >>> check_weights({"head.weight": torch.ones(2)}, {"head.weight": torch.zeros(2)})
+    """
+    for name in (name for name in {**own, **state} if name.startswith((_PREFIX, "bottleneck.", "head."))):
+        saved, ours = (tuple(at[name].shape) if name in at else None for at in (state, own))
+        if saved != ours:
+            raise SuperCMError(
+                f"The checkpoint does not fit the model: {name} has the shape {saved} there and {ours} here. Give the "
+                "backbone and the other options of its training; a backbone that was a module as backbone=..."
+            )
+        if not state[name].isfinite().all():
+            raise SuperCMError(
+                f"The checkpoint's {name} is NaN or infinite; the training diverged. Give an earlier one."
+            )
+
+
 def _read(path: Path) -> dict[str, Tensor]:
     """Tensors by name, out of a checkpoint's entry for the weights where there is one."""
     from safetensors import SafetensorError
@@ -67,8 +96,10 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file; give a checkpoint, a state dict or a .safetensors file.")
     try:
+        if is_zipfile(path):
+            check_sums(path)
         state: Any = load_state_dict(str(path), weights_only=True)
-    except (UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except (UnpicklingError, BadZipFile, SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise SuperCMError(
             f"{path}: cannot be read as weights; the file is damaged, of another kind, or holds more than tensors and "
             "plain values. Give a checkpoint, a state dict or a .safetensors file."
@@ -77,6 +108,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         state = {}
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise SuperCMError(f"{path}: holds no weights by name. Give a checkpoint, a state dict or a .safetensors file.")
+    if broken := next((name for name, value in state.items() if not value.isfinite().all()), None):
+        raise SuperCMError(f"{path}: {broken} is NaN or infinite. Give the weights of a training that did not diverge.")
     return state
 
 

@@ -5,7 +5,10 @@ import json
 import os
 import pkgutil
 import sys
+from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 
 from supercm_lightning.methods import Method
 from supercm_lightning.tools.arguments import check_installed, errors_in_one_line
-from supercm_lightning.utils.checkpoints import read_checkpoint
+from supercm_lightning.utils.checkpoints import check_classes, local_file, read_checkpoint
 from supercm_lightning.utils.options import SuperCMError
 
 _SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
@@ -51,24 +54,38 @@ def export_model(
     """
     if format == "onnx":
         check_installed("export", "onnx", "onnxscript", "onnxruntime")
-    ckpt_path = ckpt_path.expanduser()
+    ckpt_path = local_file(ckpt_path)
     output = output.expanduser() if output is not None else ckpt_path.with_suffix(_SUFFIXES[format])
+    if output.is_dir() or output.resolve() == ckpt_path.resolve():
+        problem = "is a folder" if output.is_dir() else "is the checkpoint itself, which would be lost"
+        raise SuperCMError(f"output={output}: {problem}. Give the name of a new file.")
     method, metadata = load_method(ckpt_path, model)
-    output.parent.mkdir(parents=True, exist_ok=True)
     write, run = (_write_onnx, _run_onnx) if format == "onnx" else (_write_program, _run_program)
-    write(_Logits(method).eval(), torch.zeros(2, *method.input_shape), output, metadata)
-    worst = 0.0
-    for n in (1, 5):
-        x = torch.randn(n, *method.input_shape, generator=torch.Generator().manual_seed(n))
-        with torch.no_grad():
-            expected = method(x)
-            difference = (run(output, x) - expected).abs().max() / expected.abs().max().clamp_min(1.0)
-        worst = max(worst, float(difference))
-    if not worst < 1e-3:
-        output.unlink()
-        raise RuntimeError(f"{output.name}: the exported logits differ from the model's by {worst:.1e} of the largest.")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=output.parent, prefix=".export-") as folder:
+            written = Path(folder, output.name)
+            write(_Logits(method).eval(), torch.zeros(2, *method.input_shape), written, metadata)
+            worst = max(_difference(method, run, written, n) for n in (1, 5))
+            for file in sorted(Path(folder).iterdir(), reverse=True):  # large weights lie in a file beside
+                file.replace(output.with_name(file.name))
+    except OSError as error:
+        raise SuperCMError(f"output={output}: cannot be written ({error.strerror or error}).") from error
     print(f"{type(method).__name__}, largest relative difference to torch {worst:.1e}: {output}")
     return output
+
+
+def _difference(method: Method, run: Callable[[Path, Tensor], Tensor], file: Path, n: int) -> float:
+    """Largest difference of the file's logits from the model's, relative to the largest; on `n` samples."""
+    x = torch.randn(n, *method.input_shape, generator=torch.Generator().manual_seed(n))
+    with torch.no_grad():
+        expected = method(x)
+        difference = float((run(file, x) - expected).abs().max() / expected.abs().max().clamp_min(1.0))
+    if not difference < 1e-3:  # NaN neither
+        raise RuntimeError(
+            f"{file.name}: the exported logits differ from the model's by {difference:.1e} of the largest."
+        )
+    return difference
 
 
 def load_method(ckpt_path: Path, model: str | None = None) -> tuple[Method, dict[str, Any]]:
@@ -86,18 +103,16 @@ def load_method(ckpt_path: Path, model: str | None = None) -> tuple[Method, dict
     """
     checkpoint = read_checkpoint(ckpt_path)
     options = checkpoint.get("hyper_parameters", {})
-    saved = options.get("_class_path")
-    # A checkpoint must not decide what code is imported.
-    if model is None and saved is not None and "." in saved and not saved.startswith("supercm_lightning."):
-        raise SuperCMError(f"model: the checkpoint is one of {saved}. To let it be imported, give --model {saved}.")
-    name = model or saved
+    own = _class(model) if model is not None else None  # which imports it
+    check_classes(ckpt_path, options)
+    name = model or options.get("_class_path")
     if name is None:
         raise SuperCMError(f"model: {ckpt_path} does not name its class; give it, such as --model SuperCM.")
     # All weights are in the file; published ones would be fetched only to be overwritten.
     local: dict[str, Any] = {}
     if (options.get("backbone_options") or {}).get("pretrained"):
         local["backbone_options"] = options["backbone_options"] | {"pretrained": False}
-    method = _class(name).load_from_checkpoint(ckpt_path, map_location="cpu", weights_only=True, **local).eval()
+    method = (own or _class(name)).load_from_checkpoint(ckpt_path, map_location="cpu", **local).eval()
     data = next((v for v in checkpoint.values() if isinstance(v, dict) and "preprocessing" in v), {})
     return method, {
         "class_names": data.get("class_names"),
@@ -162,7 +177,9 @@ def _write_program(network: nn.Module, example: Tensor, file: Path, metadata: di
     program = torch.export.export(
         network, (example,), dynamic_shapes={"input": {0: torch.export.Dim("batch")}}, strict=False
     )
-    torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})
+    buffer = BytesIO()  # a full disk would abort the process where torch writes itself
+    torch.export.save(program, buffer, extra_files={"metadata.json": json.dumps(metadata)})
+    file.write_bytes(buffer.getvalue())
 
 
 def _run_program(file: Path, x: Tensor) -> Tensor:

@@ -1,15 +1,19 @@
 """Checkpoint files: written in one piece, and read with an error that names what is wrong."""
 
-from collections.abc import Iterable
+import sys
+import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import nn
 
-from supercm_lightning.utils.files import write_atomically
+from supercm_lightning.utils.files import check_sums, write_atomically
 from supercm_lightning.utils.options import MissingFileError, SuperCMError
 
 
@@ -18,6 +22,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     Lightning writes to the system's temporary folder and moves from there, which is a copy in place wherever that
     folder lies on another file system, as it does on most clusters: a job killed during it leaves half a file.
+    Nothing but tensors and plain values is read, and damaged files are named.
 
     Examples:
         >>> from lightning.pytorch import Trainer
@@ -31,48 +36,111 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         else:
             write_atomically(Path(path), lambda stream: torch.save(checkpoint, stream))
 
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Reads a checkpoint, as `read_checkpoint` does."""
+        if "://" in str(path):
+            return super().load_checkpoint(path, lambda storage, place: storage, weights_only=True)
+        return read_checkpoint(path, mmap=False)
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The contents of a checkpoint; tensors stay in the file until they are used.
 
-    Args:
-        path: The file.
+def local_file(path: str | Path) -> Path:
+    """The file that `ckpt_path` names.
 
     Raises:
         MissingFileError: If there is no such file.
-        SuperCMError: If it is truncated, no checkpoint, or holds more than tensors, numbers and strings.
+        SuperCMError: If it is a URL or a folder.
     """
-    if not path.is_file():
+    if "://" in str(path):
+        raise SuperCMError(f"ckpt_path={path}: checkpoints are read from files alone. Download it and give its path.")
+    file = Path(path).expanduser()
+    if str(path) in ("", ".") or file.is_dir():
+        raise SuperCMError(f"ckpt_path={path}: is a folder; give a file, such as one in a run's checkpoints/.")
+    if not file.is_file():
         raise MissingFileError(f"ckpt_path={path}: no such file.")
+    return file
+
+
+def read_checkpoint(path: str | Path, mmap: bool = True) -> dict[str, Any]:
+    """The contents of a checkpoint, after its checksums (about half a second for each GB) were compared.
+
+    Args:
+        path: The file.
+        mmap: Whether tensors stay in the file until they are used.
+
+    Raises:
+        MissingFileError: If there is no such file.
+        SuperCMError: If it is damaged, no checkpoint, or holds more than tensors, numbers and strings.
+    """
+    file = local_file(path)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        check_sums(file)
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except UnpicklingError as error:
         raise SuperCMError(
             f"ckpt_path={path}: refused, because it holds more than tensors, numbers and strings, or is no checkpoint "
             "at all. Reading it could run code that somebody put there. Save options of plain values only."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, BadZipFile, zlib.error) as error:
         raise SuperCMError(
             f"ckpt_path={path}: cannot be read as a checkpoint; the file is truncated or damaged. Give an earlier one."
         ) from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise SuperCMError(f"ckpt_path={path}: holds no state_dict; it is no checkpoint of Lightning.")
+    if not isinstance(options := checkpoint.get("hyper_parameters", {}), dict) or not all(map(_is_name, options)):
+        raise SuperCMError(f"ckpt_path={path}: its hyper_parameters are no options by name; another program wrote it.")
     return checkpoint
 
 
-def check_method(path: Path, class_path: str) -> None:
-    """Checks that a checkpoint is one of a method.
+def check_classes(path: str | Path, options: Any) -> None:
+    """Checks that the options in a checkpoint name no class that would be imported because of it.
 
     Args:
-        path: The checkpoint.
+        path: The checkpoint, for the message.
+        options: Its hyper-parameters.
+
+    Raises:
+        SuperCMError: If they name a class that is neither of this package nor one that was imported before.
+
+    Examples:
+        >>> check_classes("a.ckpt", {"backbone": {"class_path": "torch.nn.Flatten"}})
+    """
+    if isinstance(options, dict):
+        for name in (options[key] for key in ("_class_path", "class_path") if key in options):
+            if not _is_known(str(name)):
+                raise SuperCMError(
+                    f"ckpt_path={path}: names the class {name}, which is not of this package, and importing it could "
+                    "run any code. If you trust the file, name that class yourself, as an option or by an import."
+                )
+        options = list(options.values())
+    for value in options if isinstance(options, list | tuple) else ():
+        check_classes(path, value)
+
+
+def _is_known(name: str) -> bool:
+    module, _, kind = name.rpartition(".")
+    found = vars(sys.modules[module]).get(kind) if module in sys.modules else None
+    is_network = isinstance(found, type) and issubclass(found, nn.Module)
+    return not module or module.split(".")[0] == "supercm_lightning" or is_network
+
+
+def check_method(path: str | Path, options: Mapping[str, Any], class_path: str) -> None:
+    """Checks that the options in a checkpoint are those of a method.
+
+    Args:
+        path: The checkpoint, for the message.
+        options: Its hyper-parameters.
         class_path: Class of the method, with or without its module.
 
     Raises:
-        SuperCMError: If the file cannot be read as a checkpoint, or names another class.
+        SuperCMError: If they name another class.
     """
-    saved = read_checkpoint(path).get("hyper_parameters", {}).get("_class_path")
-    if saved is not None and saved.rpartition(".")[2] != class_path.rpartition(".")[2]:
+    saved = options.get("_class_path")
+    if saved is not None and str(saved).rpartition(".")[2] != class_path.rpartition(".")[2]:
         raise SuperCMError(f"ckpt_path={path}: a checkpoint of {saved}, but the model is {class_path}.")
+
+
+def _is_name(key: Any) -> bool:
+    return isinstance(key, str)
 
 
 def newest_checkpoint(run: Path, elsewhere: Iterable[Path] = ()) -> tuple[Path, dict[str, Any]] | None:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
+from zipfile import BadZipFile, ZipFile
 
 
 def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], Any]) -> None:
@@ -42,3 +43,14 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], Any
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_sums(file: Path) -> None:
+    """Compares the checksums of a file of `torch.save` with its contents; torch itself does not.
+
+    Raises:
+        BadZipFile: If they differ, or the file is no such file.
+    """
+    with ZipFile(file) as archive:
+        if damaged := archive.testzip():
+            raise BadZipFile(f"{damaged} does not have its checksum")

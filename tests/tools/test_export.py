@@ -1,6 +1,8 @@
 """A trained model as a file for other programs."""
 
+import errno
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,9 @@ from PIL import Image
 
 from supercm_lightning import FeatureDataModule, SuperCM
 from supercm_lightning.cli import run
-from supercm_lightning.tools.export import load_method, main
+from supercm_lightning.tools import export
+from supercm_lightning.tools.export import export_model, load_method, main
+from supercm_lightning.utils.options import SuperCMError
 
 QUICK = [
     *("--data.steps_per_epoch", "3", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"),
@@ -29,6 +33,16 @@ def write_photographs() -> None:
         Path("photos", name).mkdir(parents=True)
         for number in range(12):
             Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(f"photos/{name}/{number}.png")
+
+
+def write_checkpoint() -> Path:
+    """A model of features, untrained."""
+    model = SuperCM(num_classes=3, input_shape=(4,), backbone="identity")
+    options = dict(model.hparams) | {"_class_path": "supercm_lightning.SuperCM",
+                                     "_instantiator": "lightning.pytorch.cli.instantiate_module"}  # fmt: skip
+    torch.save({"state_dict": model.state_dict(), "hyper_parameters": options, "pytorch-lightning_version": "2.6.4"},
+               "a.ckpt")  # fmt: skip
+    return Path("a.ckpt")
 
 
 def train_on_photographs() -> tuple[SuperCM, Path]:
@@ -130,9 +144,10 @@ def test_a_class_of_ones_own_is_imported_only_if_asked_for(
     run(["fit", "--model", "own_methods.Own", *data, *QUICK, "--trainer.limit_test_batches", "0"])
     (checkpoint,) = Path("lightning_logs/version_0/checkpoints").glob("*.ckpt")
     arguments = ["--ckpt_path", str(checkpoint), "--format", "torch_export"]
+    monkeypatch.delitem(sys.modules, "own_methods")
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
-    assert "--model own_methods.Own" in capsys.readouterr().err
+    assert "names the class own_methods.Own" in capsys.readouterr().err
     main([*arguments, "--model", "own_methods.Own"])
     assert checkpoint.with_suffix(".pt2").is_file()
 
@@ -154,3 +169,36 @@ def test_wrong_options_are_named(options: list[str], message: str, capsys: pytes
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert message in line
+
+
+def test_a_file_that_answers_nan_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = write_checkpoint()
+    monkeypatch.setattr(export, "_run_program", lambda file, x: torch.full((len(x), 3), torch.nan))
+    with pytest.raises(RuntimeError, match="differ from the model's by nan"):
+        export_model(checkpoint, Path("m.pt2"), "torch_export")
+    assert list(Path.cwd().iterdir()) == [checkpoint.absolute()]
+
+
+def test_an_export_replaces_no_checkpoint_and_leaves_no_half_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = write_checkpoint()
+    content = checkpoint.read_bytes()
+    with pytest.raises(SuperCMError, match=r"output=.*: is the checkpoint itself"):
+        export_model(checkpoint, checkpoint.absolute(), "torch_export")
+    with pytest.raises(SuperCMError, match=r"output=\.: is a folder"):
+        export_model(checkpoint, Path(), "torch_export")
+    assert checkpoint.read_bytes() == content
+    export_model(checkpoint, Path("m.pt2"), "torch_export")
+    whole = Path("m.pt2").read_bytes()
+
+    def full(self: Path, data: bytes) -> None:
+        with self.open("wb") as stream:
+            stream.write(data[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(SuperCMError, match=r"output=m\.pt2: cannot be written \(No space left on device\)"):
+        export_model(checkpoint, Path("m.pt2"), "torch_export")
+    assert Path("m.pt2").read_bytes() == whole
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["a.ckpt", "m.pt2"]
