@@ -1,6 +1,5 @@
 """The benchmark: grids, processes, statistics and tables."""
 
-import csv
 import json
 import math
 import os
@@ -10,18 +9,19 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from filelock import FileLock
 
 from supercm_lightning.cli import run
-from supercm_lightning.tools.bench import Cell, Grid, main
-from supercm_lightning.tools.bench.schedule import devices, environment, run_cells, write_array
+from supercm_lightning.tools.bench import Cell, Grid, jobs, main
 from supercm_lightning.tools.bench.tables import Results, paired
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +87,7 @@ def test_killed_table_goes_on_where_it_was_and_a_failed_cell_holds_up_no_other(
     arguments = ["grid.yaml", "--jobs", "3", "--output", "out"]
 
     def kill_when_under_way() -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 400
         while time.monotonic() < deadline:
             said = {path.parts[1]: path.read_text() for path in Path("out").rglob("summary.json")}
             if "test/acc" in said.get("quick", "") and "broken" in said and [*Path("out", "long").rglob("*.ckpt")]:
@@ -113,15 +113,95 @@ def test_killed_table_goes_on_where_it_was_and_a_failed_cell_holds_up_no_other(
     assert "Lower lr" in err
     assert "2 of 3 cells" in out
     assert quick.stat().st_mtime_ns == before
-    (log,) = Path("out", "long").rglob("log.txt")
-    assert "Going on with the run" in log.read_text()
+    logs = "".join(file.read_text() for file in Path("out", "long").rglob("*_log.out"))
+    assert "Going on with the run" in logs
     (done,) = Path("out", "long").rglob("summary.json")
     assert json.loads(done.read_text())["steps"] == 600
-    with Path("out/results.csv").open() as file:
-        rows = {line["row"]: line for line in csv.DictReader(file)}
-    assert set(rows) == {"quick", "long"}
-    assert float(rows["long"]["test/acc"]) == json.loads(done.read_text())["metrics"]["test/acc"]
-    assert Path("out/gain.png").stat().st_size > 1000
+    runs = {run["row"]: run for run in json.loads(Path("out/results.json").read_text())["runs"]}
+    assert set(runs) == {"quick", "long"}
+    assert runs["long"]["test/acc"] == json.loads(done.read_text())["metrics"]["test/acc"]
+    assert runs["quick"]["seconds"] > 0
+    assert runs["long"]["seconds"] is None  # of its last part alone, if anything
+
+
+@pytest.mark.slow
+def test_a_preempted_job_is_started_again_by_submitit_and_ends_as_if_it_had_not_been() -> None:
+    write_grid(rows={"long": {"method": "supercm", "options": {"trainer.max_epochs": 150}}})
+    cells = list(Grid.read(Path("grid.yaml")).cells(Path("out")))
+
+    def preempt() -> None:
+        while not [*Path("out").rglob("*.ckpt")]:
+            time.sleep(0.05)
+        (owner,) = Path("out").rglob("attempt_0/*_*")
+        os.kill(int(owner.name.rpartition("_")[2]), signal.SIGUSR2)
+
+    thread = threading.Thread(target=preempt)
+    thread.start()
+    assert jobs.run_here(cells) == {}
+    thread.join()
+    assert [*Path("out").rglob("attempt_1")]
+    whole = run([*cells[0].arguments, "--trainer.default_root_dir=whole", "--trainer.enable_progress_bar=false"])
+    summary = cells[0].summary()
+    assert summary is not None
+    assert summary["steps"] == whole.trainer.global_step
+    assert summary["metrics"]["test/loss"] == float(whole.trainer.callback_metrics["test/loss"])
+
+
+@pytest.mark.slow
+def test_two_commands_at_once_run_every_cell_once(capfd: pytest.CaptureFixture[str]) -> None:
+    write_grid(rows={"quick": GRID["rows"]["quick"]}, seeds=2)
+    command = [sys.executable, "-c", "from supercm_lightning.tools.bench import main; main()", "grid.yaml"]
+    both = [subprocess.Popen([*command, "--output", "out", "--jobs", "2"]) for _ in range(2)]
+    assert [process.wait(timeout=300) for process in both] == [0, 0]
+    assert len([*Path("out").rglob("config.yaml")]) == 2
+    main(["grid.yaml", "--output", "out"])
+    assert "2 of 2 cells" in capfd.readouterr().out.splitlines()[-1]
+
+
+def test_a_folder_is_worked_in_by_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path("cell")
+    with jobs.attempt(folder) as first:
+        assert first
+        assert jobs.is_running(folder)
+        with jobs.attempt(folder) as second:
+            assert not second
+        (mark,) = Path("cell/attempt_0").iterdir()
+        os.utime(mark, (0, 0))  # silent for too long
+        with jobs.attempt(folder) as third:
+            assert third
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    Path("cell/attempt_2").mkdir()
+    dead = Path("cell/attempt_2", f"{mark.name.rpartition('_')[0]}_{gone.pid}")
+    dead.touch()
+    assert not jobs.is_running(folder)
+    dead.rename(dead.with_name(f"elsewhere_{gone.pid}"))
+    assert jobs.is_running(folder)  # of a process of another machine, only its silence tells
+    dead.with_name(f"elsewhere_{gone.pid}").unlink()
+    assert jobs.is_running(folder)  # between the folder and its mark
+    os.utime("cell/attempt_2", (0, 0))
+    assert not jobs.is_running(folder)
+
+
+def claim(number: int) -> bool:
+    with jobs.attempt(Path("cell")) as own:
+        time.sleep(0.2)
+    return own
+
+
+def test_of_many_that_want_one_folder_one_has_it() -> None:
+    with ThreadPoolExecutor(16) as pool:
+        assert sum(pool.map(claim, range(16))) == 1
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"metrics": null}', '{"metrics": {"test/acc": 0.5}}', "\x00\xff"])
+def test_a_cell_with_a_damaged_summary_runs_again(damage: str) -> None:
+    cell = next(Grid.read(Path("grid.yaml")).cells(Path("out")))
+    finish(cell, **{"test/acc": 0.5})
+    assert cell.summary() is not None
+    (file,) = cell.folder.rglob("summary.json")
+    file.write_bytes(damage.encode("latin-1"))
+    assert cell.summary() is None
 
 
 def test_a_cell_is_the_command_line_that_its_row_says() -> None:
@@ -132,12 +212,27 @@ def test_a_cell_is_the_command_line_that_its_row_says() -> None:
         "fit", "--config=supercm.yaml", "--data.steps_per_epoch=2", "--trainer.max_epochs=300", "--seed_everything=0",
         "--data.split_seed=0", "--model.beta=2",
     )  # fmt: skip
-    cli = run([argument.replace("=300", "=1") for argument in cell.command])
+    cli = run([argument.replace("=300", "=1") for argument in cell.command[1:]])
     assert cli.model.hparams.beta == 2
-    summary = cell.summary("test/acc")
+    summary = cell.summary()
     assert summary is not None
     assert summary["metrics"]["test/acc"] == float(cli.trainer.callback_metrics["test/acc"])
-    assert cell.summary("test/nmi") is None
+    assert replace(cell, metric="test/nmi").summary() is None
+
+
+def test_no_name_leaves_the_folder_or_breaks_the_table() -> None:
+    names = ("..", "a | b", "/etc", "x\ny", "Π")
+    rows = {name: {"method": "supercm", "options": {"model.beta": number}} for number, name in enumerate(names)}
+    grid = Grid.read(write_grid(rows=rows))
+    cells = list(grid.cells(Path("out")))
+    for cell in cells:
+        assert len(cell.folder.parts) == 5
+        assert ".." not in cell.folder.parts
+        finish(cell, **{"test/acc": 0.5})
+    results = Results(grid, cells)
+    table = [line for line in results.markdown().splitlines() if line.startswith("|")]
+    assert len(table) == 2 + len(names)
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
 
 
 def test_a_changed_command_has_another_folder_and_the_place_of_the_data_has_none() -> None:
@@ -176,53 +271,53 @@ def test_a_file_that_a_config_or_a_table_names_counts_as_its_content() -> None:
     assert not {cell.folder for cell in cells()} & {cell.folder for cell in before}
 
 
-def test_a_cell_that_another_process_runs_is_left_to_it(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_cell_that_another_process_runs_is_left_to_it() -> None:
     cell = next(Grid.read(Path("grid.yaml")).cells(Path("out")))
-    cell.folder.mkdir(parents=True)
-    with FileLock(cell.folder / "run.lock"):
-        assert run_cells([cell], "test/acc") == {}
-    assert "1 cells are run by another process" in capfd.readouterr().out
+    with jobs.attempt(cell.folder):
+        jobs.CellJob(cell)()
     assert not list(cell.folder.rglob("config.yaml"))
 
 
-def test_the_command_can_be_imported_where_there_is_no_fcntl() -> None:
-    code = "import sys; sys.modules['fcntl'] = None; import supercm_lightning.tools.bench.schedule"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 def test_runs_share_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    assert [environment(devices(), slot, 4)["CUDA_VISIBLE_DEVICES"] for slot in range(4)] == ["2", "5", "2", "5"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,MIG-5")
+    assert jobs.devices() == ["2", "MIG-5"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
-    assert environment(devices(), 0, 3)["OMP_NUM_THREADS"] == "2"
-    monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert environment(devices(), 0, 3)["OMP_NUM_THREADS"] == "5"
+    assert jobs.devices() == []
+    cell = next(Grid.read(Path("grid.yaml")).cells(Path("out")))
+    finish(cell, **{"test/acc": 0.5})
+    jobs.CellJob(cell, "MIG-5")()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "MIG-5"
 
 
+@pytest.mark.slow
 def test_a_slurm_array_runs_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cells = list(Grid.read(write_grid(title="x y", columns={"a b": {}})).cells(Path("out")))
+    cells = list(Grid.read(write_grid(columns={"a b": {}})).cells(Path("out")))
     finish(cells[0], **{"test/acc": 0.5})
-    main(["grid.yaml", "--output", "out", "--slurm", "4"])
-    assert "sbatch out/array.sbatch" in capsys.readouterr().out
-    script = Path("out/array.sbatch").read_text()
-    assert "--array=0-1%4" in script
-    assert {"#SBATCH --signal=SIGUSR1@90", "#SBATCH --requeue"} <= set(script.splitlines())
     Path("bin").mkdir()
-    for name, body in {"srun": 'exec "$@"', "supercm": 'printf "%s\\n" "$@"'}.items():
+    states = 'printf "JobID|State|NodeList\\n77_0|COMPLETED|\\n77_1|PENDING|\\n"'
+    commands = {"srun": "", "sbatch": 'cp "$1" array.sh; echo Submitted batch job 77', "sacct": states}
+    for name, body in commands.items():
         Path("bin", name).write_text(f"#!/bin/bash\n{body}\n")
         Path("bin", name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{Path('bin').resolve()}:{os.environ['PATH']}")
-    for task, cell in enumerate(cells[1:]):
-        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(task))
-        done = subprocess.run(["bash", "out/array.sbatch"], capture_output=True, text=True, check=True, cwd="out/..")
-        assert done.stdout.splitlines() == cell.command
-    finish(cells[1], **{"test/acc": 0.5})
-    finish(cells[2], **{"test/acc": 0.5})
-    assert write_array(cells, "test/acc", Path("out"), 4) is None
+    arguments = ["grid.yaml", "--output", "out", "--jobs", "4"]
+    main([*arguments, "--slurm", "{slurm_partition: short}"])
+    assert "2 of 2 unfinished cells submitted" in capsys.readouterr().out
+    script = set(Path("array.sh").read_text().splitlines())
+    assert {"#SBATCH --array=0-1%2", "#SBATCH --signal=USR2@90", "#SBATCH --partition=short"} <= script
+    (start,) = (line.split(" ", 1)[1] for line in script if line.startswith("srun"))
+    start = start[start.index(sys.executable) :]
+    job = {"SLURM_JOB_ID": "78", "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "0", "SUBMITIT_EXECUTOR": "slurm"}
+    Path("supercm.yaml").write_text(Path("supercm.yaml").read_text().replace("a.npz", "missing.npz"))
+    done = subprocess.run(start, shell=True, env={**os.environ, **job}, capture_output=True, text=True)
+    assert "missing.npz" in done.stdout + done.stderr  # which is what the first unfinished cell runs on
+    main([*arguments, "--slurm", "{slurm_partition: short}"])
+    assert "1 of 2 unfinished cells submitted" in capsys.readouterr().out  # the other one is in the queue
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments, "--slurm", "{slurm_portion: short}"])
+    assert "slurm_portion" in capsys.readouterr().err
 
 
 def test_dry_run_prints_the_missing_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -235,7 +330,8 @@ def test_dry_run_prints_the_missing_commands(capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
-        ({"rows": {"a": {"method": "supercm", "over": "b"}}}, [], "'a' is over 'b'"),
+        ({"rows": {"a": {"method": "supercm", "over": "b"}}}, [], "'a' is over b"),
+        ({"rows": {"a": {"method": "baseline: kmeans"}}}, [], "from another row"),
         ({"rows": {"a": {"methd": "supercm"}}}, [], "methd"),
         ({"config": "{name}.yaml"}, [], "only {method} and {data}"),
         ({"config": "{method}.yml"}, [], "config=supercm.yml: no such file"),
@@ -256,26 +352,75 @@ def test_wrong_grids_are_named(
 # ---------------------------------------------------------------------------------------------------- statistics
 def test_paired_differences_by_hand() -> None:
     gain = paired(pd.Series({0: 11.0, 1: 13.0, 2: 12.0, 7: 99.0}), pd.Series({2: 9.0, 0: 10.0, 1: 11.0, 5: 0.0}))
-    assert gain is not None
     # Differences 1, 2, 3: t = 2 √3, and with two degrees of freedom p = 1 - t / √(t² + 2).
     t = 2 * math.sqrt(3)
-    assert (gain.mean, gain.std) == pytest.approx((2, 1))
-    assert gain.p == pytest.approx(1 - t / math.sqrt(t**2 + 2))
     # For the same reason t = √2 p' / √(1 - p'²) where p' = 0.95 of the mass lie within ± t.
-    quantile = 0.95 * math.sqrt(2) / math.sqrt(1 - 0.95**2)
-    assert (gain.low, gain.high) == pytest.approx((2 - quantile / math.sqrt(3), 2 + quantile / math.sqrt(3)))
+    quantile = 0.95 * math.sqrt(2) / math.sqrt(1 - 0.95**2) / math.sqrt(3)
+    expected = {"mean": 2, "std": 1, "low": 2 - quantile, "high": 2 + quantile, "p": 1 - t / math.sqrt(t**2 + 2)}
+    assert gain == pytest.approx(expected)
 
 
 def test_differences_without_a_test() -> None:
     one = paired(pd.Series({0: 3.0}), pd.Series({0: 1.0}))
-    assert one is not None
-    assert one.mean == 2
-    assert all(math.isnan(value) for value in one[1:])
+    assert one.pop("mean") == 2
+    assert all(map(math.isnan, one.values()))
     same = paired(pd.Series({0: 3.0, 1: 4.0}), pd.Series({0: 2.0, 1: 3.0}))
-    assert same is not None
-    assert (same.mean, same.std) == (1, 0)
-    assert math.isnan(same.p)
-    assert paired(pd.Series({0: 1.0}), pd.Series({1: 1.0})) is None
+    assert (same["mean"], same["std"]) == (1, 0)
+    assert math.isnan(same["p"])
+    assert math.isnan(paired(pd.Series({0: 1.0}), pd.Series({1: 1.0}))["mean"])
+
+
+def test_a_gain_is_over_the_better_partner_and_over_the_best_free_row() -> None:
+    rows = {
+        "plain": {"method": "supercm"},
+        "joint": {"method": "supercm", "options": {"model.beta": 0}},
+        "new": {"method": "supercm", "over": ["plain", "joint"], "options": {"model.beta": 2}},
+        "spreading": {"method": "baseline: label_spreading"},
+        "neighbor": {"method": "baseline: nearest_neighbor"},
+    }
+    accuracies = {
+        "plain": [0.5, 0.6],
+        "joint": [0.6, 0.7],
+        "new": [0.8, 0.8],
+        "spreading": [0.7, 0.9],
+        "neighbor": [0.1],
+    }
+    results = finished({(row, "features"): values for row, values in accuracies.items()}, rows=rows)
+    table = {entry["row"]: entry for entry in results.table}
+    assert table["new"]["gain"]["over"] == "joint"
+    assert table["new"]["gain"]["mean"] == pytest.approx(15)
+    assert {row: entry["free"] and entry["free"]["over"] for row, entry in table.items()} == {
+        **dict.fromkeys(("plain", "joint", "new", "neighbor"), "spreading"), "spreading": None
+    }  # fmt: skip
+    assert table["new"]["free"]["mean"] == pytest.approx(0)
+    assert cells_of(results.markdown(), "new")[-1].startswith("+0.0 ± 14.1, p 1.000")
+    results.write(Path("out"))
+    assert json.loads(Path("out/results.json").read_text())["table"][2]["values"] == pytest.approx({"0": 80, "1": 80})
+
+
+def test_a_free_method_runs_on_the_data_of_the_first_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {}
+
+    def run_baselines(datamodule: Any, names: list[str]) -> list[dict[str, Any]]:
+        seen.update(datamodule.hparams, names=names)
+        return [{"method": names[0], "test/acc": 0.75, "seconds": 0.1}]
+
+    monkeypatch.setitem(sys.modules, "supercm_lightning.baselines", SimpleNamespace(run_baselines=run_baselines))
+    rows = {"free": {"method": "baseline: label_spreading"}, **GRID["rows"]}
+    free, quick, *_ = Grid.read(write_grid(rows=rows, seeds=2)).cells(Path("out"))
+    assert free.folder.parts[1:4] == ("free", "features", "seed0")
+    assert "--trainer.max_epochs" not in "".join(free.arguments)
+    jobs.run_cell(replace(free, arguments=(*free.arguments, "--data.num_labeled=9")))
+    assert (seen["names"], seen["labeled"], seen["num_labeled"], seen["split_seed"]) == (
+        ["label_spreading"],
+        "a.npz",
+        9,
+        0,
+    )
+    summary = free.summary()
+    assert summary is not None
+    assert summary["metrics"] == {"test/acc": 0.75}
+    assert quick.summary() is None
 
 
 def cells_of(table: str, row: str) -> list[str]:
@@ -306,9 +451,8 @@ def test_label_counts_are_compared_one_by_one_and_drawn() -> None:
     values = {(row, n): [0.5 + k, 0.6 + k] for k, row in ((0, "quick"), (0.1, "long")) for n in ("9", "100")}
     values["long", "100"] = [0.7, 0.9]
     results = finished(values, columns={"9": {}, "100": {}})
-    gain = results.gain("long", "100")
-    assert gain is not None
-    assert (gain.mean, gain.std) == pytest.approx((25, math.sqrt(50)))
+    gain = next(entry["gain"] for entry in results.table if (entry["row"], entry["column"]) == ("long", "100"))
+    assert (gain["mean"], gain["std"]) == pytest.approx((25, math.sqrt(50)))
     assert cells_of(results.markdown().split("## 100 labels")[1], "long")[3] == "+25.0 ± 7.1"
     figure = results.plot_labels()
     assert figure is not None
@@ -325,7 +469,7 @@ def test_a_table_says_how_to_run_it(file: Path, monkeypatch: pytest.MonkeyPatch)
     grid = Grid.read(file)
     cells = list(grid.cells(Path("out")))  # whose configurations exist
     assert len({cell.arguments for cell in cells}) == len(cells) == len(grid.rows) * len(grid.columns) * grid.seeds
-    assert all(grid.rows[row].over is not None for row in list(grid.rows)[1:])
+    assert all(row.over is not None or row.baseline for row in list(grid.rows.values())[1:])
 
 
 @pytest.mark.slow
@@ -335,7 +479,7 @@ def test_the_command_line_takes_the_options_of_every_table(
     monkeypatch.chdir(ROOT)
     kinds: dict[Any, Cell] = {}
     for file in TABLES:
-        for cell in Grid.read(file).cells(Path("out")):
+        for cell in (cell for cell in Grid.read(file).cells(Path("out")) if not cell.baseline):
             # One of those that differ in method, task or seed alone: test_configs.py trains every configuration.
             config = Path(cell.arguments[1])
             classes = [argument for argument in cell.arguments if argument.startswith("--model=")]

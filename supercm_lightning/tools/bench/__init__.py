@@ -4,10 +4,10 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from supercm_lightning.tools.arguments import check_installed, errors_in_one_line, parse
 from supercm_lightning.tools.bench.grid import Cell, Column, Grid, Row
-from supercm_lightning.tools.bench.schedule import run_cells, write_array
 from supercm_lightning.utils.options import SuperCMError, check_range
 
 __all__ = ["Cell", "Column", "Grid", "Row", "bench"]
@@ -21,16 +21,15 @@ def bench(
     columns: list[str] | None = None,
     seeds: int | None = None,
     jobs: int | None = None,
-    slurm: int | None = None,
+    slurm: dict[str, Any] | None = None,
     dry_run: bool = False,
     more: tuple[str, ...] = (),
 ) -> bool:
     """Runs a table of methods by data by seeds, and writes the results.
 
     Every cell is a `supercm fit` in a process of its own, with the same command line as by hand. Finished cells are not
-    run again, stopped ones go on where they were, failed ones are reported at the end. Into `output` go `results.csv`
-    (one line for each run), `results.md` (mean and standard deviation, paired differences with their t-test) and
-    pictures.
+    run again, stopped ones go on where they were, failed ones are reported at the end. Into `output` go `results.json`,
+    `results.csv` (every run) and `results.md` (mean and standard deviation, paired differences with their t-test).
 
     Args:
         grid: YAML file of the table; those of the papers are in `configs/bench`.
@@ -39,8 +38,8 @@ def bench(
         only: Rows to run now; may be given several times. None: all.
         columns: Columns to run now, likewise.
         seeds: Number of seeds; None: as the file says.
-        jobs: Runs at a time; None: one on each GPU, or one.
-        slurm: Instead of running, write a SLURM array that runs this many cells at a time.
+        jobs: Runs at a time; None: one on each GPU, or one; 16 on SLURM.
+        slurm: Submit to SLURM, with these parameters of submitit, such as `{slurm_partition: gpu, timeout_min: 240}`.
         dry_run: Print the commands of the cells that are not finished, and do nothing.
         more: Options of all cells; on the command line those behind `--`.
 
@@ -50,9 +49,7 @@ def bench(
     Raises:
         SuperCMError: If the file, a name or a number is not valid.
     """
-    from supercm_lightning.tools.bench.tables import Results
-
-    check_range(1, seeds=seeds, jobs=jobs, slurm=slurm)
+    check_range(1, seeds=seeds, jobs=jobs)
     spec = Grid.read(grid)
     spec = replace(spec, seeds=seeds or spec.seeds)
     for name, given, known in (("only", only, spec.rows), ("columns", columns, spec.columns)):
@@ -61,18 +58,20 @@ def bench(
     output = output or Path("runs", grid.stem)
     cells = list(spec.cells(output, root, more))
     chosen = [cell for cell in cells if cell.row in (only or spec.rows) and cell.column in (columns or spec.columns)]
-    metric = next(iter(spec.metrics))
+    missing = [cell for cell in chosen if cell.summary() is None]
     if dry_run:
-        for cell in chosen:
-            if cell.summary(metric) is None:
-                print(shlex.join(["supercm", *cell.command]))
+        print("".join(f"{shlex.join(cell.command)}\n" for cell in missing), end="")
         return True
+    from supercm_lightning.tools.bench.jobs import run_here, submit_array
+    from supercm_lightning.tools.bench.tables import Results
+
     failed: dict[str, str] = {}
     try:
         if slurm is None:
-            failed = run_cells(chosen, metric, jobs)
-        elif script := write_array(chosen, metric, output, slurm):
-            print(f"Now: sbatch {script}. Give this command again to collect the results.")
+            failed = run_here(missing, jobs)
+        else:
+            count = submit_array(missing, output, jobs or 16, slurm)
+            print(f"{count} of {len(missing)} unfinished cells submitted. Give this command again to collect them.")
     finally:
         results = Results(spec, cells)  # of the other rows too
         results.write(output)
@@ -89,7 +88,7 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: Arguments without the program's name; None: those of the process.
     """
-    check_installed("bench", "pandas")
+    check_installed("bench", "pandas", "submitit")
     given = sys.argv[1:] if args is None else args
     if given[:1] == ["report"]:
         from supercm_lightning.tools.bench.report import report

@@ -17,14 +17,26 @@ class Row:
     """A row of the table, usually a method.
 
     Attributes:
-        method: Stands for `{method}` in the grid's `config`.
-        over: Name of the row that this one is compared with.
+        method: Stands for `{method}` in the grid's `config`; or `baseline: NAME`, a free method of
+            `supercm_lightning.baselines` on the data of the first other row.
+        over: Name of the row that this one is compared with; of several, the one with the better mean.
         options: Options of `supercm fit` and their values, in this order.
     """
 
     method: str
-    over: str | None = None
+    over: str | list[str] | None = None
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def baseline(self) -> str | None:
+        """Name of the free method, or None."""
+        kind, _, name = self.method.partition(":")
+        return name.strip() if kind == "baseline" else None
+
+    @property
+    def partners(self) -> list[str]:
+        """The rows that it is compared with."""
+        return [self.over] if isinstance(self.over, str) else self.over or []
 
 
 @dataclass(frozen=True)
@@ -76,14 +88,14 @@ class Grid:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(cls)
         try:
-            grid = cls(**parser.instantiate_classes(parser.parse_object(_read(file))))
+            grid = cls(**parser.instantiate_classes(parser.parse_object(read_config(file))))
         except Exception as error:  # jsonargparse has one kind for all
             raise SuperCMError(f"{file}: {error}") from error
         for name, row in grid.rows.items():
-            if row.over is not None and row.over not in grid.rows:
-                raise SuperCMError(
-                    f"{file}: {name!r} is over {row.over!r}, which is no row; give the name of another row."
-                )
+            if missing := set(row.partners) - grid.rows.keys():
+                raise SuperCMError(f"{file}: {name!r} is over {', '.join(missing)}, which is no row; name another row.")
+        if all(row.baseline for row in grid.rows.values()):
+            raise SuperCMError(f"{file}: rows of free methods take their data from another row; add one.")
         return grid
 
     def cells(self, output: Path, root: Path = Path("data"), more: Sequence[str] = ()) -> Iterator["Cell"]:
@@ -97,15 +109,23 @@ class Grid:
         Raises:
             SuperCMError: If `config` names something else than method and data, or a file that does not exist.
         """
+        metric = next(iter(self.metrics))
+        first = next(row for row in self.rows.values() if not row.baseline)
         for seed in range(self.seeds):
             for row_name, row in self.rows.items():
                 for column_name, column in self.columns.items():
                     options = {**self.options, **column.options, **row.options, **dict.fromkeys(self.vary, seed)}
-                    arguments = [f"--{name}={_text(value)}" for name, value in options.items()]
-                    arguments = ["fit", f"--config={self._config(row, column)}", *arguments, *more]
-                    folder = Path(output, *map(_slug, (row_name, column_name)), f"seed{seed}", _fingerprint(arguments))
+                    arguments = [*(f"--{name}={_text(value)}" for name, value in options.items()), *more]
+                    config = f"--config={self._config(first if row.baseline else row, column)}"
+                    if row.baseline:
+                        kept = [text for text in arguments if text.startswith(("--data", "--seed_everything"))]
+                        arguments = [config, *kept]
+                    else:
+                        arguments = ["fit", config, *arguments]
+                    mark = _fingerprint([*arguments, *([row.method] if row.baseline else [])])
+                    folder = Path(output, *map(_slug, (row_name, column_name)), f"seed{seed}", mark)
                     arguments = [argument.replace("{root}", str(root)) for argument in arguments]
-                    yield Cell(row_name, column_name, seed, tuple(arguments), folder)
+                    yield Cell(row_name, column_name, seed, tuple(arguments), folder, metric, row.baseline)
 
     def _config(self, row: Row, column: Column) -> str:
         try:
@@ -125,9 +145,11 @@ class Cell:
         row: Name of its row.
         column: Name of its column.
         seed: Its seed.
-        arguments: Arguments of `supercm`.
+        arguments: Arguments of `supercm`, or those of its data for a row of a free method.
         folder: Folder of the run. Its last part is a fingerprint of arguments and configuration, except the folder of
             the data, so that a changed command runs again and the earlier result stays.
+        metric: Metric of the test that a finished run has.
+        baseline: Name of the free method; None: the cell is a run of `supercm fit`.
     """
 
     row: str
@@ -135,6 +157,8 @@ class Cell:
     seed: int
     arguments: tuple[str, ...]
     folder: Path
+    metric: str
+    baseline: str | None = None
 
     @property
     def name(self) -> str:
@@ -143,15 +167,23 @@ class Cell:
 
     @property
     def command(self) -> list[str]:
-        """Arguments of a process that runs the cell, or goes on with it where it was stopped."""
+        """The command line that runs the cell, or goes on with it where it was stopped."""
+        if self.baseline:
+            return ["supercm-baselines", *self.arguments, f"--names={self.baseline}"]
         place = [f"--trainer.default_root_dir={self.folder}", "--trainer.enable_progress_bar=false"]
-        return [*self.arguments, *place, "--ckpt_path=last"]
+        return ["supercm", *self.arguments, *place, "--ckpt_path=last"]
 
-    def summary(self, metric: str) -> dict[str, Any] | None:
-        """The summary of the newest run that has this metric of the test, or None."""
-        files = sorted(self.folder.rglob("summary.json"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
-        found = ({**json.loads(file.read_text()), "folder": str(file.parent)} for file in files)
-        return next((summary for summary in found if metric in summary["metrics"]), None)
+    def summary(self) -> dict[str, Any] | None:
+        """The newest summary with the metric, or None. Damaged ones are passed over, so that their cell runs again."""
+        for file in sorted(self.folder.rglob("summary.json"), key=lambda file: file.stat().st_mtime_ns, reverse=True):
+            try:
+                summary = json.loads(file.read_text(encoding="utf-8"))
+                value = summary["metrics"][self.metric]
+            except (ValueError, KeyError, TypeError):
+                continue
+            if isinstance(value, int | float) and {"fit_seconds", "device", "versions"} <= summary.keys():
+                return {**summary, "folder": str(file.parent)}
+        return None
 
 
 def _text(value: Any) -> str:
@@ -159,20 +191,20 @@ def _text(value: Any) -> str:
 
 
 def _slug(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in name)
+    return "".join(letter if letter.isalnum() or letter == "-" else "_" for letter in name)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_config(file: Path) -> dict[str, Any]:
     """Content of a YAML file, with the content of the files that it names as its sections."""
     content: dict[str, Any] = get_loader("yaml")(file.read_text(encoding="utf-8"))
     for name in {"model", "data", "trainer", "rows"} & content.keys():
         if isinstance(content[name], str) and (named := file.parent / content[name]).is_file():
-            content[name] = _read(named)
+            content[name] = read_config(named)
     return content
 
 
 def _fingerprint(arguments: Sequence[str]) -> str:
     """Eight digits that change with the arguments and with the configuration, however divided into files."""
     options = (argument.partition("=") for argument in arguments)
-    config = [_read(Path(value)) for name, _, value in options if name == "--config"]
+    config = [read_config(Path(value)) for name, _, value in options if name == "--config"]
     return hashlib.sha256(json.dumps([*arguments, config], sort_keys=True).encode()).hexdigest()[:8]
