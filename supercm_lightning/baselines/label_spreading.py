@@ -1,0 +1,98 @@
+"""Labels spread over a graph of nearest neighbors, without a matrix of all pairs."""
+
+from typing import Any
+
+import numpy as np
+
+from supercm_lightning.utils.options import SuperCMError, check_decay, check_range
+
+
+def spread_labels(
+    features: np.ndarray,
+    labels: np.ndarray,
+    *,
+    num_classes: int,
+    num_neighbors: int = 10,
+    alpha: float = 0.99,
+    class_mass: bool = True,
+) -> np.ndarray:
+    """Label spreading (Zhou et al., 2004) over a graph of nearest neighbors in Euclidean distance.
+
+    Two samples are joined with weight 1 if one is among the nearest neighbors of the other, with weight 2 if each is
+    among those of the other. With S = D^{-1/2} W D^{-1/2}, the labels are the solution of (I − αS) F = Y, which
+    conjugate gradients find for all classes at once; memory is proportional to n (num_neighbors + num_classes).
+
+    Args:
+        features: Samples (n, d). For cosine distance, give them unit length.
+        labels: Labels (n,), -1 where unknown.
+        num_classes: Number of classes K.
+        num_neighbors: Neighbors of each sample; all others where there are fewer.
+        alpha: How far labels spread, in [0, 1).
+        class_mass: Scale the columns of F, so that the classes have the proportions that they have among the labels
+            (Zhu et al., 2003), before each sample's sum is made 1.
+
+    Returns:
+        Soft labels (n, K) float64, each row with sum 1. A sample that is not connected with any label has the classes'
+        proportions among the labels.
+
+    Raises:
+        SuperCMError: If no sample has a label, a label is out of range, or an option is.
+
+    Examples:
+        >>> x = np.array([[0.0], [0.1], [0.2], [5.0], [5.1], [5.2]])
+        >>> spread_labels(x, np.array([0, -1, -1, -1, -1, 1]), num_classes=2, num_neighbors=2).argmax(axis=1)
+        array([0, 0, 0, 1, 1, 1])
+    """
+    from scipy import sparse
+
+    check_decay(alpha=alpha)
+    check_range(1, num_neighbors=num_neighbors)
+    known = np.flatnonzero(labels >= 0)
+    if not len(known):
+        raise SuperCMError("labels: all are -1; label spreading needs labeled samples.")
+    check_range(0, num_classes - 1, labels=int(labels.max()))
+    given = np.zeros((len(labels), num_classes))
+    given[known, labels[known]] = 1
+    graph = neighbor_graph(features, num_neighbors)
+    scale = sparse.diags(1 / np.sqrt(np.asarray(graph.sum(axis=1)).ravel()))
+    found = _solve(sparse.identity(len(labels), format="csr") - alpha * (scale @ graph @ scale), given).clip(0)
+    proportions = given.sum(axis=0) / len(known)
+    if class_mass:
+        found *= proportions / np.maximum(found.sum(axis=0), 1e-300)
+    total = found.sum(axis=1, keepdims=True)
+    return np.where(total > 0, found / np.maximum(total, 1e-300), proportions)
+
+
+def neighbor_graph(features: np.ndarray, num_neighbors: int) -> Any:
+    """The symmetric graph of nearest neighbors: A + Aᵀ, where A holds 1 for the neighbors of each sample.
+
+    Args:
+        features: Samples (n, d), at least two.
+        num_neighbors: Neighbors of each sample, itself not counted; all others where there are fewer.
+
+    Returns:
+        Sparse matrix (n, n) with zero diagonal.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    neighbors = NearestNeighbors(n_neighbors=min(num_neighbors, len(features) - 1), algorithm="brute")
+    directed = neighbors.fit(np.asarray(features, np.float32)).kneighbors_graph()
+    return directed + directed.T
+
+
+def _solve(matrix: Any, right: np.ndarray, tolerance: float = 1e-6, max_steps: int = 1000) -> np.ndarray:
+    """Conjugate gradients for a symmetric positive definite matrix (n, n) and several right sides (n, K)."""
+    solution = np.zeros_like(right)
+    residual, direction = right.copy(), right.copy()
+    squared = (residual**2).sum(axis=0)
+    limit = tolerance**2 * squared
+    for _ in range(max_steps):
+        if (squared <= limit).all():
+            break
+        product = matrix @ direction
+        step = squared / np.maximum((direction * product).sum(axis=0), 1e-300)
+        solution += step * direction
+        residual -= step * product
+        previous, squared = squared, (residual**2).sum(axis=0)
+        direction = residual + squared / np.maximum(previous, 1e-300) * direction
+    return solution
