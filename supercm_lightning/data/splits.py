@@ -1,19 +1,19 @@
 """Seeded, stratified splits of a training set into labeled, unlabeled and held-out samples."""
 
-import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from supercm_lightning.data.sources.images import is_rank_zero
+from supercm_lightning.data.manifest import SIDES, Manifest
+from supercm_lightning.data.sources.names import Keys, order_of
 from supercm_lightning.data.sources.stores import Samples, Store
-from supercm_lightning.utils.files import write_atomically
 from supercm_lightning.utils.options import SuperCMError
-from supercm_lightning.utils.random import generator
+from supercm_lightning.utils.random import generator, seed_of
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,11 @@ class Split:
     """Sample numbers of one training set; the unlabeled samples are all that are neither labeled nor held out.
 
     Examples:
-        >>> split = Split("letters", num_rows=6, seed=0, labeled=[0, 3], val=[1], test=[])
+        >>> split = Split(num_rows=6, seed=0, labeled=[0, 3], val=[1], test=[])
         >>> split.indices()["unlabeled"]
         tensor([2, 4, 5])
 
     Attributes:
-        dataset: Name of the data set.
         num_rows: Number of samples of the training set.
         seed: Seed of the split.
         labeled: Samples whose labels may be used, sorted.
@@ -34,7 +33,6 @@ class Split:
         test: Samples held out for the test, sorted; empty where the data has its own test set.
     """
 
-    dataset: str
     num_rows: int
     seed: int
     labeled: list[int]
@@ -58,34 +56,16 @@ class Split:
         """The samples of each split of a training set; the argument is that of `indices`."""
         return {split: Samples(train, index) for split, index in self.indices(labeled_in_unlabeled).items()}
 
-    def save(self, path: Path) -> None:
-        """Writes the split as JSON, in one piece: a reader never sees half a file."""
-        write_atomically(path, json.dumps(asdict(self)))
 
-    @classmethod
-    def load(cls, path: Path) -> "Split":
-        """Reads a split written by `save`.
-
-        Raises:
-            SuperCMError: If the file is no such split, or has a sample twice or outside the data.
-        """
-        try:
-            split = cls(**json.loads(path.read_text()))
-            numbers = split.labeled + split.val + split.test
-            if not all(type(number) is int for number in (split.num_rows, *numbers)):
-                raise TypeError("sample numbers must be integers")
-        except (ValueError, TypeError) as error:
-            raise SuperCMError(f"split_file={path}: not a split written by this library ({error}).") from error
-        outside = [number for number in numbers if not 0 <= number < split.num_rows]
-        if outside:
-            raise SuperCMError(f"split_file={path}: sample {outside[0]} is not one of the {split.num_rows} samples.")
-        if len(set(numbers)) < len(numbers):
-            twice = next(number for number in numbers if numbers.count(number) > 1)
-            raise SuperCMError(f"split_file={path}: sample {twice} occurs twice in labeled, val and test.")
-        return split
-
-
-def stratified_draw(labels: Tensor, candidates: Tensor, count: int, stream: torch.Generator, balanced: bool) -> Tensor:
+def stratified_draw(
+    labels: Tensor,
+    candidates: Tensor,
+    count: int,
+    stream: torch.Generator,
+    balanced: bool,
+    keys: Keys | None = None,
+    seed: int = 0,
+) -> Tensor:
     """Draws `count` of the candidates, spread over the classes.
 
     Args:
@@ -95,12 +75,17 @@ def stratified_draw(labels: Tensor, candidates: Tensor, count: int, stream: torc
         stream: Source of randomness.
         balanced: Equal numbers per class as far as each class reaches (the convention for labeled sets), instead of
             numbers in proportion to the classes.
+        keys: What each sample of the whole set is known by, (N,), if their order shall not depend on their numbers.
+        seed: Seed of that order.
 
     Returns:
         The drawn sample numbers, (count,) int64, sorted.
     """
     candidates = candidates[labels[candidates] >= 0]
-    candidates = candidates[torch.randperm(len(candidates), generator=stream)]
+    if keys is None:
+        candidates = candidates[torch.randperm(len(candidates), generator=stream)]
+    else:
+        candidates = candidates[torch.from_numpy(order_of(keys[candidates.numpy()], seed))]
     of = labels[candidates]
     size = torch.bincount(of, minlength=1)
     # Rank of each sample within its class, in the random order.
@@ -115,18 +100,21 @@ def stratified_draw(labels: Tensor, candidates: Tensor, count: int, stream: torc
     return candidates[key.argsort(stable=True)[:count]].sort().values
 
 
-def make_split(labels: Tensor, dataset: str, num_labeled: int | None, num_val: int, num_test: int, seed: int) -> Split:
+def make_split(
+    labels: Tensor, num_labeled: int | None, num_val: int, num_test: int, seed: int, keys: Keys | None = None
+) -> Split:
     """Splits one training set.
 
     The test samples depend on the data alone, never on `seed`, so that runs with different labels share a test set.
+    With `keys`, a sample that comes or goes moves no others but those that make room for it or fill its place.
 
     Args:
         labels: Labels, (N,) int64, negative where unknown.
-        dataset: Name of the data set, recorded in the split.
         num_labeled: Number of labeled samples, balanced over the classes; None: every remaining one that has a label.
         num_val: Number of validation samples, in proportion to the classes.
         num_test: Number of test samples, likewise.
         seed: Seed of the split.
+        keys: What each sample is known by, (N,); None: its number.
 
     Returns:
         The split.
@@ -149,63 +137,92 @@ def make_split(labels: Tensor, dataset: str, num_labeled: int | None, num_val: i
         )
     rest = torch.arange(len(labels))
 
-    def draw(count: int | None, stream: torch.Generator, balanced: bool) -> list[int]:
+    def draw(count: int | None, stream: torch.Generator, balanced: bool, order: int) -> list[int]:
         nonlocal rest
         candidates = rest[labels[rest] >= 0]
-        drawn = candidates if count is None else stratified_draw(labels, candidates, count, stream, balanced)
+        if count is None:
+            drawn = candidates
+        else:
+            drawn = stratified_draw(labels, candidates, count, stream, balanced, keys, order)
         keep = torch.ones(len(labels), dtype=torch.bool)
         keep[drawn] = False
         rest = rest[keep[rest]]
         return drawn.tolist()
 
-    test = draw(num_test, generator(0, "test split"), balanced=False)
+    test = draw(num_test, generator(0, "test split"), False, seed_of(0, "test"))
     stream = generator(seed, "split")
-    val = draw(num_val, stream, balanced=False)
-    labeled = draw(num_labeled, stream, balanced=True)
-    return Split(dataset, len(labels), seed, labeled, val, test)
+    val = draw(num_val, stream, False, seed_of(seed, "val"))
+    labeled = draw(num_labeled, stream, True, seed_of(seed, "labeled"))
+    return Split(len(labels), seed, labeled, val, test)
 
 
 def split_of(
-    labels: Tensor,
-    dataset: str,
+    train: Store,
+    strata: Tensor,
     options: Mapping[str, Any],
-    counts: dict[str, int],
-    file: Path | None,
+    held_out: Mapping[str, int | float],
+    by_name: bool,
+    saved: Manifest | None,
 ) -> Split:
-    """The split in a file if there is one, else a new one, which is then written there.
+    """The saved split where there is one and the data has samples of it, else a new one.
+
+    Samples keep the side that they had; those that the saved split does not have are unlabeled.
 
     Args:
-        labels: Labels, (N,) int64, negative where unknown.
-        dataset: Name of the data set.
-        options: `num_labeled`, `num_val`, `num_test` and `split_seed` as the user gave them, None where not; a file
-            that contradicts them is an error.
-        counts: Number of samples to hold out for `val` and `test`.
-        file: The file, or None.
+        train: The training set.
+        strata: What a draw spreads over, (N,) int64, negative where the label is unknown.
+        options: `num_labeled`, `num_val`, `num_test` and `split_seed` as the user gave them, None or absent where not;
+            a saved split that contradicts them is an error.
+        held_out: Number or fraction of the samples with labels to hold out for `val` and `test`; a split that has
+            samples of its own is absent.
+        by_name: Whether a new split goes by the names of the samples rather than by their numbers.
+        saved: The saved split, or None.
+
+    Raises:
+        SuperCMError: If the saved split contradicts the options, or held-out samples have lost their labels.
     """
-    seed = int(options["split_seed"] or 0)
-    if file is None or not file.exists():
-        split = make_split(labels, dataset, options["num_labeled"], counts["val"], counts["test"], seed)
-        if file is not None and is_rank_zero():
-            split.save(file)
-        return split
-    split = Split.load(file)
+    seed, num_labeled = int(options.get("split_seed") or 0), options.get("num_labeled")
+    if saved is not None:
+        marks = np.zeros(len(train), np.int64) if train.marks is None else train.marks
+        sides = torch.from_numpy(saved.sides(train.keys, marks))
+        if bool((sides >= 0).any()):
+            _check_options(saved, seed, num_labeled, options, held_out)
+            of = {split: (sides == SIDES.index(split)).nonzero().flatten() for split in ("labeled", "val", "test")}
+            for split in held_out:
+                if len(lost := of[split][train.labels[of[split]] < 0]):
+                    raise SuperCMError(
+                        f"{saved.origin}: {len(lost)} {split} samples have no label any more, "
+                        f"{train.describe(int(lost[0]))} among them. Give them back their labels, or remove them."
+                    )
+            of["labeled"] = of["labeled"][train.labels[of["labeled"]] >= 0]
+            return Split(len(train), saved.seed, **{split: numbers.tolist() for split, numbers in of.items()})
+    known = int((train.labels >= 0).sum())
+    counts = {split: num_held_out(split, amount, known) for split, amount in held_out.items()}
+    keys = train.keys if by_name else None
+    return make_split(strata, num_labeled, counts.get("val", 0), counts.get("test", 0), seed, keys)
+
+
+def _check_options(
+    saved: Manifest,
+    seed: int,
+    num_labeled: int | None,
+    options: Mapping[str, Any],
+    held_out: Mapping[str, int | float],
+) -> None:
+    """Compares a saved split with the options that the user gave."""
     remedy = "Leave the option out, or name another file to make a new split."
-    if (split.dataset, split.num_rows) != (dataset, len(labels)):
-        raise SuperCMError(
-            f"split_file={file}: made for {split.num_rows:,} samples of {split.dataset}, but the data is {dataset} "
-            f"with {len(labels):,} samples. Name another file to make a new split."
-        )
-    expected = {"labeled": options["num_labeled"]} | counts
-    for name, numbers in (("labeled", split.labeled), ("val", split.val), ("test", split.test)):
-        option = options[f"num_{name}"]
-        if option is not None and len(numbers) != expected[name]:
-            of = f" ({expected[name]:,} samples)" if expected[name] != option else ""
+    if saved.origin == "ckpt_path":
+        remedy = "Leave the option out: the split is that of the checkpoint."
+    for name in ("labeled", *held_out):
+        option, count = options.get(f"num_{name}"), saved.counts.get(name, 0)
+        expected = num_held_out(name, held_out[name], saved.known) if name in held_out else num_labeled
+        if option is not None and count != expected:
+            of = f" ({expected:,} samples)" if expected != option else ""
             raise SuperCMError(
-                f"split_file={file}: has {len(numbers):,} samples in {name}, but num_{name}={option}{of}. {remedy}"
+                f"{saved.origin}: has {count:,} samples in {name}, but num_{name}={option}{of}. {remedy}"
             )
-    if seed not in (0, split.seed):
-        raise SuperCMError(f"split_file={file}: made with split_seed={split.seed}, but split_seed={seed}. {remedy}")
-    return split
+    if seed not in (0, saved.seed):
+        raise SuperCMError(f"{saved.origin}: made with split_seed={saved.seed}, but split_seed={seed}. {remedy}")
 
 
 def domain_strata(labels: Tensor, sizes: Sequence[int], num_classes: int) -> Tensor:
@@ -229,11 +246,14 @@ def num_held_out(split: str, amount: int | float, of: int) -> int:
     """Number of samples to hold out for a split: `amount` itself, or that fraction of `of` samples if it is below 1.
 
     Raises:
-        SuperCMError: If `amount` is negative; the message names the option `num_<split>`.
+        SuperCMError: If `amount` is negative or no such number; the message names the option `num_<split>`.
 
     """
-    if amount < 0:
-        raise SuperCMError(f"num_{split}={amount}: must not be negative.")
+    if not 0 <= amount < math.inf or (amount >= 1 and amount != int(amount)) or (amount == 1 and type(amount) is float):
+        raise SuperCMError(
+            f"num_{split}={amount}: must be a whole number from 0 on, or a fraction of the samples below 1, and must "
+            "not be negative."
+        )
     return round(amount * of) if 0 < amount < 1 else int(amount)
 
 

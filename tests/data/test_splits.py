@@ -19,27 +19,27 @@ def counts(labels: torch.Tensor, rows: list[int]) -> list[int]:
 
 
 def test_labelled_draw_is_balanced_whatever_the_class_sizes():
-    assert counts(LABELS, make_split(LABELS, "d", 12, 0, 0, seed=0).labeled) == [4, 4, 4]
+    assert counts(LABELS, make_split(LABELS, 12, 0, 0, seed=0).labeled) == [4, 4, 4]
 
 
 def test_labelled_draw_that_does_not_divide_differs_by_one_at_most_and_by_seed_in_the_class():
-    drawn = {tuple(counts(LABELS, make_split(LABELS, "d", 13, 0, 0, seed).labeled)) for seed in range(30)}
+    drawn = {tuple(counts(LABELS, make_split(LABELS, 13, 0, 0, seed).labeled)) for seed in range(30)}
     assert drawn == {(5, 4, 4), (4, 5, 4), (4, 4, 5)}
 
 
 def test_labelled_draw_takes_all_of_a_class_that_is_too_small_and_the_rest_from_the_others():
-    assert counts(LABELS, make_split(LABELS, "d", 50, 0, 0, seed=0).labeled) == [20, 20, 10]
-    assert counts(LABELS, make_split(LABELS, "d", 90, 0, 0, seed=0).labeled) == [50, 30, 10]
+    assert counts(LABELS, make_split(LABELS, 50, 0, 0, seed=0).labeled) == [20, 20, 10]
+    assert counts(LABELS, make_split(LABELS, 90, 0, 0, seed=0).labeled) == [50, 30, 10]
 
 
 def test_validation_and_test_rows_are_in_proportion_to_the_classes():
-    split = make_split(LABELS, "d", 6, 20, 30, seed=3)
+    split = make_split(LABELS, 6, 20, 30, seed=3)
     assert counts(LABELS, split.val) == [12, 6, 2]
     assert counts(LABELS, split.test) == [18, 9, 3]
 
 
 def test_parts_are_disjoint_and_complete():
-    rows = make_split(LABELS, "d", 13, 21, 17, seed=5).indices(labeled_in_unlabeled=False)
+    rows = make_split(LABELS, 13, 21, 17, seed=5).indices(labeled_in_unlabeled=False)
     assert {part: len(numbers) for part, numbers in rows.items()} == {
         "labeled": 13, "val": 21, "test": 17, "unlabeled": 49,
     }  # fmt: skip
@@ -47,7 +47,7 @@ def test_parts_are_disjoint_and_complete():
 
 
 def test_labelled_rows_join_the_unlabelled_ones_only_when_asked():
-    split = make_split(LABELS, "d", 13, 21, 17, seed=5)
+    split = make_split(LABELS, 13, 21, 17, seed=5)
     assert not set(split.labeled) & set(split.indices(False)["unlabeled"].tolist())
     with_them = set(split.indices(True)["unlabeled"].tolist())
     assert set(split.labeled) < with_them
@@ -55,7 +55,7 @@ def test_labelled_rows_join_the_unlabelled_ones_only_when_asked():
 
 
 def test_test_rows_do_not_depend_on_the_seed_and_the_others_do():
-    first, second = (make_split(LABELS, "d", 12, 20, 20, seed) for seed in (0, 1))
+    first, second = (make_split(LABELS, 12, 20, 20, seed) for seed in (0, 1))
     assert first.test == second.test
     assert first.labeled != second.labeled
     assert first.val != second.val
@@ -63,10 +63,10 @@ def test_test_rows_do_not_depend_on_the_seed_and_the_others_do():
 
 def test_same_seed_same_split_whatever_the_global_random_state():
     torch.manual_seed(1)
-    first = make_split(LABELS, "d", 12, 20, 20, seed=4)
+    first = make_split(LABELS, 12, 20, 20, seed=4)
     torch.manual_seed(2)
     state = torch.get_rng_state()
-    assert make_split(LABELS, "d", 12, 20, 20, seed=4) == first
+    assert make_split(LABELS, 12, 20, 20, seed=4) == first
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -74,7 +74,7 @@ def test_same_seed_same_split_whatever_the_global_random_state():
 def test_rows_without_label_are_only_ever_unlabelled(num_labeled):
     labels = LABELS.clone()
     labels[::2] = -1
-    split = make_split(labels, "d", num_labeled, 10, 10, seed=0)
+    split = make_split(labels, num_labeled, 10, 10, seed=0)
     assert all(labels[row] >= 0 for row in split.labeled + split.val + split.test)
     assert set(range(0, 100, 2)) <= set(split.indices(False)["unlabeled"].tolist())
 
@@ -91,7 +91,7 @@ def test_rows_without_label_are_only_ever_unlabelled(num_labeled):
 )
 def test_impossible_numbers_are_named(numbers, message):
     with pytest.raises(ValueError, match=message):
-        make_split(LABELS, "d", *numbers, seed=0)
+        make_split(LABELS, *numbers, seed=0)
 
 
 def test_class_without_labelled_row_is_named():
@@ -105,7 +105,7 @@ def test_label_out_of_range_is_named():
 
 
 def test_file_gives_back_the_split_and_leaves_no_partial_file(tmp_path: Path):
-    split = make_split(LABELS, "d", 13, 21, 17, seed=5)
+    split = make_split(LABELS, 13, 21, 17, seed=5)
     file = tmp_path / "deep" / "split.json"
     split.save(file)
     split.save(file)

@@ -11,9 +11,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
 from supercm_lightning.contracts import SeedOwner
+from supercm_lightning.data.manifest import SIDES, Manifest
+from supercm_lightning.data.modules.known_samples import KnownSamples
 from supercm_lightning.data.modules.loaders import TrainLoader, eval_loader, loader_options
 from supercm_lightning.data.modules.options import save_options
-from supercm_lightning.data.modules.pipeline import ViewPipeline
 from supercm_lightning.data.samplers import CyclingSampler
 from supercm_lightning.data.sources.base import Source
 from supercm_lightning.data.sources.images import progress
@@ -23,11 +24,8 @@ from supercm_lightning.data.splits import check_label_range, check_labels
 from supercm_lightning.utils.options import SuperCMError, check_range
 from supercm_lightning.utils.trainer import callbacks_of
 
-SPLITS = ("test", "val", "unlabeled", "labeled")
-"""Splits that a data module may have."""
 
-
-class ViewDataModule(ViewPipeline, ABC):
+class ViewDataModule(KnownSamples, ABC):
     """Base of the data modules: labeled, unlabeled, validation, test and prediction samples as batches of views.
 
     A training batch is `{"labeled": (x, y), "unlabeled": (views, index)}` with the views that the method declares; an
@@ -75,8 +73,6 @@ class ViewDataModule(ViewPipeline, ABC):
 
     num_classes: int
     input_shape: tuple[int, ...]
-    class_names: tuple[str, ...] | None = None
-    source: Source | None = None
     is_domain_adaptation = False
     missing_messages: ClassVar[dict[str, str]] = {
         "labeled": "The labeled set is empty. To learn without labels use ASD or one of its combinations.",
@@ -106,9 +102,9 @@ class ViewDataModule(ViewPipeline, ABC):
             steps_per_epoch=steps_per_epoch,
         )
         check_range(0, num_workers=num_workers)
-        if predict_on not in SPLITS and not Path(predict_on).expanduser().exists():
+        if predict_on not in SIDES and not Path(predict_on).expanduser().exists():
             raise SuperCMError(
-                f"predict_on={predict_on!r}: choose one of {', '.join(SPLITS)}, or give the path of new samples; there "
+                f"predict_on={predict_on!r}: choose one of {', '.join(SIDES)}, or give the path of new samples; there "
                 "is no such path."
             )
         self.labeled_batch_size = labeled_batch_size
@@ -131,7 +127,7 @@ class ViewDataModule(ViewPipeline, ABC):
     def read(self) -> dict[str, Samples]:
         """Reads the data: `labeled`, `unlabeled`, `val`, `test`, those of which there are samples.
 
-        Calling it again reads the data again and changes nothing.
+        Called again when a checkpoint tells another split; `stores` and `draw_split` then give what they should.
         """
 
     def read_new(self, path: Path) -> Store:
@@ -155,13 +151,14 @@ class ViewDataModule(ViewPipeline, ABC):
         if self.trainer is not None and stage == "fit":
             # Ranks must agree on the sampling order even when the user seeded none of them.
             self.seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
-        if stage == "predict" and self.predict_on not in SPLITS:
+            self.former_unlabeled = None
+        if stage == "predict" and self.predict_on not in SIDES:
             self.samples[self.predict_on] = Samples.all_of(self.read_new(Path(self.predict_on).expanduser()))
         else:
             self._read_splits()
 
     def _read_splits(self) -> None:
-        if any(split in self.samples for split in SPLITS):
+        if any(split in self.samples for split in SIDES):
             return
         samples = self.read()
         if "labeled" in samples:
@@ -170,17 +167,20 @@ class ViewDataModule(ViewPipeline, ABC):
             if split in samples and not samples[split].hide_labels:
                 check_label_range(samples[split].labels, self.num_classes, f"{split} set")
         self.samples |= samples
+        self.check_copies()
         self.augmentations = self.configure_augmentations()
 
     def state_dict(self) -> dict[str, Any]:
-        """The seed of the run, so that a resumed run continues the sampling order; class names and preprocessing."""
-        return {"seed": self.seed, "class_names": self.class_names, "preprocessing": self.preprocessing}
+        """The run's seed, so that a resumed run continues the sampling order; classes, preprocessing and samples."""
+        about = {"seed": self.seed, "class_names": self.class_names, "preprocessing": self.preprocessing}
+        return about | {"samples": self.manifest_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the seed of the run.
+        """Restores the seed and the split of the run: every sample that the checkpoint knows stays in its split.
 
         Raises:
-            SuperCMError: If the classes of the data have other names than those of the checkpoint.
+            SuperCMError: If the classes of the data have other names than those of the checkpoint, or test samples were
+                trained on.
         """
         self.seed = state_dict["seed"]
         known = state_dict.get("class_names")
@@ -190,6 +190,7 @@ class ViewDataModule(ViewPipeline, ABC):
                 f"ckpt_path: the checkpoint has other classes than the data ({', '.join(differ[:10])}), so its class "
                 "numbers would mean something else. Use the data of the checkpoint, or train from scratch."
             )
+        self.keep_sides(Manifest.from_state(state_dict["samples"]))
 
     @property
     def num_unlabeled(self) -> int:

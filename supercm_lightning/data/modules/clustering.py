@@ -133,7 +133,7 @@ class ClusteringDataModule(ViewDataModule):
     def read(self) -> dict[str, Samples]:
         """Reads the samples; the clustered ones show no label."""
         assert self.source is not None
-        stores = self.source.read()
+        stores = self.stores()
         train, test = stores["train"], stores.get("test")
         index = torch.arange(len(train))[: self.hparams.num_rows]
         if isinstance(self.source, FeatureSource):

@@ -11,7 +11,7 @@ from supercm_lightning.data.modules.base import ViewDataModule
 from supercm_lightning.data.sources.files import Reading
 from supercm_lightning.data.sources.make import make_domain_source
 from supercm_lightning.data.sources.stores import Samples
-from supercm_lightning.data.splits import check_label_range, domain_strata, make_split, num_held_out
+from supercm_lightning.data.splits import check_label_range, domain_strata
 from supercm_lightning.data.transforms.crops import CenterCrop
 from supercm_lightning.data.transforms.options import AugmentOptions, augmentations_of, check_augment_options
 from supercm_lightning.data.transforms.weak import Normalization
@@ -152,12 +152,11 @@ class DomainAdaptationDataModule(ViewDataModule):
     def read(self) -> dict[str, Samples]:
         """Reads the images and holds out validation samples of the source."""
         assert self.source is not None
-        stores = self.source.read()
+        stores = self.stores()
         train, target, val, test = stores["train"], stores["unlabeled"], stores.get("val"), stores.get("test")
         check_label_range(train.labels, self.num_classes, "source")
-        num_val = num_held_out("val", self.hparams.num_val, len(train)) if val is None else 0
         strata = domain_strata(train.labels, self.source.train_sizes, self.num_classes)
-        samples = make_split(strata, "source", None, num_val, 0, self.hparams.split_seed).samples(train)
+        samples = self.draw_split(train, strata, {"val": self.hparams.num_val} if val is None else {}).samples(train)
         return {
             "labeled": samples["labeled"],
             "unlabeled": Samples.all_of(target, hide_labels=not self.hparams.oracle_labels),

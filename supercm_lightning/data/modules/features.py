@@ -6,12 +6,13 @@ from typing import Any, Literal
 import torch
 
 from supercm_lightning.data.image_features import cached_features
-from supercm_lightning.data.modules.base import SPLITS, ViewDataModule
+from supercm_lightning.data.manifest import SIDES
+from supercm_lightning.data.modules.base import ViewDataModule
 from supercm_lightning.data.sources.feature_files import FeatureSet, Labels, are_arrays, located
 from supercm_lightning.data.sources.feature_store import FeatureStore, Statistics, standardize_stores, statistics
 from supercm_lightning.data.sources.features import FeatureSource
 from supercm_lightning.data.sources.stores import Samples
-from supercm_lightning.data.splits import check_labels, domain_strata, make_split, num_held_out
+from supercm_lightning.data.splits import check_labels, domain_strata
 from supercm_lightning.data.transforms.features import VIEW_REMEDY, CleanFeatures, feature_views
 from supercm_lightning.utils.options import SuperCMError, check_choice
 
@@ -101,7 +102,7 @@ class FeatureDataModule(ViewDataModule):
         extraction: dict[str, Any] | None = None,
     ) -> None:
         new = located(predict_on, Path(root))
-        predict_on = str(new) if isinstance(new, Path) and new.exists() and predict_on not in SPLITS else predict_on
+        predict_on = str(new) if isinstance(new, Path) and new.exists() and predict_on not in SIDES else predict_on
         super().__init__(labeled_batch_size, unlabeled_batch_size, eval_batch_size, steps_per_epoch, predict_on, 0)
         feature_views((0, 0), noise, strong_noise, strong_dropout, strong_mixup)  # checks them
         check_choice(standardize=(standardize, ("joint", "domain", None)))
@@ -134,16 +135,17 @@ class FeatureDataModule(ViewDataModule):
     def read(self) -> dict[str, Samples]:
         """Opens the files, splits the labeled samples and computes what standardizes all."""
         assert isinstance(self.source, FeatureSource)
-        stores, options = self.source.read(), self.hparams
+        stores, options = self.stores(), self.hparams
         train, target = stores.pop("train"), self.is_domain_adaptation
         known = train.labels[train.labels >= 0]
         check_labels(known, self.num_classes, self.class_names, self.source.options["train"])
         num_val = (0.1 if target else 0) if options.num_val is None else options.num_val
-        num_val = 0 if "val" in stores else num_held_out("val", num_val, len(known))
-        num_test = 0 if "test" in stores or target else options.num_test
+        held_out = {} if "val" in stores else {"val": num_val}
+        held_out |= {} if "test" in stores or target else {"test": options.num_test}
         strata = domain_strata(train.labels, self.source.train_sizes, self.num_classes)
-        split = make_split(strata, "features", options.num_labeled, num_val, num_test, options.split_seed)
-        samples = split.samples(train) | {name: Samples.all_of(store) for name, store in stores.items()}
+        samples = self.draw_split(train, strata, held_out).samples(train) | {
+            name: Samples.all_of(store) for name, store in stores.items()
+        }
         if target:
             samples["unlabeled"].hide_labels = not options.oracle_labels
             if "test" not in stores:

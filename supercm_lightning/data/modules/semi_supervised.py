@@ -1,17 +1,17 @@
 """Few labeled and many unlabeled images."""
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import torch
 from torch.utils.data import Dataset
 
 from supercm_lightning.data.modules.base import ViewDataModule
 from supercm_lightning.data.sources.files import Reading
 from supercm_lightning.data.sources.make import make_source
 from supercm_lightning.data.sources.stores import ArrayStore, Samples, Store, join
-from supercm_lightning.data.splits import Split, check_labels, num_held_out, split_of
+from supercm_lightning.data.splits import Split, check_labels
 from supercm_lightning.data.transforms.strong import StrongAugmentation
 from supercm_lightning.data.transforms.weak import Normalization, WeakAugmentation, check_weak_options
 from supercm_lightning.data.transforms.zca import ZCA, global_contrast_normalize
@@ -134,23 +134,19 @@ class SemiSupervisedDataModule(ViewDataModule):
     def read(self) -> dict[str, Samples]:
         """Reads the images and splits the training set."""
         assert self.source is not None
-        stores, options, defaults = dict(self.source.read()), self.hparams, self.source.defaults
+        stores, options, defaults = self.stores(), self.hparams, self.source.defaults
         if "unlabeled" in stores:
             stores["train"] = join([stores["train"], stores.pop("unlabeled")])
-        if options.whitening:
-            self._whiten(stores)
         train = stores.pop("train")
         known = train.labels[train.labels >= 0]
         check_labels(known, self.num_classes, self.class_names, "training set")
         asked = {"val": (options.num_val, defaults.num_val), "test": (options.num_test, defaults.num_test)}
-        counts = {
-            split: 0 if split in stores else num_held_out(split, default if given is None else given, len(known))
-            for split, (given, default) in asked.items()
-        }
+        held_out = {s: default if given is None else given for s, (given, default) in asked.items() if s not in stores}
         file = Path(options.split_file).expanduser() if options.split_file is not None else None
-        self.split = split_of(train.labels, self.source.name, options, counts, file)
+        self.split = self.draw_split(train, train.labels, held_out, file)
         samples = self.split.samples(train, options.labeled_in_unlabeled)
-        return samples | {split: Samples.all_of(store) for split, store in stores.items()}
+        samples |= {split: Samples.all_of(store) for split, store in stores.items()}
+        return self._whiten(samples) if options.whitening else samples
 
     def read_new(self, path: Path) -> Store:
         """Reads the images of a folder."""
@@ -162,14 +158,17 @@ class SemiSupervisedDataModule(ViewDataModule):
             images.data = self._zca(global_contrast_normalize(images.data))
         return store
 
-    def _whiten(self, stores: Mapping[str, Store]) -> None:
-        arrays = cast(Mapping[str, ArrayStore], stores)
-        for store in arrays.values():
-            store.data = global_contrast_normalize(store.data)
-        # Fitted on every training image, as published; no label is used.
-        self._zca = ZCA.fit(arrays["train"].data)
-        for store in arrays.values():
-            store.data = self._zca(store.data)
+    def _whiten(self, samples: dict[str, Samples]) -> dict[str, Samples]:
+        """Fits on every training image, labeled or not, and no other; no label is used."""
+        stores = cast(list[ArrayStore], list({id(part.store): part.store for part in samples.values()}.values()))
+        images = {id(store): global_contrast_normalize(store.data) for store in stores}
+        train = samples["labeled"].store
+        index = torch.cat([samples["labeled"].index, samples["unlabeled"].index]).unique()
+        self._zca = ZCA.fit(images[id(train)][index])
+        white = {id(store): replace(store, data=self._zca(images[id(store)])) for store in stores}
+        for store in stores:
+            white[id(store)].keys = store.keys
+        return {split: replace(part, store=white[id(part.store)]) for split, part in samples.items()}
 
     # -------------------------------------------------------------------------------------------- augmentation
     def configure_augmentations(self) -> dict[str, Any]:

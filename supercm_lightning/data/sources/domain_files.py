@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -25,12 +25,14 @@ class DomainFiles:
         num_classes: Number of classes.
         class_names: Their names in the order of the labels, or None where list files do not tell.
         tests: Files and labels of the test set of each domain that has one.
+        base: The data set's folder.
     """
 
     files: dict[str, Files]
     num_classes: int
     class_names: tuple[str, ...] | None
     tests: dict[str, Files] = field(default_factory=dict)
+    base: Path = Path()
 
 
 def folder_set(root: Path) -> DomainSet:
@@ -95,7 +97,7 @@ def find_files(dataset: str, spec: DomainSet, root: Path, source: Sequence[Domai
                 "Results are not comparable with those of the whole data set."
             )
     _check_same_classes(dataset, found, source, target)
-    return found
+    return replace(found, base=base)
 
 
 # ---------------------------------------------------------------------------------------------------- locations

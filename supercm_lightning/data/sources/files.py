@@ -43,8 +43,12 @@ class Reading:
         check_bad_image_policy(self.on_bad_image)
 
 
-def file_stores(splits: Mapping[str, Files], shape: tuple[int, ...], reading: Reading) -> dict[str, Store]:
+def file_stores(
+    splits: Mapping[str, Files], shape: tuple[int, ...], reading: Reading, root: Path | None = None
+) -> dict[str, Store]:
     """Stores of the image files of several splits, all in memory or all read by workers.
+
+    Their samples are known by their paths below `root`.
 
     Raises:
         SuperCMError: If a file is no image or is not of this shape (C, H, W), or none of a split can be read.
@@ -56,7 +60,7 @@ def file_stores(splits: Mapping[str, Files], shape: tuple[int, ...], reading: Re
     skipped: list[str] = []
     for split, files in splits.items():
         labels = torch.tensor([label for _, label in files], dtype=torch.int64)
-        store = FileStore([f for f, _ in files], labels, shape[0], reading.image_size, reading.keep_aspect, shape)
+        store = FileStore([f for f, _ in files], labels, shape[0], reading.image_size, reading.keep_aspect, shape, root)
         if reading.on_bad_image == "skip":
             store, messages = store.readable()
             skipped += messages
@@ -84,6 +88,8 @@ class FileSource(Source):
         input_size: Side of what the model receives, if smaller.
         defaults: Values of options; None: those of photographs of a user.
         domains: Files of each domain in `train`, where it has several.
+        root: Folder below which a file's path is the name of its sample.
+        is_fixed: Whether these are the files of a published set.
     """
 
     def __init__(
@@ -97,8 +103,10 @@ class FileSource(Source):
         input_size: int | None = None,
         defaults: Defaults | None = None,
         domains: Sequence[Files] = (),
+        root: Path | None = None,
+        is_fixed: bool = False,
     ) -> None:
-        self.name = name
+        self.name, self.root, self.is_fixed = name, root, is_fixed
         self.splits = {split: files for split, files in splits.items() if files}
         self.class_names = class_names
         self.num_classes = len(class_names) if num_classes is None and class_names else num_classes
@@ -111,7 +119,7 @@ class FileSource(Source):
 
     def read(self) -> dict[str, Store]:
         """Decodes the files, or checks them if workers are to decode them."""
-        stores = file_stores(self.splits, self.sample_shape, self.reading)
+        stores = file_stores(self.splits, self.sample_shape, self.reading, self.root)
         kept = set(stores["train"].names or ())
         self.train_sizes = [sum(str(file) in kept for file, _ in files) for files in self.domains]
         return stores

@@ -57,7 +57,7 @@ def make_source(
     folder = scan_folder(root)
     files = {"train": [*folder.labeled, *((file, -1) for file in folder.unlabeled)]}
     files |= {"val": folder.val or [], "test": folder.test or []}
-    source = FileSource("folder", files, folder.class_names, reading)
+    source = FileSource("folder", files, folder.class_names, reading, root=root)
     # Where a few images were labeled by hand, all of them are trained on unless the user decides otherwise.
     source.defaults = replace(source.defaults, num_val=0.1 if folder.fully_labeled else 0)
     return source
@@ -99,7 +99,7 @@ def make_cluster_source(
         sets = {split: [(dataset, split)] for split in (("train",) if spec.num_test else ("train", "test"))}
         return RegisteredSource(dataset, root, arranged(sets), reading, reading.image_size if spec.of_files else None)
     files, classes = scan_clusters(root, None, num_classes)
-    return FileSource("folder", arranged(files), classes, reading)
+    return FileSource("folder", arranged(files), classes, reading, root=root)
 
 
 def make_domain_source(
@@ -158,6 +158,8 @@ def make_domain_source(
         size,
         _PHOTOGRAPHS,
         domains,
+        found.base,
+        dataset != "folder",
     )
 
 

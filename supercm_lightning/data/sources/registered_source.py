@@ -29,6 +29,7 @@ class RegisteredSource(Source):
     """
 
     can_download = True
+    is_fixed = True
 
     def __init__(
         self,
@@ -63,7 +64,7 @@ class RegisteredSource(Source):
         if all(DATASETS[dataset].of_files for dataset, _ in chain(*self.splits.values())):
             files = {split: list(chain(*parts)) for split, parts in found.items()}
             reading = Reading(self.sample_shape[1], self.reading.in_memory, self.reading.on_bad_image)
-            return file_stores({s: part for s, part in files.items() if part}, self.sample_shape, reading)
+            return file_stores({s: part for s, part in files.items() if part}, self.sample_shape, reading, self.root)
         self.train_sizes = [len(labels) for _, labels in found["train"]]
         return {
             split: join([ArrayStore(_as_shape(images, self.sample_shape), labels) for images, labels in parts])

@@ -3,10 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from supercm_lightning.data.sources.names import Keys, content_number, keys_of
+from supercm_lightning.utils.options import SuperCMError
 
 
 class Store(ABC):
@@ -15,11 +20,15 @@ class Store(ABC):
     Attributes:
         labels: Labels (N,) int64, -1 where unknown.
         names: File of each sample, or None.
+        ids: Names that stay the same wherever the data lies, (N,), such as paths below its folder; None: `names`.
+        marks: A number for the contents of each sample's file, (N,) int64, 0 where unknown; None: there are no files.
         needs_workers: Whether loaders should read the samples in worker processes.
     """
 
     labels: Tensor
     names: Sequence[str] | None = None
+    ids: Sequence[str] | None = None
+    marks: Keys | None = None
     needs_workers = False
 
     def __len__(self) -> int:
@@ -49,6 +58,32 @@ class Store(ABC):
         """File of a sample, or its number."""
         return self.names[number] if self.names is not None else str(number)
 
+    @property
+    def is_named(self) -> bool:
+        """Whether samples are known by name rather than by their number among all."""
+        return self.ids is not None or self.names is not None
+
+    def content(self) -> int:
+        """A number for all samples together, where they have no names; no label is read."""
+        raise NotImplementedError
+
+    @cached_property
+    def keys(self) -> Keys:
+        """What each sample is known by, (N,) int64: its name, else the contents of all and its number among them.
+
+        Raises:
+            SuperCMError: If two samples have one name.
+        """
+        names = self.ids if self.ids is not None else self.names
+        if names is None:
+            return np.int64(self.content()) + np.arange(len(self))
+        keys = keys_of(names)
+        _, first = np.unique(keys, return_index=True)
+        if len(first) < len(keys):
+            twice = names[int(np.setdiff1d(np.arange(len(keys)), first)[0])]
+            raise SuperCMError(f"{twice}: two samples have this name. Each needs a name of its own: remove one.")
+        return keys
+
 
 @dataclass
 class ArrayStore(Store):
@@ -58,11 +93,15 @@ class ArrayStore(Store):
         data: uint8 images (N, C, H, W), or floats of any shape (N, …), used as they are.
         labels: Labels (N,) int64, -1 where unknown.
         names: File of each sample, or None.
+        ids: Names that stay the same wherever the data lies, or None.
+        marks: A number for the contents of each file, (N,) int64, or None.
     """
 
     data: Tensor
     labels: Tensor
     names: Sequence[str] | None = None
+    ids: Sequence[str] | None = None
+    marks: Keys | None = None
     _asked: torch.device | None = field(default=None, repr=False)
 
     def fetch(self, index: Tensor, device: torch.device) -> Tensor:
@@ -73,6 +112,10 @@ class ArrayStore(Store):
             if self._fits(torch.cuda.mem_get_info(device)[0]):
                 self.data = self.data.to(device)
         return self.data[index.to(self.data.device, non_blocking=True)].to(device, non_blocking=True)
+
+    def content(self) -> int:
+        """A number for the array."""
+        return content_number(self.data)
 
     def _fits(self, free: int) -> bool:
         return self.data.nbytes <= free // 2
@@ -94,8 +137,20 @@ class ConcatStore(Store):
         self.labels = torch.cat([store.labels for store in stores])
         named = all(store.names is not None for store in stores)
         self.names = [name for store in stores for name in store.names or ()] if named else None
+        marks = [np.zeros(len(store), np.int64) if store.marks is None else store.marks for store in stores]
+        self.marks = np.concatenate(marks) if any(store.marks is not None for store in stores) else None
         self.needs_workers = any(store.needs_workers for store in stores)
         self._ends = torch.tensor([len(store) for store in stores]).cumsum(0)
+
+    @property
+    def is_named(self) -> bool:
+        """Whether samples of all stores are known by name."""
+        return all(store.is_named for store in self.stores)
+
+    @cached_property
+    def keys(self) -> Keys:
+        """What each sample is known by, (N,) int64."""
+        return np.concatenate([store.keys for store in self.stores])
 
     def parts(self, index: Tensor) -> list[tuple[Store, Tensor]]:
         """The stores that have some of the samples, with their numbers there."""
@@ -128,7 +183,11 @@ def join(stores: Sequence[Store]) -> Store:
         return stores[0]
     joined = ConcatStore(stores)
     arrays = [store.data for store in stores if type(store) is ArrayStore]
-    return ArrayStore(torch.cat(arrays), joined.labels, joined.names) if len(arrays) == len(stores) else joined
+    if len(arrays) < len(stores):
+        return joined
+    named = all(store.ids is not None for store in stores)
+    ids = [name for store in stores for name in store.ids or ()] if named else None
+    return ArrayStore(torch.cat(arrays), joined.labels, joined.names, ids, joined.marks)
 
 
 @dataclass

@@ -8,10 +8,12 @@ from copy import copy
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from supercm_lightning.data.sources.images import (
     REMEDY,
@@ -23,6 +25,7 @@ from supercm_lightning.data.sources.images import (
     progress,
     read_image,
 )
+from supercm_lightning.data.sources.names import Keys, content_number, fingerprint, relative_names
 from supercm_lightning.data.sources.stores import ArrayStore, Store
 from supercm_lightning.utils.options import SuperCMError
 
@@ -74,9 +77,11 @@ class WorkerStore(Store):
 
         def fill(number: int) -> None:
             data[number] = self.read(number)
+            if self.marks is not None and self.names is not None:
+                self.marks[number] = fingerprint(self.names[number])
 
         self._each(fill, "Reading")
-        return ArrayStore(data, self.labels, self.names)
+        return ArrayStore(data, self.labels, self.names, self.ids, self.marks)
 
     def _wrong_shape(self, number: int, found: tuple[int, ...]) -> SuperCMError:
         name = self.names[number] if self.names is not None else f"sample {number}"
@@ -97,10 +102,14 @@ class FileStore(WorkerStore):
         image_size: Images are brought to this square; None keeps them as they are.
         keep_aspect: Resize the shorter side and cut out the center square, instead of resizing both sides.
         shape: Expected shape (C, H, W) of every image, or None.
+        root: Folder below which a file's path is its name; None: the whole path is.
     """
 
     remedy = "Set image_size to bring all images to one size."
     threads = None
+    names: Sequence[str]
+    ids: Sequence[str]
+    marks: Keys
 
     def __init__(
         self,
@@ -110,8 +119,11 @@ class FileStore(WorkerStore):
         image_size: int | None,
         keep_aspect: bool = True,
         shape: tuple[int, ...] | None = None,
+        root: Path | None = None,
     ) -> None:
-        self.names: Sequence[str] = [str(path) for path in paths]
+        self.names = [str(path) for path in paths]
+        self.ids = relative_names(self.names, root) if root is not None else self.names
+        self.marks = np.zeros(len(self.names), np.int64)
         self.labels = labels
         self.channels = channels
         self.image_size = image_size
@@ -131,6 +143,7 @@ class FileStore(WorkerStore):
         messages: dict[int, str] = {}
 
         def check(number: int) -> None:
+            self.marks[number] = fingerprint(self.names[number])
             try:
                 self[number]
             except UnreadableImage as error:
@@ -139,13 +152,15 @@ class FileStore(WorkerStore):
         self._each(check, "Checking")
         numbers = [number for number in range(len(self)) if number not in messages]
         kept = copy(self)
-        kept.names, kept.labels = [self.names[number] for number in numbers], self.labels[numbers]
+        kept.names, kept.ids = ([names[number] for number in numbers] for names in (self.names, self.ids))
+        kept.labels, kept.marks = self.labels[numbers], self.marks[numbers]
         return kept, [messages[number] for number in sorted(messages)]
 
     def check(self) -> None:
         """Opens every file once, without decoding: one that is no image or has another size stops the run early."""
 
         def check(number: int) -> None:
+            self.marks[number] = fingerprint(self.names[number])
             found = image_shape(self.names[number], self.image_size)
             if self.shape is not None and found[1:] != self.shape[1:]:
                 raise self._wrong_shape(number, (self.channels, *found[1:]))
@@ -186,6 +201,16 @@ class DatasetStore(WorkerStore):
         item = self.dataset[number]
         image = item[0] if isinstance(item, (tuple, list)) else item
         return pixels_of(image, channels_of(image), None) if isinstance(image, Image.Image) else torch.as_tensor(image)
+
+    def content(self) -> int:
+        """A number for the data set: its type and length, and three of its items unless they are random."""
+        if isinstance(self.dataset, TensorDataset):
+            return content_number(self.dataset.tensors[0])
+        count = len(self)
+        with isolate_rng():
+            items = [(self[number], self[number]) for number in sorted({0, count // 2, count - 1})]
+        fixed = [content_number(one) for one, other in items if torch.equal(one, other)]
+        return content_number(torch.tensor(fixed), type(self.dataset).__name__, count)
 
 
 def listed_labels(dataset: Dataset[Any]) -> Any:

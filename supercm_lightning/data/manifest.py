@@ -1,0 +1,250 @@
+"""Which samples the splits of a run have: what a checkpoint and a split file hold, and data is compared with."""
+
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from supercm_lightning.data.sources.names import Keys, keys_of
+from supercm_lightning.data.sources.stores import Samples, Store
+from supercm_lightning.utils.files import write_atomically
+from supercm_lightning.utils.options import SuperCMError
+
+SIDES = ("unlabeled", "labeled", "val", "test")
+"""Splits; a sample that is in several of them, itself or as a copy, belongs to the last."""
+
+
+@dataclass(frozen=True)
+class Members:
+    """The samples of one split, each (n,) int64.
+
+    Attributes:
+        keys: What each is known by: its name, or its number among samples without names.
+        labels: Its label, -1 where unknown or not to be used.
+        marks: A number for the contents of its file, 0 where there is none.
+    """
+
+    keys: Keys
+    labels: Keys
+    marks: Keys
+
+    @classmethod
+    def of(cls, samples: Samples, hide_labels: bool = False) -> "Members":
+        """Those of some samples of a store."""
+        index, store = samples.index.cpu().numpy(), samples.store
+        labels = np.full(len(index), -1) if hide_labels or samples.hide_labels else store.labels.cpu().numpy()[index]
+        marks = np.zeros(len(index), np.int64) if store.marks is None else store.marks[index]
+        return cls(store.keys[index], labels, marks)
+
+    def same_as(self, other: "Members") -> bool:
+        """Whether samples, labels and contents are the same, in the same order."""
+        return all(np.array_equal(vars(self)[name], vars(other)[name]) for name in vars(self))
+
+    def has(self, keys: Keys, marks: Keys) -> np.ndarray:
+        """Which of some samples, or copies of them, are here, (m,) bool."""
+        return np.isin(keys, self.keys) | ((marks != 0) & np.isin(marks, self.marks))
+
+
+_NOBODY = Members(*(np.empty(0, np.int64) for _ in range(3)))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The samples of every split of a run.
+
+    Examples:
+        >>> from supercm_lightning.data.sources.stores import ArrayStore
+        >>> train = ArrayStore(torch.rand(4, 2), torch.tensor([0, 1, 0, 1]), names=["a", "b", "c", "d"])
+        >>> one, other = (Samples(train, torch.tensor([number])) for number in (2, 1))
+        >>> saved = Manifest.of({"labeled": one, "val": other})
+        >>> fewer = ArrayStore(torch.rand(3, 2), torch.tensor([1, 0, 1]), names=["b", "c", "d"])
+        >>> saved.sides(fewer.keys, np.zeros(3, np.int64)).tolist()  # val, labeled, new
+        [2, 1, -1]
+
+    Attributes:
+        splits: The samples of each split.
+        class_names: Names of the classes in the order of the labels, or None.
+        dataset: Name of the data set.
+        seed: Seed of the split.
+        known: Number of training samples that had a label.
+        counts: Number of samples that were drawn for `labeled`, `val` and `test`.
+        origin: Option that gave it, for messages.
+    """
+
+    splits: Mapping[str, Members]
+    class_names: tuple[str, ...] | None = None
+    dataset: str = ""
+    seed: int = 0
+    known: int = 0
+    counts: Mapping[str, int] = field(default_factory=dict)
+    origin: str = field(default="ckpt_path", compare=False)
+
+    @classmethod
+    def of(cls, samples: Mapping[str, Samples], **about: Any) -> "Manifest":
+        """That of the samples of each split; labels of the unlabeled ones are not read."""
+        parts = {split: part for split, part in samples.items() if split in SIDES}
+        return cls({split: Members.of(part, split == "unlabeled") for split, part in parts.items()}, **about)
+
+    def carrying(self, former: "Manifest") -> "Manifest":
+        """With the samples of a former one that are gone, last in their splits, so that they stay known."""
+        here = self.joined(*SIDES)
+        gone = {split: ~np.isin(part.keys, here.keys) for split, part in former.splits.items()}
+        splits = {
+            split: Members(
+                *(
+                    np.concatenate([array, vars(former[split])[name][gone[split]]])
+                    for name, array in vars(self[split]).items()
+                )
+            )
+            for split in former.splits
+        }
+        return replace(former, splits={**self.splits, **splits}, origin="ckpt_path")
+
+    def __getitem__(self, split: str) -> Members:
+        return self.splits.get(split, _NOBODY)
+
+    def joined(self, *splits: str) -> Members:
+        """The samples of several splits."""
+        parts = [self[split] for split in splits]
+        return Members(*(np.concatenate([vars(part)[name] for part in parts]) for name in ("keys", "labels", "marks")))
+
+    def same_as(self, other: "Manifest") -> bool:
+        """Whether all splits have the same samples with the same labels and contents."""
+        return all(self[split].same_as(other[split]) for split in SIDES)
+
+    def sides(self, keys: Keys, marks: Keys) -> Keys:
+        """To which split each of some samples belongs, (n,), as its place in `SIDES`; -1: to none, it is new.
+
+        A sample that no split has by its name, but by its contents, is a renamed or copied one and stays there.
+        """
+        side = np.full(len(keys), -1)
+        for place, split in enumerate(SIDES):
+            side[np.isin(keys, self[split].keys)] = place
+        new = (side < 0) & (marks != 0)
+        for place, split in enumerate(SIDES):
+            side[new & np.isin(marks, self[split].marks)] = place
+        return side
+
+    def positions(self, split: str, members: Members) -> Tensor:
+        """Positions that some samples had in a split, (n,) int64, -1 for those that it did not have."""
+        found = np.full(len(members.keys), -1)
+        for name in ("marks", "keys"):  # the name decides, where both are known
+            ours, theirs = vars(self[split])[name], vars(members)[name]
+            if len(ours):
+                order = ours.argsort(kind="stable")
+                place = order[np.searchsorted(ours, theirs, sorter=order).clip(max=len(ours) - 1)]
+                found = np.where((ours[place] == theirs) & (theirs != 0), place, found)
+        return torch.from_numpy(found)
+
+    # ------------------------------------------------------------------------------------------------- checkpoint
+    def state(self) -> dict[str, Any]:
+        """Plain values and tensors, compressed: numbers of samples without names take next to no space."""
+        about = {name: value for name, value in vars(self).items() if name not in ("splits", "origin")}
+        packed = {s: {name: _pack(array) for name, array in vars(part).items()} for s, part in self.splits.items()}
+        return about | {"splits": packed}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "Manifest":
+        """That of a checkpoint."""
+        splits = {s: Members(**{name: _unpack(array) for name, array in p.items()}) for s, p in state["splits"].items()}
+        names = state["class_names"]
+        return cls(**{**state, "splits": splits, "class_names": None if names is None else tuple(names)})
+
+    # ------------------------------------------------------------------------------------------------- split file
+    def write(self, path: Path, store: Store) -> None:
+        """Writes the splits of one store as JSON, in one piece: a reader never sees half a file."""
+        names = store.ids if store.ids is not None else store.names
+        content: dict[str, Any] = {"dataset": self.dataset, "num_rows": len(store), "seed": self.seed}
+        content |= {"known": self.known, "classes": self.class_names, "counts": self.counts}
+        order = store.keys.argsort()
+        for split in ("labeled", "val", "test") if names is None else SIDES:
+            part = self[split]
+            numbers = order[np.searchsorted(store.keys, part.keys, sorter=order)].tolist()
+            if names is None:
+                content[split] = numbers
+            else:
+                rows = zip(numbers, part.labels.tolist(), part.marks.tolist(), strict=True)
+                content[split] = {
+                    names[n]: [self._class(label), f"{mark & (2**64 - 1):016x}"] for n, label, mark in rows
+                }
+        if names is None:
+            content["content"] = f"{store.content() & (2**64 - 1):016x}"
+        write_atomically(path, json.dumps(content, ensure_ascii=False))
+
+    def _class(self, label: int) -> str | int | None:
+        return None if label < 0 else self.class_names[label] if self.class_names else label
+
+    @classmethod
+    def read(cls, path: Path, store: Store) -> "Manifest":
+        """Reads a file of `write`.
+
+        Raises:
+            SuperCMError: If it is no such file, was made for other samples without names, or has a sample twice.
+        """
+        origin = f"split_file={path}"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            about: dict[str, Any] = {
+                "dataset": str(content["dataset"]),
+                "seed": int(content["seed"]),
+                "known": int(content["known"]),
+            }
+            about["counts"] = {split: int(count) for split, count in content["counts"].items()}
+            classes = content["classes"] and tuple(map(str, content["classes"]))
+            rows: dict[str, Any] = {split: content[split] for split in SIDES if split in content}
+            if named := all(isinstance(part, dict) for part in rows.values()):
+                splits = {split: _named(part, classes) for split, part in rows.items()}
+            else:
+                if unexpected := [n for part in rows.values() for n in part if type(n) is not int]:
+                    raise TypeError(f"sample numbers must be integers, not {unexpected[0]!r}")
+                count = int(content["num_rows"])
+                splits = {s: _numbered(part, int(content["content"], 16), store) for s, part in rows.items()}
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            raise SuperCMError(f"{origin}: not a split written by this library ({error!r}).") from error
+        if named != store.is_named or (not named and (count, int(content["content"], 16)) != _about(store)):
+            raise SuperCMError(
+                f"{origin}: made for {content['num_rows']:,} samples of {about['dataset']}, but the data is other "
+                f"samples, {len(store):,} in number. Name another file to make a new split."
+            )
+        numbers = [number for part in rows.values() for number in part]
+        if not named and (outside := [number for number in numbers if not 0 <= number < count]):
+            raise SuperCMError(f"{origin}: sample {outside[0]} is not one of the {count} samples.")
+        held = np.concatenate([part.keys for split, part in splits.items() if split != "unlabeled"])
+        if len(np.unique(held)) < len(held):
+            twice = next(number for number in numbers if numbers.count(number) > 1)
+            raise SuperCMError(f"{origin}: sample {twice} occurs twice in labeled, val and test.")
+        return cls(splits, classes, **about, origin=origin)
+
+
+def _about(store: Store) -> tuple[int, int]:
+    return len(store), store.content() & (2**64 - 1)
+
+
+def _named(rows: Mapping[str, Sequence[Any]], classes: tuple[str, ...] | None) -> Members:
+    number = {name: place for place, name in enumerate(classes or ())}
+    labels = [-1 if label is None else number.get(label, label) for label, _ in rows.values()]
+    marks = np.array([int(mark, 16) for _, mark in rows.values()], np.uint64).astype(np.int64)
+    return Members(keys_of(rows), np.array(labels, np.int64), marks)
+
+
+def _numbered(numbers: Sequence[int], content: int, store: Store) -> Members:
+    index = np.array(numbers, np.int64)
+    inside = index[(index >= 0) & (index < len(store))]
+    base = np.array([content], np.uint64).astype(np.int64)
+    return Members(base + index, store.labels.cpu().numpy()[inside], np.zeros(len(index), np.int64))
+
+
+def _pack(array: Keys) -> Tensor:
+    steps = np.diff(array, prepend=np.int64(0)).astype("<i8")
+    return torch.frombuffer(bytearray(zlib.compress(steps.tobytes(), 1)), dtype=torch.uint8)
+
+
+def _unpack(packed: Tensor) -> Keys:
+    steps = np.frombuffer(zlib.decompress(packed.cpu().numpy().tobytes()), "<i8")
+    return np.cumsum(steps, dtype=np.int64)
