@@ -166,6 +166,18 @@ class UnlabeledData(Protocol):
 
 
 @runtime_checkable
+class KnownUnlabeledData(UnlabeledData, Protocol):
+    """A data module that knows its unlabeled samples by name.
+
+    Attributes:
+        former_unlabeled: Position of each among the unlabeled samples of the checkpoint, (n,) int64, -1 for a new one;
+            None: all are where they were.
+    """
+
+    former_unlabeled: Tensor | None
+
+
+@runtime_checkable
 class ViewData(UnlabeledData, Protocol):
     """A data module of this package.
 

@@ -1,6 +1,7 @@
 """Splits, samplers, readers of lists and losses under arguments that nobody thought of."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from supercm_lightning import losses
-from supercm_lightning.data import CyclingSampler, Split
-from supercm_lightning.data.splits import make_split, stratified_draw
+from supercm_lightning.data import CyclingSampler
+from supercm_lightning.data.manifest import Manifest
+from supercm_lightning.data.sources.stores import ArrayStore
+from supercm_lightning.data.splits import make_split, split_of, stratified_draw
 
 SETTINGS = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -31,17 +34,17 @@ def test_a_split_is_a_partition_or_refused(
     possible = num_val >= 0 and num_val + num_test + (num_labeled or classes(y)) <= int((y >= 0).sum())
     if not possible or (num_labeled is not None and num_labeled < classes(y)):
         with pytest.raises(ValueError, match="num_"):  # names the option
-            make_split(y, "fuzz", num_labeled, num_val, num_test, seed)
+            make_split(y, num_labeled, num_val, num_test, seed)
         return
-    split = make_split(y, "fuzz", num_labeled, num_val, num_test, seed)
+    split = make_split(y, num_labeled, num_val, num_test, seed)
     rows = split.indices(labeled_in_unlabeled=False)
     assert torch.cat(list(rows.values())).sort().values.tolist() == list(range(len(y)))
     assert (len(rows["val"]), len(rows["test"])) == (num_val, num_test)
     assert len(rows["labeled"]) == int((y >= 0).sum()) - num_val - num_test if num_labeled is None else num_labeled
     assert all((y[rows[part]] >= 0).all() for part in ("labeled", "val", "test"))
-    again = make_split(y, "fuzz", num_labeled, num_val, num_test, seed)
+    again = make_split(y, num_labeled, num_val, num_test, seed)
     assert again == split
-    assert make_split(y, "fuzz", num_labeled, num_val, num_test, seed + 1).test == split.test
+    assert make_split(y, num_labeled, num_val, num_test, seed + 1).test == split.test
 
 
 @SETTINGS
@@ -80,12 +83,15 @@ def test_a_walk_visits_every_row_once_before_any_again(
         assert set(passed) <= set(range(num_rows))
 
 
+STORE = ArrayStore(torch.arange(9.0).view(9, 1), torch.arange(9) % 3)
+
+
 @SETTINGS
 @given(st.binary(max_size=60))
 def test_bytes_are_no_split_but_an_error_that_names_the_file(content: bytes) -> None:
     Path("split.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"split_file=split\.json: not a split"):
-        Split.load(Path("split.json"))
+        Manifest.read(Path("split.json"), STORE, "x")
 
 
 values = st.recursive(
@@ -94,23 +100,25 @@ values = st.recursive(
     max_leaves=6,
 )
 rows = st.integers(0, 9) | st.lists(st.integers(-1, 9), max_size=4)
-NAMES = ("dataset", "num_rows", "seed", "labeled", "val", "test")
+NAMES = ("num_rows", "seed", "known", "labeled", "val", "test", "unlabeled")
+ABOUT = {"dataset": "x", "num_rows": 9, "seed": 0, "known": 9, "classes": None, "labeled": [0], "val": [], "test": [8]}
 
 
 @SETTINGS
-@given(st.fixed_dictionaries({"dataset": st.just("x")}, optional=dict.fromkeys(NAMES[1:], rows | values)))
-def test_a_split_file_is_sound_or_refused(content: dict[str, object]) -> None:
-    Path("split.json").write_text(json.dumps(content))
-    split, message = None, ""
+@given(st.fixed_dictionaries({}, optional=dict.fromkeys(NAMES, rows | values)), st.booleans())
+def test_a_split_file_is_sound_or_refused(content: dict[str, object], named: bool) -> None:
+    store = STORE if not named else replace(STORE, names=list("abcdefghi"))
+    number = None if named else f"{store.content() & (2**64 - 1):016x}"
+    Path("split.json").write_text(json.dumps(ABOUT | {"content": number} | content))
     try:
-        split = Split.load(Path("split.json"))
+        saved = Manifest.read(Path("split.json"), store, "x")
     except ValueError as error:
         message = str(error)
-    if split is None:
-        assert message.startswith("split_file=split.json: ")
-        return
-    parts = split.indices(labeled_in_unlabeled=False)
-    assert torch.cat(list(parts.values())).sort().values.tolist() == list(range(split.num_rows))
+    else:
+        message = "split_file=split.json: "
+        parts = split_of(store, store.labels, {}, {"val": 0, "test": 0}, named, saved).indices()
+        assert torch.cat(list(parts.values())).sort().values.tolist() == list(range(9))
+    assert message.startswith("split_file=split.json: ")
 
 
 # ------------------------------------------------------------------------------------------------------------ losses

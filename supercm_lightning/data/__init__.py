@@ -9,7 +9,6 @@ from supercm_lightning.data.modules.semi_supervised import SemiSupervisedDataMod
 from supercm_lightning.data.samplers import CyclingSampler
 from supercm_lightning.data.sources.domains import DOMAIN_SETS
 from supercm_lightning.data.sources.registered import DATASETS, DatasetSpec
-from supercm_lightning.data.splits import Split
 from supercm_lightning.data.transforms.strong import StrongAugmentation
 from supercm_lightning.data.transforms.weak import Normalization, WeakAugmentation
 
@@ -23,7 +22,6 @@ __all__ = [
     "FeatureDataModule",
     "Normalization",
     "SemiSupervisedDataModule",
-    "Split",
     "StrongAugmentation",
     "ViewDataModule",
     "WeakAugmentation",

@@ -42,13 +42,28 @@ class Members:
         marks = np.zeros(len(index), np.int64) if store.marks is None else store.marks[index]
         return cls(store.keys[index], labels, marks)
 
+    def find(self, others: "Members") -> Keys:
+        """Place of each of some samples here, the last if it has several, (m,); -1: it is not here.
+
+        It is the sample of its name and contents; else that of its contents, which was renamed; else that of its name,
+        whose contents were changed.
+        """
+        by_name, by_contents = (_last(vars(self)[name], vars(others)[name]) for name in ("keys", "marks"))
+        kept = (by_name >= 0) & (np.append(self.marks, 0)[by_name] == others.marks)
+        return np.where(kept | (by_contents < 0), by_name, by_contents)
+
     def same_as(self, other: "Members") -> bool:
         """Whether samples, labels and contents are the same, in the same order."""
         return all(np.array_equal(vars(self)[name], vars(other)[name]) for name in vars(self))
 
-    def has(self, keys: Keys, marks: Keys) -> np.ndarray:
-        """Which of some samples, or copies of them, are here, (m,) bool."""
-        return np.isin(keys, self.keys) | ((marks != 0) & np.isin(marks, self.marks))
+
+def _last(ours: Keys, theirs: Keys) -> Keys:
+    """Last place of each number among ours, -1 where it is 0 or not there."""
+    if not len(ours):
+        return np.full(len(theirs), -1)
+    order = ours.argsort(kind="stable")
+    place = order[(np.searchsorted(ours, theirs, side="right", sorter=order) - 1).clip(min=0)]
+    return np.where((ours[place] == theirs) & (theirs != 0), place, -1)
 
 
 _NOBODY = Members(*(np.empty(0, np.int64) for _ in range(3)))
@@ -64,7 +79,7 @@ class Manifest:
         >>> one, other = (Samples(train, torch.tensor([number])) for number in (2, 1))
         >>> saved = Manifest.of({"labeled": one, "val": other})
         >>> fewer = ArrayStore(torch.rand(3, 2), torch.tensor([1, 0, 1]), names=["b", "c", "d"])
-        >>> saved.sides(fewer.keys, np.zeros(3, np.int64)).tolist()  # val, labeled, new
+        >>> saved.sides(Members.of(Samples.all_of(fewer))).tolist()  # val, labeled, new
         [2, 1, -1]
 
     Attributes:
@@ -118,29 +133,11 @@ class Manifest:
         """Whether all splits have the same samples with the same labels and contents."""
         return all(self[split].same_as(other[split]) for split in SIDES)
 
-    def sides(self, keys: Keys, marks: Keys) -> Keys:
-        """To which split each of some samples belongs, (n,), as its place in `SIDES`; -1: to none, it is new.
-
-        A sample that no split has by its name, but by its contents, is a renamed or copied one and stays there.
-        """
-        side = np.full(len(keys), -1)
-        for place, split in enumerate(SIDES):
-            side[np.isin(keys, self[split].keys)] = place
-        new = (side < 0) & (marks != 0)
-        for place, split in enumerate(SIDES):
-            side[new & np.isin(marks, self[split].marks)] = place
-        return side
-
-    def positions(self, split: str, members: Members) -> Tensor:
-        """Positions that some samples had in a split, (n,) int64, -1 for those that it did not have."""
-        found = np.full(len(members.keys), -1)
-        for name in ("marks", "keys"):  # the name decides, where both are known
-            ours, theirs = vars(self[split])[name], vars(members)[name]
-            if len(ours):
-                order = ours.argsort(kind="stable")
-                place = order[np.searchsorted(ours, theirs, sorter=order).clip(max=len(ours) - 1)]
-                found = np.where((ours[place] == theirs) & (theirs != 0), place, found)
-        return torch.from_numpy(found)
+    def sides(self, members: Members) -> Keys:
+        """To which split each of some samples belongs, (n,), as its place in `SIDES`; -1: to none, it is new."""
+        side = np.concatenate([np.full(len(self[split].keys), place) for place, split in enumerate(SIDES)])
+        found = self.joined(*SIDES).find(members)
+        return np.where(found >= 0, np.append(side, -1)[found], -1)
 
     # ------------------------------------------------------------------------------------------------- checkpoint
     def state(self) -> dict[str, Any]:
@@ -161,7 +158,7 @@ class Manifest:
         """Writes the splits of one store as JSON, in one piece: a reader never sees half a file."""
         names = store.ids if store.ids is not None else store.names
         content: dict[str, Any] = {"dataset": self.dataset, "num_rows": len(store), "seed": self.seed}
-        content |= {"known": self.known, "classes": self.class_names, "counts": self.counts}
+        content |= {"known": self.known, "content": _hex(store) if names is None else None, "classes": self.class_names}
         order = store.keys.argsort()
         for split in ("labeled", "val", "test") if names is None else SIDES:
             part = self[split]
@@ -173,57 +170,58 @@ class Manifest:
                 content[split] = {
                     names[n]: [self._class(label), f"{mark & (2**64 - 1):016x}"] for n, label, mark in rows
                 }
-        if names is None:
-            content["content"] = f"{store.content() & (2**64 - 1):016x}"
         write_atomically(path, json.dumps(content, ensure_ascii=False))
 
     def _class(self, label: int) -> str | int | None:
         return None if label < 0 else self.class_names[label] if self.class_names else label
 
     @classmethod
-    def read(cls, path: Path, store: Store) -> "Manifest":
-        """Reads a file of `write`.
+    def read(cls, path: Path, store: Store, dataset: str) -> "Manifest":
+        """Reads a file of `write`, for the samples of a store.
 
         Raises:
-            SuperCMError: If it is no such file, was made for other samples without names, or has a sample twice.
+            SuperCMError: If it is no such file, was made for other data, or has a sample twice.
         """
         origin = f"split_file={path}"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            about: dict[str, Any] = {
-                "dataset": str(content["dataset"]),
-                "seed": int(content["seed"]),
-                "known": int(content["known"]),
-            }
-            about["counts"] = {split: int(count) for split, count in content["counts"].items()}
+            if unexpected := set(content) - {*_ABOUT, *SIDES}:
+                raise TypeError(f"unexpected keyword {min(unexpected)!r}")
+            name, count, seed, known, number = (content[key] for key in _ABOUT if key != "classes")
+            if not all(type(value) is int for value in (count, seed, known)):
+                raise TypeError("numbers of samples must be integers")
             classes = content["classes"] and tuple(map(str, content["classes"]))
-            rows: dict[str, Any] = {split: content[split] for split in SIDES if split in content}
-            if named := all(isinstance(part, dict) for part in rows.values()):
+            rows: dict[str, Any] = {split: content[split] for split in SIDES if split in content or number is None}
+            if number is None:
                 splits = {split: _named(part, classes) for split, part in rows.items()}
             else:
-                if unexpected := [n for part in rows.values() for n in part if type(n) is not int]:
-                    raise TypeError(f"sample numbers must be integers, not {unexpected[0]!r}")
-                count = int(content["num_rows"])
-                splits = {s: _numbered(part, int(content["content"], 16), store) for s, part in rows.items()}
+                if wrong := [value for part in rows.values() for value in part if type(value) is not int]:
+                    raise TypeError(f"sample numbers must be integers, not {wrong[0]!r}")
+                splits = {split: _numbered(part, int(number, 16), store) for split, part in rows.items()}
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise SuperCMError(f"{origin}: not a split written by this library ({error!r}).") from error
-        if named != store.is_named or (not named and (count, int(content["content"], 16)) != _about(store)):
+        fits = store.is_named if number is None else not store.is_named and (count, number) == (len(store), _hex(store))
+        if not fits or name != dataset:
             raise SuperCMError(
-                f"{origin}: made for {content['num_rows']:,} samples of {about['dataset']}, but the data is other "
-                f"samples, {len(store):,} in number. Name another file to make a new split."
+                f"{origin}: made for {count:,} samples of {name}, but the data is {dataset} with {len(store):,} "
+                f"samples{'' if name != dataset or count != len(store) else ', and they are others'}. Name another "
+                "file to make a new split."
             )
-        numbers = [number for part in rows.values() for number in part]
-        if not named and (outside := [number for number in numbers if not 0 <= number < count]):
+        listed = [value for split, part in rows.items() if split != "unlabeled" for value in part]
+        if number is not None and (outside := [value for value in listed if not 0 <= value < count]):
             raise SuperCMError(f"{origin}: sample {outside[0]} is not one of the {count} samples.")
-        held = np.concatenate([part.keys for split, part in splits.items() if split != "unlabeled"])
-        if len(np.unique(held)) < len(held):
-            twice = next(number for number in numbers if numbers.count(number) > 1)
+        if len(set(listed)) < len(listed):
+            twice = next(value for value in listed if listed.count(value) > 1)
             raise SuperCMError(f"{origin}: sample {twice} occurs twice in labeled, val and test.")
-        return cls(splits, classes, **about, origin=origin)
+        counts = {split: len(part) for split, part in rows.items()}
+        return cls(splits, classes, name, seed, known, counts, origin)
 
 
-def _about(store: Store) -> tuple[int, int]:
-    return len(store), store.content() & (2**64 - 1)
+_ABOUT = ("dataset", "num_rows", "seed", "known", "content", "classes")
+
+
+def _hex(store: Store) -> str:
+    return f"{store.content() & (2**64 - 1):016x}"
 
 
 def _named(rows: Mapping[str, Sequence[Any]], classes: tuple[str, ...] | None) -> Members:

@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from supercm_lightning.data.manifest import SIDES, Manifest
+from supercm_lightning.data.manifest import SIDES, Manifest, Members
 from supercm_lightning.data.sources.names import Keys, order_of
 from supercm_lightning.data.sources.stores import Samples, Store
 from supercm_lightning.utils.options import SuperCMError
@@ -183,8 +182,7 @@ def split_of(
     """
     seed, num_labeled = int(options.get("split_seed") or 0), options.get("num_labeled")
     if saved is not None:
-        marks = np.zeros(len(train), np.int64) if train.marks is None else train.marks
-        sides = torch.from_numpy(saved.sides(train.keys, marks))
+        sides = torch.from_numpy(saved.sides(Members.of(Samples.all_of(train))))
         if bool((sides >= 0).any()):
             _check_options(saved, seed, num_labeled, options, held_out)
             of = {split: (sides == SIDES.index(split)).nonzero().flatten() for split in ("labeled", "val", "test")}
@@ -249,11 +247,10 @@ def num_held_out(split: str, amount: int | float, of: int) -> int:
         SuperCMError: If `amount` is negative or no such number; the message names the option `num_<split>`.
 
     """
-    if not 0 <= amount < math.inf or (amount >= 1 and amount != int(amount)) or (amount == 1 and type(amount) is float):
-        raise SuperCMError(
-            f"num_{split}={amount}: must be a whole number from 0 on, or a fraction of the samples below 1, and must "
-            "not be negative."
-        )
+    if amount < 0:
+        raise SuperCMError(f"num_{split}={amount}: must not be negative.")
+    if not amount < math.inf or (amount > 1 and amount != int(amount)) or (type(amount) is float and amount == 1):
+        raise SuperCMError(f"num_{split}={amount}: must be a whole number, or a fraction of the samples below 1.")
     return round(amount * of) if 0 < amount < 1 else int(amount)
 
 

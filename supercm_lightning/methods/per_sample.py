@@ -2,7 +2,9 @@
 
 from typing import Any, ClassVar
 
-from supercm_lightning.contracts import UnlabeledData
+from torch import Tensor
+
+from supercm_lightning.contracts import KnownUnlabeledData, UnlabeledData
 from supercm_lightning.methods.base import Method
 from supercm_lightning.nn import resize_buffers
 from supercm_lightning.utils.options import SuperCMError
@@ -13,8 +15,8 @@ class PerSampleState(Method):
     """Sizes buffers by the number of unlabeled samples, in training and when a checkpoint is loaded.
 
     The buffers are registered by the subclass, with any first dimension. `setup("fit")` gives them one entry per
-    unlabeled sample; a checkpoint loads with its own number of samples, also without data; training refuses a
-    checkpoint that was trained on another number of samples.
+    unlabeled sample; a checkpoint loads with its own number of samples, also without data. Where samples have come or
+    gone since, each of the others keeps its state, and a new one starts.
 
     Examples:
         >>> import torch
@@ -68,19 +70,37 @@ class PerSampleState(Method):
             self.reset_samples(data.num_unlabeled)
 
     def on_train_start(self) -> None:
-        """Compares the number of samples of a loaded checkpoint with that of the data.
+        """Gives the state of a loaded checkpoint to the samples that had it.
 
         Raises:
-            SuperCMError: If they differ, because state is indexed by position in the unlabeled set.
+            SuperCMError: If the data has another number of samples and does not know them by name.
         """
         super().on_train_start()
-        count = datamodule_of(self.trainer).num_unlabeled
+        data = datamodule_of(self.trainer)
+        if isinstance(data, KnownUnlabeledData) and data.former_unlabeled is not None:
+            self.move_samples(data.former_unlabeled.to(self.device))
+            data.former_unlabeled = None
+        count = data.num_unlabeled
         for name in self._all_sample_buffers():
             if (saved := len(self.get_buffer(name))) != count:
                 raise SuperCMError(
                     f"ckpt_path: the checkpoint keeps state for {saved} unlabeled samples, and the data has {count}. "
                     "Resume with the data of the checkpoint."
                 )
+
+    def move_samples(self, former: Tensor) -> None:
+        """Brings the state of the unlabeled samples into the order of the data.
+
+        Args:
+            former: Position that each sample had, (n,) int64, -1 for one that is new.
+        """
+        for name, start in self._all_sample_buffers().items():
+            owner, _, buffer = name.rpartition(".")
+            saved = self.get_buffer(name)
+            known = (former >= 0) & (former < len(saved))
+            moved = saved.new_full((len(former), *saved.shape[1:]), start)
+            moved[known] = saved[former[known]]
+            setattr(self.get_submodule(owner), buffer, moved)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         resize_buffers(self, self._all_sample_buffers(), state_dict, prefix)

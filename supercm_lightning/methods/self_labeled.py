@@ -2,7 +2,8 @@
 
 from typing import Any, ClassVar, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from supercm_lightning.contracts import ViewData
 from supercm_lightning.methods.clusterer import Clusterer
@@ -135,6 +136,17 @@ class SelfLabeled(PerSampleState, Clusterer):
         super().on_train_start()
         batches = self.total_steps * self.trainer.accumulate_grad_batches
         self.labeler.tracker.resize(self.labeler.options.window_steps(batches))
+
+    def move_samples(self, former: Tensor) -> None:
+        """Brings the state of the samples into the order of the data; labeled ones that are gone are replaced."""
+        super().move_samples(former)
+        samples, position = self.labeler.samples, torch.arange(len(former), device=former.device)
+        index = position.new_full((max(int(former.max()), int(samples.index.max())) + 1,), -1)
+        index[former[former >= 0]] = position[former >= 0]
+        index = index[samples.index]
+        others = position[~torch.isin(position, index)]
+        index[index < 0] = others[: int((index < 0).sum())]
+        samples.index.copy_(index)
 
     def observe_weights(self) -> None:
         """Moves the averaged weights."""

@@ -522,7 +522,7 @@ class TestWrongOptions:
             ({"image_size": 0}, "image_size=0: must be at least 1"),
             ({"download": True}, "download: only digits can be fetched"),
             ({"test": TensorDataset(torch.zeros(1))}, "test: goes with torch data sets"),
-            ({"predict_on": "target"}, "predict_on='target': choose one of test, val, unlabeled, labeled"),
+            ({"predict_on": "target"}, "predict_on='target': choose one of unlabeled, labeled, val, test"),
         ],
     )
     def test_option(self, photos, options, message):

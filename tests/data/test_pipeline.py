@@ -317,7 +317,7 @@ class TestBadInput:
             ({"eval_batch_size": 0}, "eval_batch_size=0: must be at least 1"),
             ({"steps_per_epoch": 0}, "steps_per_epoch=0: must be at least 1"),
             ({"num_workers": -1}, "num_workers=-1: must be at least 0"),
-            ({"predict_on": "train"}, "predict_on='train': choose one of test, val, unlabeled, labeled"),
+            ({"predict_on": "train"}, "predict_on='train': choose one of unlabeled, labeled, val, test"),
             ({"num_labeled": 9}, "num_labeled=9: fewer labels than the 10 classes"),
             ({"shift": 8}, r"shift=8: must be from 0 to less than the images' \(8, 8\)"),
             ({"shift": -1}, "shift=-1"),

@@ -7,7 +7,9 @@ import pytest
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from supercm_lightning.data import SemiSupervisedDataModule, Split
+from supercm_lightning.data import SemiSupervisedDataModule
+from supercm_lightning.data.manifest import Manifest
+from supercm_lightning.data.sources.stores import ArrayStore
 from supercm_lightning.data.splits import check_labels, make_split
 
 # 60 of class 0, 30 of class 1, 10 of class 2, in mixed order.
@@ -104,13 +106,34 @@ def test_label_out_of_range_is_named():
         check_labels(torch.tensor([0, 1, 2, 3]), 3, None, "labelled set")
 
 
-def test_file_gives_back_the_split_and_leaves_no_partial_file(tmp_path: Path):
-    split = make_split(LABELS, 13, 21, 17, seed=5)
-    file = tmp_path / "deep" / "split.json"
-    split.save(file)
-    split.save(file)
-    assert Split.load(file) == split
+STORE = ArrayStore(torch.rand(100, 2, generator=torch.Generator().manual_seed(0)), LABELS)
+NAMED = ArrayStore(STORE.data, LABELS, [f"{number}.png" for number in range(100)])
+
+
+def manifest_of(store: ArrayStore) -> Manifest:
+    samples = make_split(LABELS, 13, 21, 17, seed=5).samples(store)
+    counts = {"labeled": 13, "val": 21, "test": 17}
+    return Manifest.of(samples, class_names=("ape", "cow", "bird"), dataset="d", seed=5, known=100, counts=counts)
+
+
+@pytest.mark.parametrize("store", [STORE, NAMED])
+def test_file_gives_back_the_split_and_leaves_no_partial_file(tmp_path: Path, store: ArrayStore):
+    written, file = manifest_of(store), tmp_path / "deep" / "split.json"
+    written.write(file, store)
+    written.write(file, store)
+    read = Manifest.read(file, store, "d")
+    assert all(read[split].same_as(written[split]) for split in ("labeled", "val", "test"))
+    assert (read.seed, read.known, read.class_names) == (5, 100, ("ape", "cow", "bird"))
+    assert {split: read.counts[split] for split in written.counts} == written.counts
     assert list(file.parent.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("store", [STORE, NAMED])
+def test_checkpoint_gives_back_the_split(store: ArrayStore):
+    written = manifest_of(store)
+    read = Manifest.from_state(written.state())
+    assert read.same_as(written)
+    assert (read.seed, read.counts, read.class_names) == (written.seed, written.counts, written.class_names)
 
 
 @pytest.mark.parametrize(
@@ -119,15 +142,17 @@ def test_file_gives_back_the_split_and_leaves_no_partial_file(tmp_path: Path):
         (None, "not a split written by this library"),
         ({"strange": 1}, "not a split written by this library"),
         ({"val": [100]}, "sample 100 is not one of the 100 samples"),
-        ({"labeled": [1, 2], "val": [2]}, "sample 2 occurs twice"),
+        ({"labeled": [1, 2], "val": [2], "test": []}, "sample 2 occurs twice"),
+        ({"content": "0" * 16}, "and they are others"),
     ],
 )
 def test_broken_file_is_refused(tmp_path: Path, change, message):
-    content = {"dataset": "d", "num_rows": 100, "seed": 0, "labeled": [1], "val": [2], "test": [3]}
     file = tmp_path / "split.json"
+    manifest_of(STORE).write(file, STORE)
+    content = json.loads(file.read_text())
     file.write_text("no json" if change is None else json.dumps(content | change))
     with pytest.raises(ValueError, match=message):
-        Split.load(file)
+        Manifest.read(file, STORE, "d")
 
 
 class TestFileOfADataModule:

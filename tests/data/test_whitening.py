@@ -60,8 +60,9 @@ def test_module_whitens_all_parts_by_the_training_images(gather):
     plain = SemiSupervisedDataModule("digits", num_labeled=20)
     data.setup("fit")
     plain.setup("fit")
-    # The built-in digits have one table; its rows are all training images but for the labels.
     raw = global_contrast_normalize(plain.samples["test"].store.data)
-    expected = ZCA.fit(raw)(raw)[plain.samples["test"].index]
+    trained = torch.cat([plain.samples[split].index for split in ("labeled", "unlabeled")]).sort().values
+    assert len(trained) == 1797 - 150 - 450  # neither validation nor test images
+    expected = ZCA.fit(raw[trained])(raw)[plain.samples["test"].index]
     x, _, _ = gather(data, "test")
     torch.testing.assert_close(x, expected)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
@@ -58,7 +59,7 @@ class KnownSamples(ViewPipeline):
             file: File of the split, which is written if it does not exist; or None.
         """
         assert self.source is not None
-        read = Manifest.read(file, train) if file is not None and file.exists() else None
+        read = Manifest.read(file, train, self.source.name) if file is not None and file.exists() else None
         if read is not None and self._saved is not None and not _same_sides(read, self._saved, held_out):
             raise SuperCMError(f"{read.origin}: another split than that of the checkpoint. Leave the option out.")
         saved, by_name = self._saved or read, train.is_named and not self.source.is_fixed
@@ -68,7 +69,8 @@ class KnownSamples(ViewPipeline):
         self._drawn = {"seed": split.seed, "known": known, "counts": counts}
         if read is not None:
             self._drawn = {"seed": read.seed, "known": read.known, "counts": read.counts}
-            self._report(read, Manifest.of(split.samples(train)), split.samples(train))
+            if train.is_named:
+                self._report(read, Manifest.of(split.samples(train)), split.samples(train))
         if file is not None and read is None and is_rank_zero():
             self._manifest(split.samples(train)).write(file, train)
         return split
@@ -105,7 +107,7 @@ class KnownSamples(ViewPipeline):
         self._check_known(saved, present)
         self._check_overlap(saved, present)
         self._report(saved, present, self.samples)
-        self.former_unlabeled = saved.positions("unlabeled", present["unlabeled"])
+        self.former_unlabeled = torch.from_numpy(saved["unlabeled"].find(present["unlabeled"]))
 
     def _read_splits(self) -> None:
         raise NotImplementedError
@@ -116,7 +118,7 @@ class KnownSamples(ViewPipeline):
 
     def _check_known(self, saved: Manifest, present: Manifest) -> None:
         everybody, training = saved.joined(*SIDES), present.joined("labeled", "unlabeled", "val")
-        if everybody.has(training.keys, training.marks).any():
+        if (everybody.find(training) >= 0).any():
             return
         stores = [self.samples[split].store for split in ("test", "labeled") if split in self.samples]
         if self._stage == TrainerFn.FITTING or (len(stores) == 2 and stores[0] is stores[1]):
@@ -132,8 +134,8 @@ class KnownSamples(ViewPipeline):
         """
         tested = present["test"]
         transductive = np.isin(tested.keys, present["unlabeled"].keys).any()
-        trained = saved.joined("labeled", "val", *([] if transductive else ["unlabeled"]))
-        overlap = trained.has(tested.keys, tested.marks).nonzero()[0]
+        trained = [SIDES.index(split) for split in ("labeled", "val", *([] if transductive else ["unlabeled"]))]
+        overlap = np.isin(saved.sides(tested), trained).nonzero()[0]
         if not len(overlap):
             return
         message = (
@@ -149,14 +151,14 @@ class KnownSamples(ViewPipeline):
         """Warns of samples that are new or gone, and of labels that have changed, in the splits that are here."""
         notes = []
         former, here = saved.joined(*SIDES), present.joined(*SIDES)
-        new = {s: (~former.has(part.keys, part.marks)).nonzero()[0] for s, part in present.splits.items()}
-        if count := sum(map(len, new.values())):
+        new = {s: (former.find(part) < 0).nonzero()[0] for s, part in present.splits.items()}
+        if count := len(np.unique(np.concatenate([present[split].keys[places] for split, places in new.items()]))):
             split = next(split for split, places in new.items() if len(places))
             notes.append(f"{count:,} samples are new ({self._names(split, new[split], samples)})")
-        if gone := int((~here.has(former.keys, former.marks)).sum()):
+        if gone := len(np.unique(former.keys[here.find(former) < 0])):
             notes.append(f"{gone:,} are gone")
         for split in ("labeled", "val", "test"):
-            place = saved.positions(split, present[split]).numpy()
+            place = saved[split].find(present[split])
             before = np.where(place >= 0, saved[split].labels[place] if len(saved[split].labels) else -1, -1)
             changed = ((before >= 0) & (before != present[split].labels)).nonzero()[0]
             if len(changed):
