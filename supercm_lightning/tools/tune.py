@@ -1,81 +1,62 @@
 """The command `supercm-tune`: a search for options by Optuna, each trial a run of the command line."""
 
 import ast
+import json
+import logging
 import math
 import re
+import signal
+import sys
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from operator import index
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, Literal
 
+import matplotlib.pyplot as plt
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
-from matplotlib.figure import Figure
-from matplotlib.ticker import AutoLocator, LogLocator, NullLocator
 
 from supercm_lightning.cli import run
 from supercm_lightning.contracts import ViewData
 from supercm_lightning.tools.arguments import check_installed, errors_in_one_line, parse
+from supercm_lightning.tools.bench.grid import read_config
+from supercm_lightning.utils.files import write_atomically
 from supercm_lightning.utils.options import SuperCMError, check_range
 from supercm_lightning.utils.parser import find_local_modules
 from supercm_lightning.utils.trainer import datamodule_of
 
 if TYPE_CHECKING:
     import optuna
-    import pandas as pd
+    from optuna.distributions import BaseDistribution
 
+_QUIET = ("enable_progress_bar", "enable_model_summary")
 _FORM = re.compile(r"\s*([\w.]+)\s*=\s*(log|uniform|int|choice)\((.+)\)\s*")
 
 
-@dataclass(frozen=True)
-class Range:
-    """Values of one option to search among.
+def read_range(text: str) -> tuple[str, "BaseDistribution"]:
+    """Reads an option with its values, such as `model.beta=log(0.01,10)`, into Optuna's distribution.
 
-    Attributes:
-        option: Name of the option, such as `model.beta`.
-        kind: `log` and `uniform` (real numbers between two bounds), `int` (whole ones), `choice` (the values listed).
-        values: The bounds, or the values.
+    Raises:
+        SuperCMError: If the text has another form, or the bounds are not in ascending order.
     """
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    option: str
-    kind: str
-    values: list[Any]
-
-    @classmethod
-    def parse(cls, text: str) -> "Range":
-        """Reads `model.beta=log(0.01,10)`.
-
-        Raises:
-            SuperCMError: If the text has another form, or the bounds are not in ascending order.
-
-        Examples:
-            >>> Range.parse("model.beta=log(0.01,10)")
-            Range(option='model.beta', kind='log', values=[0.01, 10])
-        """
-        match = _FORM.fullmatch(text)
-        if match is None:
-            raise SuperCMError(
-                f"search={text!r}: expected option=log(low,high), uniform(low,high), int(low,high) or choice(a,b,…)."
-            )
-        option, kind, listed = match.groups()
-        values = [_value(value.strip()) for value in listed.split(",")]
-        if kind != "choice":
-            numbers = [value for value in values if isinstance(value, int if kind == "int" else int | float)]
-            ascending = len(numbers) == len(values) == 2 and numbers[0] < numbers[1]
-            if not ascending or (kind == "log" and numbers[0] <= 0):
-                raise SuperCMError(
-                    f"search={text!r}: {kind} takes two ascending numbers; log: positive, int: integers."
-                )
-        return cls(option, kind, values)
-
-    def suggest(self, trial: "optuna.Trial") -> Any:
-        """The value of a trial."""
-        if self.kind == "choice":
-            return trial.suggest_categorical(self.option, self.values)
-        if self.kind == "int":
-            return trial.suggest_int(self.option, *self.values)
-        return trial.suggest_float(self.option, *self.values, log=self.kind == "log")
+    match = _FORM.fullmatch(text)
+    if match is None:
+        raise SuperCMError(f"search={text!r}: expected option=log(low,high), or uniform, int, or choice(a,b,…).")
+    option, kind, listed = match.groups()
+    values = [_value(value.strip()) for value in listed.split(",")]
+    try:
+        if kind == "choice":
+            return option, CategoricalDistribution(values)
+        low, high = map(index, values) if kind == "int" else values
+        return option, IntDistribution(low, high) if kind == "int" else FloatDistribution(low, high, log=kind == "log")
+    except (TypeError, ValueError) as error:
+        raise SuperCMError(f"search={text!r}: needs two ascending numbers; log: positive, int: integers.") from error
 
 
 def _value(text: str) -> Any:
@@ -85,25 +66,24 @@ def _value(text: str) -> Any:
         return text
 
 
+class UnmeasurableError(SuperCMError):
+    """No run of the search can be measured."""
+
+
 class TrialWatch(Callback):
-    """Reports every validation of a run to a trial, stops the run if the trial is pruned, and omits its test.
+    """Reports every validation of a run to Optuna's trial, stops a run that is pruned, and omits its test.
 
     Args:
-        trial: Optuna's trial, or an object with its `report` and `should_prune`.
+        trial: The trial, or an object with its `report` and `should_prune`.
         metric: The metric; None: `val/score` for data of two domains, else `val/acc`.
         first_step: Number of the run's first validation among those of the trial.
-
-    Attributes:
-        metric: Name of the metric, known after the first validation.
-        value: Its last value.
-        step: Number of the next validation.
-        pruned: Whether the run was stopped.
     """
 
     def __init__(self, trial: Any, metric: str | None, first_step: int = 0) -> None:
         self.trial = trial
         self.metric = metric
         self.step = first_step
+        self.samples = 0
         self.value: float | None = None
         self.pruned = False
 
@@ -114,21 +94,23 @@ class TrialWatch(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks processes and validation samples before the first step."""
         if trainer.world_size > 1:
-            raise SuperCMError("A trial runs in one process: add --fixed trainer.devices=1, and start several workers.")
+            raise UnmeasurableError("A trial runs in one process: --fixed trainer.devices=1, and several workers.")
         if not sum(trainer.num_val_batches):
-            raise SuperCMError("The runs have no validation to choose by: give validation samples, as by data.num_val.")
+            raise UnmeasurableError("There is no validation to choose by: give validation samples (data.num_val).")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reports the metric."""
+        """Reports the metric; the validation before the first step only shows whether there is one."""
+        data = datamodule_of(trainer)
+        if isinstance(data, ViewData):
+            self.samples = len(data.samples.get("val", ()))
+            self.metric = self.metric or ("val/score" if data.is_domain_adaptation else "val/acc")
+        self.metric = self.metric or "val/acc"
+        early = trainer.sanity_checking and self.metric == "val/score"  # which needs a step before
+        if self.metric not in trainer.callback_metrics and not early:
+            known = ", ".join(trainer.callback_metrics)
+            raise UnmeasurableError(f"metric={self.metric!r} is not logged by the validation; choose of {known}.")
         if trainer.sanity_checking:
             return
-        if self.metric is None:
-            data = datamodule_of(trainer)
-            self.metric = "val/score" if isinstance(data, ViewData) and data.is_domain_adaptation else "val/acc"
-        if self.metric not in trainer.callback_metrics:
-            raise SuperCMError(
-                f"metric={self.metric!r} is not logged; choose of {', '.join(trainer.callback_metrics)}."
-            )
         self.value = float(trainer.callback_metrics[self.metric])
         self.trial.report(self.value, self.step)
         self.step += 1
@@ -153,27 +135,25 @@ def tune(
 ) -> "optuna.Study":
     """Searches for the options of a run that give the best validation.
 
-    Writes into `output`: `best.yaml`, the configuration of the best trial, which `supercm fit --config` takes;
-    `trials.csv`; for each option with numbers a picture of the metric against it; and the folder of every run. A
-    trial's value is the metric of its last validation. Neither test samples nor target labels are used. A trial whose
-    loss is not finite counts as failed.
+    Writes into `output`, after every trial, `trials.csv` and `best.yaml`, the configuration of the best trial with the
+    length of `config`, for `supercm fit --config`; and at the end `search.png`, the metric against each option. A
+    trial's value is the metric of its last validation. Neither test samples nor target labels are used. A trial that is
+    refused, or whose loss is not finite, counts as failed, and the search goes on.
 
     Args:
         config: Configuration of the runs, as for `supercm fit`; may be given several times.
         search: Option and range, such as `model.beta=log(0.01,10)`, `model.lr=uniform(0.001,0.01)`,
             `data.labeled_batch_size=int(20,60)` or `model.optimizer=choice(adam,sgd)`; several times for several.
         fixed: Further options of all runs, such as `trainer.max_epochs=5`; likewise.
-        trials: Number of trials of the study, those of earlier calls and of other workers included; None: 20, for
-            `grid` every combination.
+        trials: Trials of the study, those of earlier calls and other workers included; None: 20, or the whole grid.
         sampler: `tpe`, `random`, or `grid`: every combination once, for options of the kind `choice`.
-        metric: Metric of the validation; None: `val/score`, which needs no target label, for data of two domains, else
-            `val/acc`.
+        metric: Metric of the validation; None: `val/score` (no target labels) for two domains, else `val/acc`.
         minimize: Search for the smallest value, such as of `val/loss`.
         prune: Stop a run whose validation is worse than the median of the trials so far.
         repeats: Runs of each trial; its value is their mean.
         vary: Options that count 0, 1, … over the repeats; none: `seed_everything`.
-        storage: Where the study is kept to go on with it and to share it among workers, such as `sqlite:///tune.db`;
-            None: nowhere.
+        storage: Where Optuna keeps the study, to continue it and to share it among workers: the URL of a database, such
+            as `sqlite:///tune.db`, or a file for its journal, which a network drive may hold; None: nowhere.
         study: Name of the study in the storage.
         output: Folder to write to.
 
@@ -181,127 +161,156 @@ def tune(
         Optuna's study.
 
     Raises:
-        ModuleNotFoundError: If Optuna or pandas is missing (extra `tune`).
-        SuperCMError: If an option is not valid, the data has no validation samples, or no trial was completed.
+        SuperCMError: If an option is not valid, the study is one of another search, there is no validation to measure,
+            the first five trials failed, or none was completed.
     """
     check_installed("tune", "optuna", "pandas")
     import optuna
 
     if metric is not None and metric.startswith(("test/", "oracle/", "target/")):
-        raise SuperCMError(
-            f"metric={metric!r}: options are not chosen by test samples or target labels; take a val/ metric."
-        )
+        raise SuperCMError(f"metric={metric!r}: knows test samples or target labels; choose by a val/ metric.")
     check_range(1, trials=trials, repeats=repeats)
-    ranges = [Range.parse(text) for text in search]
+    space = dict(map(read_range, search))
+    if len(space) < len(search):
+        raise SuperCMError(f"search: an option is given twice; give each of {', '.join(space)} one range.")
+    lists = [one.choices for one in space.values() if isinstance(one, optuna.distributions.CategoricalDistribution)]
+    if sampler == "grid" and len(lists) < len(space):
+        raise SuperCMError("sampler='grid' needs ranges of the kind choice(a,b,…).")
+    grid = [dict(zip(space, values, strict=True)) for values in product(*lists)] if sampler == "grid" else []
+    trials = min(trials or len(grid), len(grid)) if grid else trials or 20
+    samplers = optuna.samplers.TPESampler if sampler == "tpe" else optuna.samplers.RandomSampler
+    pruner = optuna.pruners.MedianPruner() if prune else optuna.pruners.NopPruner()
+    identity = {
+        "direction": "minimize" if minimize else "maximize",
+        "metric": metric,
+        "search": {name: optuna.distributions.distribution_to_json(one) for name, one in space.items()},
+        "config": [read_config(file) for file in config],
+        "fixed": sorted(fixed or ()),
+        "repeats": [repeats, vary],
+    }
+    # Workers with one seed would try the same values.
+    found = _study(storage, study, identity, samplers(seed=0 if storage is None else None), pruner)
+    for values in grid:
+        found.enqueue_trial(values, skip_if_exists=True)
     common = [argument for file in config for argument in ("--config", str(file))]
-    common += [f"--{option}" for option in fixed or ()]
-    seed = 0 if storage is None else None  # workers with one seed would try the same values
-    samplers: optuna.samplers.BaseSampler
-    if sampler == "grid":
-        if any(r.kind != "choice" for r in ranges):
-            raise SuperCMError("sampler='grid' needs ranges of the kind choice(a,b,…).")
-        samplers = optuna.samplers.GridSampler({r.option: r.values for r in ranges}, seed=0)
-        combinations = math.prod(len(r.values) for r in ranges)
-        trials = combinations if trials is None else min(trials, combinations)
-    else:
-        trials = 20 if trials is None else trials
-        samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}[sampler](seed=seed)
-
-    refused: list[SuperCMError] = []
-
-    def objective(trial: optuna.Trial) -> float:
-        chosen = [f"--{r.option}={r.suggest(trial)}" for r in ranges]
-        folder = output / f"trial_{trial.number}"
-        values: list[float] = []
-        step = 0
-        for repeat in range(repeats):
-            varied = [f"--{option}={repeat}" for option in vary or ["seed_everything"]] if repeats > 1 else []
-            watch = TrialWatch(trial, metric, step)
-            arguments = ["fit", *common, *chosen, *varied, f"--trainer.default_root_dir={folder}"]
-            try:
-                cli = run(arguments, extra_callbacks=[watch])
-            except SuperCMError as error:  # Optuna would print its traceback; every further trial would meet it too
-                refused.append(error)
-                trial.study.stop()
-                raise optuna.TrialPruned from error
-            if watch.pruned:
-                raise optuna.TrialPruned
-            if watch.value is None:
-                raise SuperCMError("No run was validated: train for longer, or lower trainer.check_val_every_n_epoch.")
-            values.append(watch.value)
-            step = watch.step
-            trial.set_user_attr("run", str(cli.trainer.log_dir))
-        trial.set_user_attr("std", stdev(values) if repeats > 1 else None)
-        trial.set_user_attr("values", values)
-        trial.set_user_attr("metric", watch.metric)
-        return fmean(values)
-
-    found = optuna.create_study(
-        storage=storage,
-        study_name=study,
-        sampler=samplers,
-        pruner=optuna.pruners.MedianPruner() if prune else optuna.pruners.NopPruner(),
-        direction="minimize" if minimize else "maximize",
-        load_if_exists=True,
-    )
+    common += [*(f"--{option}" for option in fixed or ()), *(f"--trainer.{name}=false" for name in _QUIET)]
+    for logger in ("lightning.pytorch", "lightning.fabric", "optuna"):  # which announce machine, folder, study
+        logging.getLogger(logger).setLevel(logging.WARNING)
     state = optuna.trial.TrialState
-    ended = (state.COMPLETE, state.PRUNED, state.FAIL)
-    if len(found.get_trials(deepcopy=False, states=ended)) < trials:
-        limit = optuna.study.MaxTrialsCallback(trials, states=ended)
-        found.optimize(objective, callbacks=[limit], catch=(FloatingPointError,))
-    if refused:
-        raise refused[0]
-    if not found.get_trials(states=(state.COMPLETE,)):
+    while len(ended := found.get_trials(False, (state.COMPLETE, state.PRUNED, state.FAIL))) < trials:
+        if not grid and len(ended) >= 5 and all(trial.state == state.FAIL for trial in ended):
+            raise SuperCMError("The first five trials failed; see the messages above.")
+        trial = found.ask(space)
+        chosen = [f"{option}={value}" for option, value in trial.params.items()]
+        arguments = [*common, *(f"--{option}" for option in chosen)]
+        result, end, said = None, state.FAIL, "interrupted"
+        try:
+            result = _measure(trial, arguments, metric, repeats, vary or ["seed_everything"], output)
+            end, said = (state.PRUNED, "pruned") if result is None else (state.COMPLETE, f"{result:.4f}")
+        except (SuperCMError, FloatingPointError) as error:
+            said = str(error)
+            if isinstance(error, UnmeasurableError):
+                raise
+        except SystemExit as stop:
+            if stop.code != 2:  # not of the parser, which has printed what is wrong: Lightning was interrupted
+                raise KeyboardInterrupt from None
+            said = "its options are refused"
+        finally:
+            trial.set_user_attr("result", said)
+            found.tell(trial, result, end)
+            _write(found, config, output)
+        print(f"trial {trial.number} of {trials}: {said} ({', '.join(chosen)})")
+    complete = found.get_trials(False, (state.COMPLETE,))
+    if not complete:
         raise SuperCMError("No trial was completed, so there is nothing to choose from; see the messages above.")
-    _write(found, ranges, output)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna calls its pictures experimental
+        optuna.visualization.matplotlib.plot_slice(found, target_name=complete[0].user_attrs["metric"])
+        write_atomically(output / "search.png", partial(plt.savefig, format="png", dpi=150, bbox_inches="tight"))
+        plt.close()
+    print((output / "best.yaml").read_text(encoding="utf-8").splitlines()[0][2:], output / "best.yaml", sep="\n")
+    _warn_of_close_trials(found.best_trial, [float(trial.value or 0) for trial in complete])
     return found
 
 
-def _write(study: "optuna.Study", ranges: Sequence[Range], output: Path) -> None:
-    """The best configuration, the table of trials and the pictures."""
-    output.mkdir(parents=True, exist_ok=True)
-    best = study.best_trial
-    metric = best.user_attrs["metric"]
-    result = f"{metric} {best.value:.4f} in trial {best.number} of {len(study.trials)}"
-    config = yaml.safe_load((Path(best.user_attrs["run"]) / "config.yaml").read_text())
-    config["trainer"]["default_root_dir"] = None
-    options = ", ".join(f"{name}={value}" for name, value in best.params.items())
-    (output / "best.yaml").write_text(f"# {result}: {options}\n{yaml.safe_dump(config, sort_keys=False)}")
-    trials = study.trials_dataframe(attrs=("number", "state", "value", "params", "user_attrs"))
-    trials = trials.rename(columns=lambda name: name.removeprefix("params_").removeprefix("user_attrs_"))
-    trials.to_csv(output / "trials.csv", index=False)
-    for r in ranges:
-        if all(isinstance(value, int | float) for value in r.values):
-            plot_trials(trials[trials["state"] == "COMPLETE"], r, metric).savefig(output / f"{r.option}.png", dpi=150)
-    print(f"{result}: {output / 'best.yaml'}")
+def _study(storage: str | None, name: str, identity: dict[str, Any], sampler: Any, pruner: Any) -> "optuna.Study":
+    """The study, which stores what it searches for and where, and is refused to another search."""
+    import optuna
+    from optuna.storages import JournalStorage, journal
+
+    place: Any = storage
+    try:
+        if storage is not None and "://" not in storage:
+            place = JournalStorage(journal.JournalFileBackend(storage))
+        options: dict[str, Any] = {"study_name": name, "storage": place, "sampler": sampler, "pruner": pruner}
+        try:
+            found = optuna.create_study(direction=identity["direction"], **options)
+        except optuna.exceptions.DuplicatedStudyError:
+            found = optuna.load_study(**options)
+        if not found.user_attrs and not found.get_trials(deepcopy=False):
+            found.set_user_attr("identity", identity)
+        stored = found.user_attrs.get("identity", {})
+    except Exception as error:  # of Optuna, of the data base, or of the file
+        raise SuperCMError(f"storage={storage}: cannot be used: {str(error).splitlines()[0]}") from error
+    identity = json.loads(json.dumps(identity))
+    if different := [name for name, value in identity.items() if stored.get(name, ...) != value]:
+        raise SuperCMError(f"study={name!r} in {storage} has another {', '.join(different)}; give another --study.")
+    return found
 
 
-def plot_trials(trials: "pd.DataFrame", r: Range, metric: str) -> Figure:
-    """Draws the metric of trials against one option, with the standard deviation over repeats.
+def _measure(
+    trial: "optuna.Trial", arguments: list[str], metric: str | None, repeats: int, vary: list[str], output: Path
+) -> float | None:
+    """The value of a trial, the mean over its runs; None if it was pruned."""
+    values: list[float] = []
+    step = 0
+    for repeat in range(repeats):
+        varied = [f"--{option}={repeat}" for option in vary] if repeats > 1 else []
+        watch = TrialWatch(trial, metric, step)
+        folder = f"--trainer.default_root_dir={output / f'trial_{trial.number}'}"
+        cli = run(["fit", *arguments, *varied, folder], extra_callbacks=[watch])
+        if watch.pruned:
+            return None
+        if watch.value is None:
+            raise UnmeasurableError("No run was validated: train for longer, or lower trainer.check_val_every_n_epoch.")
+        values.append(watch.value)
+        step = watch.step
+    config = (Path(str(cli.trainer.log_dir)) / "config.yaml").read_text(encoding="utf-8")
+    found = {"metric": watch.metric, "std": stdev(values) if repeats > 1 else None, "values": values}
+    for name, value in (found | {"val_samples": watch.samples, "config": config}).items():
+        trial.set_user_attr(name, value)
+    return fmean(values)
 
-    Args:
-        trials: A line for each trial, with the option, `value` and `std`.
-        r: The range of the option, of numbers.
-        metric: Name of the metric.
-    """
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    trials = trials.sort_values(r.option)
-    spread = trials["std"].astype(float).fillna(0)
-    style = "-" if r.kind == "choice" else ""
-    axes.errorbar(trials[r.option], trials["value"], spread, marker="o", capsize=3, linestyle=style)
-    positive = [value for value in r.values if value > 0]
-    if r.kind == "log" or (r.kind == "choice" and positive and max(r.values) > 20 * min(positive)):
-        # A list that contains zero is logarithmic from its smallest positive value on.
-        axes.set_xscale("symlog", linthresh=min(positive))
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)) if max(positive) >= 10 * min(positive) else AutoLocator())
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter("{x:g}")
-    if r.kind == "choice":
-        axes.set_xticks(sorted(r.values))
-    axes.set(xlabel=r.option, ylabel=metric)
-    axes.grid(alpha=0.3)
-    return figure
+
+def _write(study: "optuna.Study", config: Sequence[Path], output: Path) -> None:
+    """Writes the table of trials, and the best configuration with the length that `config` has."""
+    table = study.trials_dataframe(attrs=("number", "state", "value", "params", "user_attrs"))
+    table = table.rename(columns=lambda name: name.removeprefix("params_").removeprefix("user_attrs_"))
+    write_atomically(output / "trials.csv", table.drop(columns="config", errors="ignore").to_csv(index=False))
+    if "COMPLETE" in set(table["state"]):
+        best = study.best_trial
+        content = yaml.safe_load(best.user_attrs["config"])
+        given: dict[str, Any] = {}
+        for file in config:
+            given |= read_config(file).get("trainer") or {}
+        for name in ("max_epochs", "max_steps", "default_root_dir", *_QUIET):
+            content["trainer"].pop(name, None)
+            content["trainer"] |= {name: given[name]} if name in given else {}
+        value = f"{best.user_attrs['metric']} {best.value:.4f}"
+        options = ", ".join(f"{name}={value}" for name, value in best.params.items())
+        title = f"# {value} in trial {best.number} of {len(table)}: {options}"
+        write_atomically(output / "best.yaml", f"{title}\n{yaml.safe_dump(content, sort_keys=False)}")
+
+
+def _warn_of_close_trials(best: "optuna.trial.FrozenTrial", values: Sequence[float]) -> None:
+    """Names the trials that lie within twice the binomial standard error of the best accuracy."""
+    samples, value, runs = best.user_attrs["val_samples"], float(best.value or 0), len(best.user_attrs["values"])
+    if best.user_attrs["metric"] == "val/acc" and samples:
+        error = 2 * math.sqrt(max(value * (1 - value), 1 / samples) / (samples * runs))
+        if close := sum(other >= value - error for other in values) - 1:
+            text = f"{samples} validation samples tell apart what differs by {100 * error:.1f} points; {close} of "
+            text += f"{len(values)} trials are that close to the best. Give more validation samples, or --repeats."
+            print(f"warning: {text}", file=sys.stderr)
 
 
 @errors_in_one_line()
@@ -312,4 +321,9 @@ def main(args: list[str] | None = None) -> None:
         args: Arguments without the program's name; None: those of the process.
     """
     find_local_modules()
-    tune(**parse(tune, args, several=("config", "search", "fixed", "vary")))
+    options = parse(tune, args, several=("config", "search", "fixed", "vary"))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        tune(**options)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import yaml
 
 from supercm_lightning.cli import run
-from supercm_lightning.tools.tune import Range, TrialWatch, _write, main, plot_trials, tune
+from supercm_lightning.tools.tune import TrialWatch, main, read_range, tune
+from supercm_lightning.utils.options import SuperCMError
 
 optuna = pytest.importorskip("optuna")
 
@@ -75,7 +75,7 @@ def test_three_trials_then_two_more_and_a_configuration_that_runs() -> None:
     assert cli.model.hparams.lr == float(best["model.lr"])
     assert cli.datamodule.hparams.split_seed == 3
     assert "test/acc" in cli.trainer.callback_metrics
-    assert Path("tuned/model.beta.png").stat().st_size > 1000
+    assert Path("tuned/search.png").stat().st_size > 1000
 
 
 def test_every_value_of_a_grid_over_repeated_splits() -> None:
@@ -126,66 +126,93 @@ def test_a_pruned_run_stops_and_is_not_tested() -> None:
     assert "test/acc" not in cli.trainer.callback_metrics
 
 
-def test_a_loss_that_is_not_finite_fails_its_trial_and_not_the_search() -> None:
-    with pytest.raises(ValueError, match="No trial was completed"):
-        tune([Path("base.yaml")], ["model.beta=log(0.1,1)"], fixed=["model.lr=1.0e+30"], trials=2)
-    assert len(list(Path("tuned").rglob("config.yaml"))) == 2
+def states() -> list[tuple[str, str]]:
+    return [(row["state"], row["result"]) for row in table()]
 
 
-def test_pruned_trials_are_in_the_table_and_not_in_the_pictures() -> None:
-    study = optuna.create_study(direction="maximize")
-    beta = optuna.distributions.FloatDistribution(0.1, 10, log=True)
-    Path("run").mkdir()
-    Path("run/config.yaml").write_text("trainer:\n  default_root_dir: here\nseed_everything: 3\n")
-    for number, kind in enumerate(("COMPLETE", "PRUNED", "COMPLETE")):
-        state = optuna.trial.TrialState[kind]
-        attributes = {"run": "run", "metric": "val/acc", "std": None} if kind == "COMPLETE" else {}
-        study.add_trial(
-            optuna.create_trial(
-                state=state, value=0.5 + 0.1 * number, params={"model.beta": 1.0 + number},
-                distributions={"model.beta": beta}, user_attrs=attributes, intermediate_values={0: 0.3},
-            )
-        )  # fmt: skip
-    _write(study, [Range.parse("model.beta=log(0.1,10)")], Path("tuned"))
-    assert [row["state"] for row in table()] == ["COMPLETE", "PRUNED", "COMPLETE"]
+def test_bad_trials_fail_and_the_search_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    # Refused by the parser, by a constructor, and by the loss.
+    search = ["model.lr=choice(high,-1.0,1e30,0.01)"]
+    study = tune([Path("base.yaml")], search, sampler="grid", fixed=["trainer.max_epochs=1"])
+    assert [state for state, _ in states()].count("FAIL") == 3
+    assert study.best_params == {"model.lr": 0.01}
+    assert {result.split(":")[0] for state, result in states() if state == "FAIL"} >= {
+        "its options are refused",
+        "lr=-1.0",
+    }
+    assert "Traceback" not in capsys.readouterr().err
     best = yaml.safe_load(Path("tuned/best.yaml").read_text())
-    assert best == {"trainer": {"default_root_dir": None}, "seed_everything": 3}
-    assert "trial 2" in Path("tuned/best.yaml").read_text().splitlines()[0]
-    assert Path("tuned/model.beta.png").is_file()
+    assert (
+        best["trainer"]["max_epochs"] == BASE["trainer"]["max_epochs"]
+    )  # the length that was searched with is shorter
+
+
+def test_a_search_whose_trials_all_fail_ends_early() -> None:
+    with pytest.raises(SuperCMError, match="first five trials"):
+        tune([Path("base.yaml")], ["model.betta=log(0.1,1)"], trials=50, storage="tune.journal")
+    assert [state for state, _ in states()] == ["FAIL"] * 5
+
+
+@pytest.mark.parametrize("storage", ["sqlite:///tune.db", "tune.journal"])
+def test_a_study_refuses_another_search(storage: str) -> None:
+    Path("other.yaml").write_text(yaml.safe_dump(BASE | {"seed_everything": 3}))
+    options: dict[str, Any] = {
+        "config": [Path("base.yaml")], "search": ["model.beta=log(0.1,1)"], "fixed": ["trainer.max_epochs=1"],
+        "trials": 1, "storage": storage,
+    }  # fmt: skip
+    tune(**options)
+    for changed, value in {
+        "config": [Path("other.yaml")], "search": ["model.beta=log(0.1,2)"], "fixed": [], "metric": "val/loss",
+        "minimize": True, "repeats": 2,
+    }.items():  # fmt: skip
+        with pytest.raises(SuperCMError, match={"minimize": "direction"}.get(changed, changed)):
+            tune(**options | {changed: value})
+    assert len(tune(**options | {"trials": 2, "output": Path("elsewhere")}).trials) == 2
+    assert Path("elsewhere/best.yaml").is_file()
+
+
+def test_a_damaged_storage_is_named() -> None:
+    Path("tune.db").write_bytes(b"no data base" * 100)
+    with pytest.raises(SuperCMError, match=r"storage=sqlite:///tune\.db"):
+        tune([Path("base.yaml")], ["model.beta=log(0.1,1)"], storage="sqlite:///tune.db")
+
+
+def test_an_interrupted_search_writes_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    calls = []
+
+    def run_or_interrupt(arguments: list[str], extra_callbacks: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 2:
+            monkeypatch.setattr(TrialWatch, "on_train_epoch_end", interrupt)
+        return run(arguments, extra_callbacks=extra_callbacks)
+
+    monkeypatch.setattr("supercm_lightning.tools.tune.run", run_or_interrupt)
+    with pytest.raises(SystemExit, match="130"):
+        main(["--config", "base.yaml", "--search", "model.beta=log(0.1,1)", "--storage", "tune.journal"])
+    assert [state for state, _ in states()] == ["COMPLETE", "FAIL"]
+    assert states()[1][1] == "interrupted"
+    assert "trial 0 of 2" in Path("tuned/best.yaml").read_text()
+
+
+def test_a_warning_where_the_validation_samples_cannot_tell(capsys: pytest.CaptureFixture[str]) -> None:
+    tune([Path("base.yaml")], ["model.beta=choice(1,1.01)"], sampler="grid", fixed=["trainer.max_epochs=1"])
+    assert re.search(r"12 validation samples tell apart .* 1 of 2 trials", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
-    ("text", "values", "least"),
+    ("text", "expected"),
     [
-        ("log(0.2,0.9)", [0.3, 0.5, 0.8], 2),
-        ("log(0.02,0.9)", [0.03, 0.5], 2),
-        ("log(0.001,10)", [0.01, 5], 4),
-        ("choice(0,0.1,0.3,1,10)", [0, 0.1, 0.3, 1, 10], 5),
-        ("uniform(0,1)", [0.2, 0.3], 2),
+        ("model.beta=log(1e-2, 10)", optuna.distributions.FloatDistribution(0.01, 10, log=True)),
+        ("data.labeled_batch_size = int(2,8)", optuna.distributions.IntDistribution(2, 8)),
+        ("model.optimizer=choice(adam, sgd)", optuna.distributions.CategoricalDistribution(["adam", "sgd"])),
+        ("model.bottleneck=choice(None,64)", optuna.distributions.CategoricalDistribution([None, 64])),
     ],
 )
-def test_the_axis_of_an_option_has_labels(text: str, values: list[float], least: int) -> None:
-    r = Range.parse(f"model.beta={text}")
-    figure = plot_trials(pd.DataFrame({"model.beta": values, "value": 0.5, "std": None}), r, "val/acc")
-    figure.canvas.draw()
-    (axes,) = figure.axes
-    low, high = axes.get_xlim()
-    ticks = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
-    assert sum(bool(label.get_text()) and low <= place <= high for place, label in ticks) >= least
-
-
-@pytest.mark.parametrize(
-    ("text", "kind", "values"),
-    [
-        ("model.beta=log(1e-2, 10)", "log", [0.01, 10]),
-        ("data.labeled_batch_size = int(2,8)", "int", [2, 8]),
-        ("model.optimizer=choice(adam, sgd)", "choice", ["adam", "sgd"]),
-        ("model.bottleneck=choice(None,64)", "choice", [None, 64]),
-    ],
-)
-def test_ranges_are_read(text: str, kind: str, values: list[Any]) -> None:
-    read = Range.parse(text)
-    assert (read.kind, read.values) == (kind, values)
+def test_ranges_are_read(text: str, expected: Any) -> None:
+    assert read_range(text) == (text.split("=")[0].strip(), expected)
 
 
 @pytest.mark.parametrize(
@@ -199,6 +226,7 @@ def test_ranges_are_read(text: str, kind: str, values: list[Any]) -> None:
         (["--search", "model.beta=log(0.1,1)", "--sampler", "grid"], "choice"),
         (["--search", "model.beta=log(0.1,1)", "--trials", "0"], "trials=0"),
         (["--search", "model.beta=log(0.1,1)", "--metric", "val/f1"], "val/f1.* is not logged.*val/acc"),
+        (["--search", "model.beta=log(0.1,1)", "--search", "model.beta=log(1,2)"], "twice"),
     ],
 )
 def test_wrong_options_are_named(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
