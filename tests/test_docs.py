@@ -372,4 +372,4 @@ def test_the_reference_page_lists_the_exports_of_every_module(module: str) -> No
 def test_every_method_stands_in_the_readme() -> None:
     table = (ROOT / "README.md").read_text(encoding="utf-8")
     plain = [name for name in methods.__all__ if not name.startswith(("SuperCM", "ASD")) and name not in BASES]
-    assert [name for name in plain if f"| `{name}`" not in table] == []
+    assert [name for name in plain if f"[`{name}`]" not in table] == []

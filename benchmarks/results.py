@@ -1,0 +1,484 @@
+"""Measured tables as data: `results/*.json`, and what the documentation says of them.
+
+    python benchmarks/results.py add NAME --grid configs/bench/small/methods.yaml --output runs/methods \
+      --column digits --task "few labels" --data "digits, 20 labels" --settings "1,000 steps …" --choice "…"
+    python benchmarks/results.py write
+
+`add` makes the JSON of a table from the folder of a `supercm-bench`. `write` fills the blocks between
+`<!-- generated: … -->` and `<!-- end -->` in the README and in `docs/`; results/README.md lists them.
+"""
+
+import inspect
+import json
+import math
+import platform
+import re
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+from jsonargparse import ArgumentParser, auto_cli
+
+from supercm_lightning.tools.bench.grid import Grid
+from supercm_lightning.tools.bench.tables import paired
+from supercm_lightning.utils.options import SuperCMError
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"
+BLOCK = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+NUMBER = re.compile(r"([-+−]?\d+\.\d+)\s±\s(\d+\.\d+)")
+CODE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+
+Task = Literal["few labels", "two domains", "no labels"]
+Role = Literal["free", "supervised", "supercm", "recipe", "method", "combination", "variant"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One metric of one row in one column.
+
+    Attributes:
+        per_seed: Values by seed; None: only mean and deviation were kept.
+        mean: Mean, only where `per_seed` is None.
+        std: Standard deviation (n - 1), likewise.
+    """
+
+    per_seed: dict[str, float] | None
+    mean: float | None = None
+    std: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.per_seed is None) != (self.mean is not None):
+            raise SuperCMError("A cell has either per_seed or, where that is null, a mean.")
+
+    @property
+    def series(self) -> pd.Series:
+        """Values by seed; empty where only mean and deviation were kept."""
+        return pd.Series(self.per_seed or {}, dtype=float)
+
+    @property
+    def center(self) -> float:
+        """The mean."""
+        return statistics.fmean(self.per_seed.values()) if self.per_seed else float(self.mean or 0)
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation; None for one seed."""
+        values = [*(self.per_seed or {}).values()]
+        return statistics.stdev(values) if len(values) > 1 else self.std
+
+    def __str__(self) -> str:
+        return with_std(self.center, self.spread)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table.
+
+    Attributes:
+        name: Its name.
+        role: What it is to the summary: free of training, cross-entropy, SuperCM as published, the recommended recipe,
+            another method, a combination with SuperCM, or a variant that the summary leaves out.
+        cells: By column and metric.
+        over: Rows that it is compared with; of several, the one with the best mean.
+    """
+
+    name: str
+    role: Role
+    cells: dict[str, dict[str, Cell]]
+    over: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A measured table.
+
+    Attributes:
+        name: Name of the file.
+        title: Heading.
+        task: Which of the three problems.
+        data: Data and number of labels; tables of equal data share a line of the summary.
+        command: What was typed, one line each.
+        settings: Length, network, batches, and whatever a reader must know of the runs.
+        choice: How the settings were chosen, and on what data.
+        machine: Processor or GPU.
+        versions: Versions of torch and others.
+        columns: Columns in their order.
+        metrics: Heading of each metric; the first is compared.
+        rows: The rows.
+        average: Whether columns are tasks of one problem, whose mean counts.
+        summary: Whether its rows stand for their methods in the summary.
+    """
+
+    name: str
+    title: str
+    task: Task
+    data: str
+    command: list[str]
+    settings: str
+    choice: str
+    machine: str
+    versions: dict[str, str]
+    columns: list[str]
+    metrics: dict[str, str]
+    rows: list[Row]
+    average: bool = False
+    summary: bool = False
+
+    def __post_init__(self) -> None:
+        names = {row.name for row in self.rows}
+        for row in self.rows:
+            if wrong := (set(row.over) - names) | (row.cells.keys() - {*self.columns, "mean"}):
+                raise SuperCMError(f"{self.name}: row {row.name!r} names {wrong}, no rows or columns of the table.")
+            if len(names) < len(self.rows):
+                raise SuperCMError(f"{self.name}: two rows have one name.")
+
+    @property
+    def first(self) -> str:
+        """The metric that is compared."""
+        return next(iter(self.metrics))
+
+    @property
+    def scopes(self) -> list[str]:
+        """The columns in which rows are compared."""
+        return ["mean"] if self.average else self.columns
+
+    def row(self, name: str) -> Row:
+        """A row by its name."""
+        return next(row for row in self.rows if row.name == name)
+
+    def cell(self, row: Row, column: str, metric: str | None = None) -> Cell | None:
+        """A cell; `mean`: that of the columns by seed, where all have it."""
+        metric = metric or self.first
+        given = row.cells.get(column, {}).get(metric)
+        if given or column != "mean":
+            return given
+        parts = [cell for name in self.columns if (cell := self.cell(row, name, metric)) and cell.per_seed]
+        values = pd.concat([cell.series for cell in parts], axis=1, join="inner").mean(axis=1) if parts else []
+        return Cell({str(k): v for k, v in values.items()}) if len(parts) == len(self.columns) and len(values) else None
+
+    def gain(self, row: Row, column: str, over: Sequence[str] | None = None) -> tuple[dict[str, float], str] | None:
+        """The gain over the best of some rows, and the name of that row.
+
+        Args:
+            row: The row.
+            column: The column.
+            over: Names of the rows to choose from; None: those that it is over.
+        """
+        names = row.over if over is None else over
+        known = {name: cell for name in names if (cell := self.cell(self.row(name), column))}
+        mine = self.cell(row, column)
+        best = max(known, key=lambda name: known[name].center, default=row.name)
+        if mine is None or best == row.name:
+            return None
+        gain = paired(mine.series, known[best].series)
+        if math.isnan(gain["mean"]):  # no seeds were kept
+            gain["mean"] = mine.center - known[best].center
+        return gain, best
+
+    def numbers(self) -> Iterator[tuple[float, float]]:
+        """Mean and deviation of every cell and of every gain."""
+        for row in self.rows:
+            for column in {*row.cells, "mean"}:
+                for cell in (self.cell(row, column, metric) for metric in self.metrics):
+                    if cell and cell.spread is not None:
+                        yield cell.center, cell.spread
+                for base in row.over:
+                    if found := self.gain(row, column, [base]):
+                        yield found[0]["mean"], found[0]["std"]
+
+
+def read(file: Path) -> Table:
+    """A table from its JSON.
+
+    Raises:
+        SuperCMError: If the file has another form than `Table`, or another name.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Table)
+    try:
+        table = Table(**parser.instantiate_classes(parser.parse_object(json.loads(file.read_text(encoding="utf-8")))))
+    except Exception as error:  # jsonargparse has one kind for all
+        raise SuperCMError(f"{file}: {error}") from error
+    if table.name != file.stem:
+        raise SuperCMError(f"{file}: name={table.name}, which is the name of another file.")
+    return table
+
+
+def tables() -> dict[str, Table]:
+    """All tables by name."""
+    return {file.stem: read(file) for file in sorted(RESULTS.glob("*.json"))}
+
+
+# ----------------------------------------------------------------------------------------------------- as Markdown
+def with_std(mean: float, std: float | None, sign: str = "") -> str:
+    """`84.0 ± 4.0`, or the mean alone."""
+    text = f"{mean:{sign}.1f}" + ("" if std is None or math.isnan(std) else f" ± {std:.1f}")
+    return text.replace("-", "−")
+
+
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines)) + "\n"
+
+
+def whole(table: Table) -> str:
+    """What was done, the command, and all rows."""
+    versions = ", ".join(f"{name} {version}" for name, version in table.versions.items())
+    parts = [table.settings, table.choice, f"Machine: {table.machine}; {versions}."]
+    command = "\n".join(["```bash", *table.command, "```"])
+    text = f"{' '.join(part for part in parts if part)}\n\n{command}\n\n{rows_of(table)}"
+    kept = all(cell.per_seed for row in table.rows for cells in row.cells.values() for cell in cells.values())
+    return text if kept else text + "\nOf some cells only mean and deviation were kept.\n"
+
+
+def rows_of(table: Table) -> str:
+    """All rows: in several columns with the gain in brackets, else with gain, p-value and number of seeds."""
+    several = len(table.columns) > 1
+    details = table.average or not several
+    scope = table.scopes[0]
+    free = [row.name for row in table.rows if row.role == "free"]
+    head = ["", *(table.columns if several else [])]
+    if details:
+        first = f"mean {table.metrics[table.first]}" if table.average else table.metrics[table.first]
+        head += [first, "seeds", "gain", "over", *(["over the best free row"] if free else [])]
+        head += [*table.metrics.values()][1:]
+    lines = []
+    for row in table.rows:
+        line = [row.name]
+        for column in table.columns if several else []:
+            gain = None if table.average else table.gain(row, column)
+            bracket = f" ({with_std(gain[0]['mean'], None, '+')})" if gain else ""
+            line.append(f"{table.cell(row, column) or ''}{bracket}")
+        if details:
+            cell, gain = table.cell(row, scope), table.gain(row, scope)
+            line += [str(cell or ""), str(len(cell.per_seed)) if cell and cell.per_seed else ""]
+            line += [tested(gain[0]), gain[1]] if gain else ["", ""]
+            if free:
+                more = None if row.role == "free" else table.gain(row, scope, free)
+                line.append(tested(more[0]) if more else "")
+            line += [str(table.cell(row, scope, metric) or "") for metric in [*table.metrics][1:]]
+        lines.append(line)
+    text = markdown(head, lines)
+    return text if details else text + "\nIn brackets: the gain over the row that it extends.\n"
+
+
+def tested(gain: dict[str, float]) -> str:
+    """A gain, and the p-value of the paired t-test."""
+    p = gain["p"]
+    test = "" if math.isnan(p) else f", p = {p:.3f}" if p >= 0.001 else ", p < 0.001"
+    return with_std(gain["mean"], gain["std"], "+") + test
+
+
+def summary(every: Sequence[Table]) -> str:
+    """One line for each data: the best row of each kind, with its number of seeds, the best of all in bold."""
+    kinds: dict[str, Role] = {
+        "best free method": "free",
+        "cross-entropy": "supervised",
+        "SuperCM": "supercm",
+        "recommended recipe": "recipe",
+        "best other method": "method",
+        "best combination with SuperCM": "combination",
+    }
+    lines = []
+    for task in ("few labels", "two domains", "no labels"):
+        for data in dict.fromkeys(table.data for table in every if table.task == task and table.summary):
+            shared = [table for table in every if table.data == data and table.summary]
+            found: dict[str, tuple[str, Cell]] = {}
+            for table in shared:
+                for row in table.rows:
+                    cell = table.cell(row, table.scopes[-1])
+                    if cell and (row.role not in found or cell.center > found[row.role][1].center):
+                        found[row.role] = row.name.removeprefix("baseline: ").replace("_", " "), cell
+            best = max(found[role][1].center for role in kinds.values() if role in found)
+            line = [task, data]
+            for role in kinds.values():
+                name, cell = found.get(role, ("", None))
+                text = str(cell) if cell else ""
+                text = f"**{text}**" if cell and cell.center == best else text
+                line.append(text if role in ("supercm", "recipe", "supervised") or not cell else f"{name} {text}")
+            lines.append(line)
+    return markdown(["task", "data", *kinds], lines)
+
+
+def rows_named(every: Sequence[Table], names: Sequence[str]) -> str:
+    """The rows with these names of all tables of the summary, with their gains."""
+    lines = []
+    for table in (table for table in every if table.summary):
+        for row in (row for row in table.rows if row.name in names):
+            cell, gain = table.cell(row, table.scopes[-1]), table.gain(row, table.scopes[-1])
+            over = [with_std(gain[0]["mean"], gain[0]["std"], "+"), gain[1]] if gain else ["", ""]
+            lines.append([table.data, row.name, str(cell or ""), *over])
+    return markdown(["data", "", "accuracy", "gain", "over"], lines)
+
+
+def methods() -> str:
+    """One line for each method that has a page: the first sentence of its docstring."""
+    from supercm_lightning import methods as package
+
+    found = {page.stem.replace("_", ""): page for page in (ROOT / "docs" / "methods").glob("*.md")}
+    lines = []
+    for name in (name for name in package.__all__ if name.lower() in found):
+        page = found[name.lower()].relative_to(ROOT).as_posix()
+        sentence = re.split(r"(?<=\.)\s|\n\n", inspect.getdoc(getattr(package, name)) or "")[0]
+        lines.append([f"[`{name}`]({page})", sentence.replace("\n", " ").rstrip(".")])
+    return markdown(["method", "what it is"], lines)
+
+
+def block(name: str, every: dict[str, Table]) -> str:
+    """The text of a block.
+
+    Raises:
+        SuperCMError: If the name is none of those in results/README.md.
+    """
+    kind, _, rest = name.partition(" ")
+    if kind == "table" and rest in every:
+        return whole(every[rest])
+    if kind == "rows":
+        return rows_named([*every.values()], rest.split("; "))
+    if name == "summary":
+        return summary([*every.values()])
+    if name == "methods":
+        return methods()
+    raise SuperCMError(f"generated: {name}: there is no such block; see results/README.md.")
+
+
+def pages() -> list[Path]:
+    """Pages that may have generated blocks."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def written(page: Path, every: dict[str, Table]) -> str:
+    """A page with its blocks as they must be."""
+    text = page.read_text(encoding="utf-8")
+    return BLOCK.sub(lambda found: f"{found[1]}\n{block(found[2], every)}\n{found[3]}", text)
+
+
+def unknown_numbers(page: Path, known: set[tuple[float, float]]) -> list[str]:
+    """What a page prints as `mean ± deviation` outside of code, and is not among the known numbers of all tables."""
+    found = []
+    for match in NUMBER.finditer(CODE.sub("", page.read_text(encoding="utf-8"))):
+        mean, std = match[1].replace("−", "-"), match[2]
+        half = 0.5 * 10 ** -len(std.partition(".")[2]) + 1e-6
+        if not any(abs(abs(m) - abs(float(mean))) < half and abs(s - float(std)) < half for m, s in known):
+            found.append(match[0])
+    return found
+
+
+# -------------------------------------------------------------------------------------------------------- commands
+def write() -> None:
+    """Writes the generated blocks of all pages."""
+    every = tables()
+    for page in pages():
+        if (text := written(page, every)) != page.read_text(encoding="utf-8"):
+            page.write_text(text, encoding="utf-8")
+            print(page.relative_to(ROOT))
+
+
+def add(
+    name: str,
+    grid: Path,
+    output: Path,
+    task: Task,
+    data: str,
+    settings: str,
+    choice: str,
+    title: str | None = None,
+    column: list[str] | None = None,
+    command: list[str] | None = None,
+    machine: str | None = None,
+    summary: bool = True,
+    replace: bool = False,
+) -> None:
+    """Makes the JSON of a table from the folder of a `supercm-bench`, finished or not.
+
+    Args:
+        name: Name of the file in `results/`.
+        grid: The table's YAML file.
+        output: The folder that has its `results.csv`.
+        task: Which of the three problems.
+        data: Data and number of labels; tables of equal data share a line of the summary.
+        settings: What a reader must know of the runs.
+        choice: How the settings were chosen, and on what data.
+        title: Heading; None: that of the grid.
+        column: Columns to take; None: all.
+        command: What was typed; None: `supercm-bench GRID` with the columns.
+        machine: Processor or GPU; None: what the runs say, and this machine's processor.
+        summary: Whether its rows stand for their methods in the summary.
+        replace: Replace a table of this name.
+
+    Raises:
+        SuperCMError: If there is such a table, or no finished run.
+    """
+    file = RESULTS / f"{name}.json"
+    if file.exists() and not replace:
+        raise SuperCMError(f"{file} is there; give --replace true, or another name.")
+    spec = Grid.read(grid)
+    runs = pd.read_csv(output / "results.csv", keep_default_na=False, dtype={"column": str})
+    runs = runs[runs["column"].isin(column or [*spec.columns])]
+    if runs.empty:
+        raise SuperCMError(f"{output}: results.csv has no run of these columns.")
+    rows = []
+    for row, kind in ((row, kind) for row, kind in spec.rows.items() if (runs["row"] == row).any()):
+        cells: dict[str, dict[str, Cell]] = {}
+        for (place, _), found in runs[runs["row"] == row].groupby(["column", "row"], sort=False):
+            cells[str(place)] = {
+                metric: Cell({str(seed): round(factor * float(value), 4) for seed, value in values})
+                for metric, factor in spec.metrics.items()
+                if (values := [(s, v) for s, v in zip(found["seed"], found[metric], strict=True) if v != ""])
+            }
+        over = [kind.over] if isinstance(kind.over, str) else [*(kind.over or [])]
+        rows.append(Row(row, role_of(kind.method, kind.options), cells, over))
+    present = {row.name for row in rows}
+    rows = [Row(row.name, row.role, row.cells, [name for name in row.over if name in present]) for row in rows]
+    columns = [place for place in spec.columns if (runs["column"] == place).any()]
+    chosen = "".join(f' --columns "{place}"' for place in column or [])
+    table = Table(
+        name=name,
+        title=title or spec.title,
+        task=task,
+        data=data,
+        command=command or [f"supercm-bench {grid} --root DATA{chosen}"],
+        settings=settings,
+        choice=choice,
+        machine=machine or f"{', '.join(sorted(set(runs['device'])))} ({platform.processor() or platform.machine()})",
+        versions={"torch": ", ".join(sorted(set(runs["torch"].astype(str))))},
+        columns=columns,
+        metrics={metric: metric.replace("test/", "test ").replace("acc", "accuracy") for metric in spec.metrics},
+        rows=rows,
+        average=spec.average and len(columns) > 1,
+        summary=summary,
+    )
+    save(table)
+
+
+def role_of(method: str, options: dict[str, object]) -> Role:
+    """What a row of a grid is to the summary, by the name of its configuration."""
+    if method.startswith("baseline:"):
+        return "free"
+    if options:
+        return "variant"
+    known: dict[str, Role] = {"supervised": "supervised", "supercm": "supercm", "supercm_recommended": "recipe"}
+    return known.get(method, "combination" if "supercm_" in method else "method")
+
+
+def save(table: Table) -> None:
+    """Writes the JSON of a table; what fits on a line stands on one."""
+    text = json.dumps(asdict(table), indent=1, ensure_ascii=False)
+    text = re.sub(r',\s+"(mean|std)": null', "", text)
+    for _ in range(3):  # objects and lists, from within
+        text = re.sub(r"[{\[](\s+[^\s{}\[\]][^{}\[\]]*|\s+\S.{,99}\s+)[}\]]", _on_one_line, text)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{table.name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _on_one_line(found: re.Match[str]) -> str:
+    line = found[0][0] + re.sub(r"\s*\n\s*", " ", found[0][1:-1]).strip() + found[0][-1]
+    return line if len(line) < 160 else found[0]
+
+
+if __name__ == "__main__":
+    auto_cli({"add": add, "write": write})
