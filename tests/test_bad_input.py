@@ -524,6 +524,29 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     read_clusters(Path("c.npy"), 50, 2)
 
 
+@case(LISTS, "given clusters in another order of the files, or in other folders", "matched by file")
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("c.csv").write_text("file,class\nphotos/b.png,1\nphotos/a.png,0\n")
+    assert read_clusters(Path("c.csv"), 2, 2, ["a.png", "b.png"]).tolist() == [0, 1]
+    Path("c.csv").write_text("index,class\n1,1\n0,0\n")
+    assert read_clusters(Path("c.csv"), 2, 2).tolist() == [0, 1]
+
+
+@case(LISTS, "given clusters of other files", "c.csv: line 3 (c.png) is none of the samples", SuperCMError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("c.csv").write_text("file,class\na.png,1\nc.png,0\n")
+    read_clusters(Path("c.csv"), 2, 2, ["a.png", "b.png"])
+
+
+@case(LISTS, "given clusters in an .npz or a folder", "not a clustering", SuperCMError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez("c.npz", clusters=np.array([0, 1]))
+    with pytest.raises(SuperCMError, match=r"c\.npz: not a clustering"):
+        read_clusters(Path("c.npz"), 2, 2)
+    Path("d.npy").mkdir()
+    read_clusters(Path("d.npy"), 2, 2)
+
+
 # ----------------------------------------------------------------------------------------------------------- splits
 SPLITS = "Splits and sizes"
 
@@ -626,6 +649,143 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 @case(SPLITS, "a split file of other data", "made for 1,797 samples of mnist, but the data is digits", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     split_file(dataset="mnist")
+
+
+@case(SPLITS, "a fraction of 1.5, of 1.0 or of nan for validation", "num_val=nan: must be a whole number", SuperCMError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    for amount in (1.5, 1.0, float("inf")):
+        with pytest.raises(SuperCMError, match=r"num_val=.*: must be a whole number, or a fraction"):
+            digits(num_val=amount)
+    digits(num_val=float("nan"))
+
+
+@case(SPLITS, "a deviation, a mean or noise of nan", "std=(nan,): must be finite numbers", SuperCMError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SuperCMError, match="noise=nan"):
+        digits(noise=float("nan"))
+    with pytest.raises(SuperCMError, match=r"mean=.*finite"):
+        digits(mean=(float("inf"),))
+    digits(std=(float("nan"),))
+
+
+@case(SPLITS, "an empty name of what to predict", "predict_on='': choose one of", SuperCMError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    digits(predict_on="")
+
+
+@case(FILES, "an image size of 0 or less", "image_size=-3: must be at least 1", SuperCMError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    images()
+    with pytest.raises(SuperCMError, match="image_size=0: must be at least 1"):
+        read(image_size=0)
+    read(image_size=-3)
+
+
+@case(FILES, "GIF, AVIF, HEIC and other kinds that are not read", "left out, with a warning that counts and names them")
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    images()
+    for name in ("a.gif", "b.HEIC", "c.avif"):
+        Path("images/train/cat", name).touch()
+    with pytest.warns(UserWarning, match=r"3 images of kinds that are not read \(\.avif, \.gif, \.heic\).*a\.gif"):
+        data = read()
+    assert len(data.samples["labeled"]) == 8
+
+
+@case(FILES, "a TIFF of floats in [0, 1]", "read on the scale of its values")
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    images()
+    for file in Path("images").rglob("*.png"):
+        file.unlink()
+        Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(file.with_suffix(".tif"))
+    with pytest.warns(UserWarning, match="also in"):  # all are the same image
+        data = read(num_val=4)
+    assert int(data.samples["labeled"].store.fetch(torch.tensor([0]), torch.device("cpu")).unique()) == 128
+
+
+@case(FILES, "a TIFF of floats beyond 1", "floats outside [0, 1] have no known scale", SuperCMError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    images()
+    Image.fromarray(np.full((8, 8), 200, np.float32)).save("images/train/cat/bad.tif")
+    read()
+
+
+@case(FILES, "escape sequences of a terminal in a file's name", "cannot be read … escaped in the message", None)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    images().joinpath("train/cat/\x1b[31mbad.png").touch()
+    with pytest.raises(SuperCMError, match=r"\\x1b\[31mbad\.png: cannot be read"):
+        read()
+
+
+@case(FILES, "two class folders of one name in different Unicode forms", "two folders are called", SuperCMError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    images()
+    for name in ("caf\u00e9", "cafe\u0301"):
+        shutil.copytree("images/train/cat", f"images/train/{name}")
+    read()
+
+
+@case(FILES, "a class of `test` in another Unicode form than that of `train`", "matched with it")
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    images()
+    Path("images/train/cat").rename("images/train/caf\u00e9")
+    Path("images/test/cafe\u0301").mkdir(parents=True)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save("images/test/cafe\u0301/0.png")
+    assert read().samples["test"].labels.tolist() == [0]
+
+
+def lists(photo: str, sketch: str) -> DomainAdaptationDataModule:
+    """Two domains of two classes, by lists."""
+    rng = np.random.default_rng(0)
+    for domain, text in (("photo", photo), ("sketch", sketch)):
+        for name in ("cat", "dog"):
+            Path("both", domain, name).mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(f"both/{domain}/{name}/0.png")
+        Path("both/image_list").mkdir(exist_ok=True)
+        Path(f"both/image_list/{domain}.txt").write_text(text)
+    data = DomainAdaptationDataModule("photo", "sketch", "folder", "both", image_size=8, num_val=0, num_workers=0)
+    data.setup("fit")
+    return data
+
+
+CATS, DOGS = "photo/cat/0.png 0\nphoto/dog/0.png 1\n", "sketch/cat/0.png 1\nsketch/dog/0.png 0\n"
+
+
+@case(LISTS, "lists that number the classes differently", "matched by the folders' names")
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = lists(CATS, DOGS)
+    assert data.class_names == ("cat", "dog")
+    for split in ("labeled", "test"):
+        part = data.samples[split]
+        names = [part.store.describe(number) for number in part.index.tolist()]
+        assert [Path(name).parent.name for name in names] == [data.class_names[k] for k in part.labels.tolist()]
+
+
+@case(
+    LISTS, "folders that tell the classes in one list and not in the other", "their numbers mean the same", SuperCMError
+)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("both/sketch").mkdir(parents=True)
+    for name in ("a", "b"):
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(f"both/sketch/{name}.png")
+    lists(CATS, "sketch/a.png 0\nsketch/b.png 1\n")
+
+
+@case(LISTS, "a line that leads out of the folder", "leads out of", SuperCMError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save("out.png")
+    lists(CATS + "../out.png 1\n", DOGS)
+
+
+@case(LISTS, "an absolute path elsewhere", "its first image … does not exist", SuperCMError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save("out.png")
+    lists(f"{Path('out.png').resolve()} 0\n" + CATS, DOGS)
+
+
+@case(LISTS, "one image in two spellings", "is listed twice, in two spellings", SuperCMError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    lists(CATS + "photo/dog/../cat/0.png 1\n", DOGS)
 
 
 # --------------------------------------------------------------------------------------------------------- features

@@ -40,7 +40,7 @@ class SelfLabeled(PerSampleState, Clusterer):
         asd_map: How instance classes are grouped into clusters: `kmedoids` or `spectral`, see `group_classes`.
         asd_agreement: Use a cluster label only where the prediction of the instance head falls into the same cluster.
         asd_init_labels: File with a clustering to start from, one label per unlabeled sample, -1 for none: `.npy`, or
-            the table that `predict` writes. It gives the cluster labels until the first map.
+            the table that `predict` writes, matched by file. It gives the cluster labels until the first map.
         **kwargs: Options of the method that it is combined with, and of `Method`.
 
     Attributes:
@@ -127,7 +127,10 @@ class SelfLabeled(PerSampleState, Clusterer):
                 f"asd_samples={n_l}: must be at least 1 for each of the {self.trainer.world_size} processes."
             )
         if self.hparams.asd_init_labels is not None:
-            clusters = read_clusters(self.hparams.asd_init_labels, data.num_unlabeled, self.num_classes)
+            part = data.samples["unlabeled"]
+            known = part.store.ids if part.store.ids is not None else part.store.names
+            names = None if known is None else [known[number] for number in part.index.tolist()]
+            clusters = read_clusters(self.hparams.asd_init_labels, data.num_unlabeled, self.num_classes, names)
             self.labeler.initial_clusters = clusters.to(self.device)
         self.average.reset(self.feature_network)
 

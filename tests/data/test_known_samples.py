@@ -205,7 +205,7 @@ def test_a_set_of_its_own_may_be_tested_on():
     before = FeatureDataModule((x, y), num_labeled=9)
     before.setup("fit")
     fitted(before, backbone="identity")
-    with pytest.warns(UserWarning, match="60 samples are new"):
+    with pytest.warns(UserWarning, match="30 samples are new"):
         score(FeatureDataModule((torch.rand(30, 4), y[:30]), test=(torch.rand(30, 4), y[:30])), backbone="identity")
     with pytest.raises(SuperCMError, match="90 of the 90 test samples"):
         score(FeatureDataModule((torch.rand(30, 4), y[:30]), test=(x, y), num_labeled=9), backbone="identity")

@@ -176,7 +176,7 @@ class TestBadInput:
             module(Items(lambda row: IMAGES[row]))
 
     def test_one_hot_labels(self):
-        with pytest.raises(ValueError, match="160 labels for 40 items"):
+        with pytest.raises(ValueError, match="labels of shape"):
             module(Items(lambda row: (IMAGES[row], 0), targets=torch.eye(4)[LABELS]))
 
     def test_empty(self):

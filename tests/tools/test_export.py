@@ -99,8 +99,10 @@ def test_a_later_test_leaves_the_card_of_the_training_alone() -> None:
     _, checkpoint = train_on_photographs()
     card = checkpoint.parent / "card.md"
     before = card.read_text()
-    run(["test", "--config", "lightning_logs/version_0/config.yaml", "--ckpt_path", str(checkpoint),
-         "--data.num_test", "6"])  # fmt: skip
+    for name in ("cat", "dog"):
+        Path("photos/test", name).mkdir(parents=True)
+        Image.fromarray(np.full((16, 16, 3), ord(name[0]), np.uint8)).save(f"photos/test/{name}/{name}.png")
+    run(["test", "--config", "lightning_logs/version_0/config.yaml", "--ckpt_path", str(checkpoint)])
     assert card.read_text() == before
 
 

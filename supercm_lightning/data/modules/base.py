@@ -18,6 +18,7 @@ from supercm_lightning.data.modules.options import save_options
 from supercm_lightning.data.samplers import CyclingSampler
 from supercm_lightning.data.sources.base import Source
 from supercm_lightning.data.sources.images import progress
+from supercm_lightning.data.sources.names import normalized
 from supercm_lightning.data.sources.stores import Samples, Store
 from supercm_lightning.data.sources.worker_stores import default_num_workers
 from supercm_lightning.data.splits import check_label_range, check_labels
@@ -56,7 +57,8 @@ class ViewDataModule(KnownSamples, ABC):
             scale [0, 1] for images, or `whitening`. Empty where nothing was.
 
     Examples:
-        >>> from supercm_lightning.data.sources.stores import ArrayStore
+        >>> from supercm_lightning.data.sources.names import normalized
+    from supercm_lightning.data.sources.stores import ArrayStore
         >>> class Points(ViewDataModule):
         ...     def __init__(self, count: int = 90):
         ...         super().__init__(10, 20, 30, None, "test", 0)
@@ -102,7 +104,7 @@ class ViewDataModule(KnownSamples, ABC):
             steps_per_epoch=steps_per_epoch,
         )
         check_range(0, num_workers=num_workers)
-        if predict_on not in SIDES and not Path(predict_on).expanduser().exists():
+        if predict_on not in SIDES and (not str(predict_on) or not Path(predict_on).expanduser().exists()):
             raise SuperCMError(
                 f"predict_on={predict_on!r}: choose one of {', '.join(SIDES)}, or give the path of new samples; there "
                 "is no such path."
@@ -184,7 +186,7 @@ class ViewDataModule(KnownSamples, ABC):
         """
         self.seed = state_dict["seed"]
         known = state_dict.get("class_names")
-        if known and self.class_names and tuple(known) != self.class_names:
+        if known and self.class_names and tuple(map(normalized, known)) != tuple(map(normalized, self.class_names)):
             differ = sorted(set(known) ^ set(self.class_names)) or ["the same in another order"]
             raise SuperCMError(
                 f"ckpt_path: the checkpoint has other classes than the data ({', '.join(differ[:10])}), so its class "

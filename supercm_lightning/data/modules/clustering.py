@@ -12,6 +12,7 @@ from supercm_lightning.data.sources.feature_store import standardize_stores, sta
 from supercm_lightning.data.sources.features import FeatureSource
 from supercm_lightning.data.sources.files import Reading
 from supercm_lightning.data.sources.make import make_cluster_source
+from supercm_lightning.data.sources.names import order_of
 from supercm_lightning.data.sources.stores import Samples, Store
 from supercm_lightning.data.splits import check_label_range
 from supercm_lightning.data.transforms.affine import AffineAugmentation
@@ -19,7 +20,7 @@ from supercm_lightning.data.transforms.features import VIEW_REMEDY, CleanFeature
 from supercm_lightning.data.transforms.strong import StrongAugmentation
 from supercm_lightning.data.transforms.weak import Normalization, WeakAugmentation, check_weak_options
 from supercm_lightning.utils.options import SuperCMError, check_choice, check_range
-from supercm_lightning.utils.random import generator
+from supercm_lightning.utils.random import generator, seed_of
 
 
 class ClusteringDataModule(ViewDataModule):
@@ -40,7 +41,7 @@ class ClusteringDataModule(ViewDataModule):
             if their number is that of the clusters. `features`: a `.npz` or `.pt` file with `features` (n, d) and, if
             known, `labels` (n,), or a folder with `train` and `test` of either kind.
         protocol: `whole` or `split`.
-        num_rows: Use only so many of the samples, the first ones; None: all.
+        num_rows: Use only so many of the samples, the first ones, of files a random choice; None: all.
         num_classes: Number of clusters, where the data does not tell.
         unlabeled_batch_size: Samples per step and device.
         eval_batch_size: Samples per step of test and prediction.
@@ -136,6 +137,9 @@ class ClusteringDataModule(ViewDataModule):
         stores = self.stores()
         train, test = stores["train"], stores.get("test")
         index = torch.arange(len(train))[: self.hparams.num_rows]
+        if train.is_named and not self.source.is_fixed:  # the first by name are those of the first classes
+            order = torch.from_numpy(order_of(train.keys, seed_of("num_rows")))
+            index = order[: self.hparams.num_rows].sort().values
         if isinstance(self.source, FeatureSource):
             self._standardize(train, test)
         if self.hparams.protocol == "whole":

@@ -151,7 +151,9 @@ class KnownSamples(ViewPipeline):
         """Warns of samples that are new or gone, and of labels that have changed, in the splits that are here."""
         notes = []
         former, here = saved.joined(*SIDES), present.joined(*SIDES)
-        new = {s: (former.find(part) < 0).nonzero()[0] for s, part in present.splits.items()}
+        train = samples["unlabeled"].store if "unlabeled" in samples else None
+        ours = {s: part for s, part in present.splits.items() if s != "test" or samples[s].store is train}
+        new = {s: (former.find(part) < 0).nonzero()[0] for s, part in ours.items()}
         if count := len(np.unique(np.concatenate([present[split].keys[places] for split, places in new.items()]))):
             split = next(split for split, places in new.items() if len(places))
             notes.append(f"{count:,} samples are new ({self._names(split, new[split], samples)})")

@@ -1,5 +1,6 @@
 """The image files of several domains: folders of classes, or list files."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,7 +9,8 @@ from pathlib import Path
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from supercm_lightning.data.sources.domains import DOMAIN_LAYOUT, Domain, DomainSet, plain_name
-from supercm_lightning.data.sources.folder import images_under, subfolders
+from supercm_lightning.data.sources.folder import class_folders, images_under, subfolders
+from supercm_lightning.data.sources.names import normalized
 from supercm_lightning.utils.options import MissingFileError, SuperCMError
 
 LIST_FOLDERS = ("image_list", "list", "lists")
@@ -57,8 +59,8 @@ def find_files(dataset: str, spec: DomainSet, root: Path, source: Sequence[Domai
     """Finds the files of the source and target domains: by list files where each domain has one, else by folders.
 
     A domain may have one list file, `<domain>.txt`, or two, `<domain>_train.txt` and `<domain>_test.txt`. The classes
-    are the folders of the images in alphabetical order, also where list files number them differently: both readers
-    then give the same labels. Labels of list files whose images lie in no class folders stay as they are.
+    are the folders of the images in alphabetical order, whatever number each list file gives them: both readers then
+    give the same labels. Where folders tell no classes, labels of list files stay as they are.
 
     Args:
         dataset: Name of the data set, for messages.
@@ -78,7 +80,7 @@ def find_files(dataset: str, spec: DomainSet, root: Path, source: Sequence[Domai
     lists = {domain.name: _list_file(base, domain) for domain in (*source, target)}
     if all(lists.values()):
         tests = {domain.name: _list_file(base, domain, "test") for domain in (*source, target)}
-        found = _from_lists(lists, tests, base, (*source, target))
+        found = _from_lists(lists, tests, base, (*source, target), dataset != "folder")
     else:
         found = _from_folders(dataset, spec, base, source, target)
     if spec.num_classes is not None and found.num_classes != spec.num_classes:
@@ -161,7 +163,8 @@ def _from_folders(dataset: str, spec: DomainSet, base: Path, source: Sequence[Do
         images = folder / "images"
         nested = images.is_dir() and (bool(subfolders(images)) or subfolders(folder) == {"images"})
         trees[domain.name] = images if nested else folder
-    classes = {name: subfolders(tree) for name, tree in trees.items()}
+    folders = {name: class_folders(tree) for name, tree in trees.items()}
+    classes = {name: set(found) for name, found in folders.items()}
     first = source[0].name
     for domain in source:
         if not classes[domain.name]:
@@ -176,7 +179,7 @@ def _from_folders(dataset: str, spec: DomainSet, base: Path, source: Sequence[Do
     files = {}
     for name, tree in trees.items():
         if classes[name]:
-            files[name] = [(file, k) for k, folder in enumerate(names) for file in images_under(tree / folder)]
+            files[name] = [(file, k) for k, kind in enumerate(names) for file in images_under(folders[name][kind])]
         else:
             files[name] = [(file, -1) for file in images_under(tree)]
         if not files[name]:
@@ -185,28 +188,55 @@ def _from_folders(dataset: str, spec: DomainSet, base: Path, source: Sequence[Do
 
 
 def _from_lists(
-    lists: Mapping[str, Path | None], tests: Mapping[str, Path | None], base: Path, domains: Sequence[Domain]
+    lists: Mapping[str, Path | None],
+    tests: Mapping[str, Path | None],
+    base: Path,
+    domains: Sequence[Domain],
+    published: bool,
 ) -> DomainFiles:
     folder_of = {domain.name: _domain_folder(base, domain) for domain in domains}
 
     def read(files: Mapping[str, Path | None]) -> dict[str, Files]:
         return {name: read_list(file, base, folder_of[name]) for name, file in files.items() if file is not None}
 
-    found = read(lists), read(tests)
+    train, test = read(lists), read(tests)
+    listed = {str(file): train[name] for name, file in lists.items() if file is not None}
+    listed |= {str(file): test[name] for name, file in tests.items() if file is not None}
+    told = {file: _told_classes(entries) for file, entries in listed.items()}
+    labeled = {file for file, entries in listed.items() if any(label >= 0 for _, label in entries)}
+    several = {file for file in labeled if len({label for _, label in listed[file]} - {-1}) > 1}
+    labeled = several or labeled  # one class alone tells nothing
+    if not all(told[file] for file in labeled):
+        # The lists of a published set number the classes alike.
+        if not published and (named := sorted(file for file in labeled if told[file])):
+            other = min(labeled - set(named))
+            raise SuperCMError(
+                f"{named[0]} and {other}: the folders of the first tell the classes, those of the second do not, and "
+                "nothing says that their numbers mean the same. Put the images of each class into a folder of its name."
+            )
+        return DomainFiles(train, max(label for entries in listed.values() for _, label in entries) + 1, None, test)
+    # Lists may number the classes differently: the folders' names say what a number means in each.
+    classes = sorted({name for names in told.values() for name in names.values()})
+    place = {file: {label: classes.index(name) for label, name in names.items()} for file, names in told.items()}
+
+    def renumbered(of: Mapping[str, Files], files: Mapping[str, Path | None]) -> dict[str, Files]:
+        return {
+            name: [(image, place[str(files[name])].get(label, -1)) for image, label in entries]
+            for name, entries in of.items()
+        }
+
+    return DomainFiles(renumbered(train, lists), len(classes), tuple(classes), renumbered(test, tests))
+
+
+def _told_classes(entries: Files) -> dict[int, str]:
+    """The folder that the images of each label lie in; empty where a label has several, or a folder has."""
     folders: dict[int, set[str]] = {}
-    for listed in (*found[0].values(), *found[1].values()):
-        for file, label in listed:
-            folders.setdefault(label, set()).add(file.parent.name)
-    folders.pop(-1, None)
-    names = {label: next(iter(found)) for label, found in folders.items() if len(found) == 1}
-    classes = sorted(set(names.values()))
-    if len(classes) < len(folders):  # folders do not tell the classes
-        return DomainFiles(found[0], max(folders, default=-1) + 1, None, found[1])
-    place = {label: classes.index(name) for label, name in names.items()} | {-1: -1}
-    train, test = (
-        {name: [(file, place[label]) for file, label in listed] for name, listed in files.items()} for files in found
-    )
-    return DomainFiles(train, len(classes), tuple(classes), test)
+    for file, label in entries:
+        if label >= 0:
+            folders.setdefault(label, set()).add(normalized(file.parent.name))
+    names = {label: min(found) for label, found in folders.items()}
+    clear = all(len(found) == 1 for found in folders.values()) and len(set(names.values())) == len(names)
+    return names if clear else {}
 
 
 def read_list(file: Path, base: Path, folder: Path | None = None) -> list[tuple[Path, int]]:
@@ -246,13 +276,28 @@ def read_list(file: Path, base: Path, folder: Path | None = None) -> list[tuple[
     if not entries:
         raise SuperCMError(f"{file}: the list is empty.")
     first = entries[0][0]
-    for start in range(len(first.parts)):
+    for start in range(int(first.is_absolute()), len(first.parts)):
         for place in (base, folder):
             if place is not None and place.joinpath(*first.parts[start:]).is_file():
-                return [(place.joinpath(*path.parts[start:]), label) for path, label in entries]
+                return _located(file, place, start, entries)
     raise MissingFileError(
         f"{file}: its first image {first} does not exist, and neither does a part of that path under {base}."
     )
+
+
+def _located(file: Path, place: Path, start: int, entries: Files) -> Files:
+    """The images of a list by their places in a folder, out of which no line may lead."""
+    found: dict[Path, int] = {}
+    for path, label in entries:
+        image = Path(os.path.normpath(place.joinpath(*path.parts[start:])))
+        if not image.is_relative_to(os.path.normpath(place)):
+            raise SuperCMError(
+                f"{file}: {path} leads out of {place}. Move the image there, or set root to a folder above."
+            )
+        if image in found:
+            raise SuperCMError(f"{file}: {image} is listed twice, in two spellings. Remove one.")
+        found[image] = label
+    return list(found.items())
 
 
 # ------------------------------------------------------------------------------------------------------ classes

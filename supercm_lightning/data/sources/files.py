@@ -13,7 +13,7 @@ from supercm_lightning.data.sources.folder import images_under
 from supercm_lightning.data.sources.images import BadImage, check_bad_image_policy, common_shape
 from supercm_lightning.data.sources.stores import Store
 from supercm_lightning.data.sources.worker_stores import FileStore
-from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.utils.options import SuperCMError, check_range
 
 MEMORY = 4 * 2**30
 """Bytes up to which a data set is held in memory unless the user decides."""
@@ -41,6 +41,7 @@ class Reading:
 
     def __post_init__(self) -> None:
         check_bad_image_policy(self.on_bad_image)
+        check_range(1, image_size=self.image_size)
 
 
 def file_stores(

@@ -4,7 +4,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from supercm_lightning.data.sources.images import IMAGE_SUFFIXES
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from supercm_lightning.data.sources.images import IMAGE_SUFFIXES, OTHER_IMAGES
+from supercm_lightning.data.sources.names import normalized
 from supercm_lightning.utils.options import MissingFileError, SuperCMError
 
 
@@ -62,15 +65,21 @@ def scan_folder(root: Path) -> FolderLayout:
     if not root.is_dir():
         raise MissingFileError(f"dataset=folder: root={root} is not a folder. Expected there: {_LAYOUT}.")
     tree = next((root / name for name in ("labeled", "train") if (root / name).is_dir()), root)
-    class_names = subfolders(tree) - ({"unlabeled", "val", "test"} if tree == root else set())
+    classes = class_folders(tree)
+    class_names = classes.keys() - ({"unlabeled", "val", "test"} if tree == root else set())
     if not class_names:
         raise MissingFileError(f"dataset=folder: no class folders in {tree}. Expected: {_LAYOUT}.")
 
     def with_labels(folder: Path) -> list[tuple[Path, int]]:
-        return [(file, label) for label, name in enumerate(sorted(class_names)) for file in images_under(folder / name)]
+        found = classes if folder == tree else class_folders(folder) if folder.is_dir() else {}
+        return [
+            (file, label)
+            for label, name in enumerate(sorted(class_names))
+            for file in (images_under(found[name]) if name in found else ())
+        ]
 
     def held_out(folder: Path) -> list[tuple[Path, int]] | None:
-        if folder.is_dir() and (unexpected := subfolders(folder) - class_names):
+        if folder.is_dir() and (unexpected := class_folders(folder).keys() - class_names):
             raise SuperCMError(f"{folder}: class {min(unexpected)!r} does not occur in {tree}.")
         return with_labels(folder) or None
 
@@ -92,12 +101,27 @@ def subfolders(folder: Path) -> set[str]:
     return {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
 
 
+def class_folders(folder: Path) -> dict[str, Path]:
+    """The folders in a folder by their names in Unicode's composed form.
+
+    Raises:
+        SuperCMError: If two have names that look the same and differ in their bytes.
+    """
+    found: dict[str, Path] = {}
+    for name in sorted(subfolders(folder)):
+        if normalized(name) in found:
+            raise SuperCMError(f"{folder}: two folders are called {name!r}, in different Unicode forms. Merge them.")
+        found[normalized(name)] = folder / name
+    return found
+
+
 def images_under(folder: Path) -> list[Path]:
     """Image files at any depth of a folder, sorted; hidden ones are left out, links followed once."""
     if not folder.is_dir():
         return []
-    found, entered = [], set()
+    found, entered, others = [], set(), []
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+        folders.sort()  # where two links lead to one folder, the first by name counts
         # A link may lead to a folder that contains it.
         place = os.stat(parent)
         if (place.st_dev, place.st_ino) in entered:
@@ -106,11 +130,18 @@ def images_under(folder: Path) -> list[Path]:
         entered.add((place.st_dev, place.st_ino))
         # Hidden files such as ._photo.jpg have an image's suffix and hold metadata.
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(parent, name)
-            for name in names
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-        ]
+        for name in (name for name in names if not name.startswith(".")):
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in IMAGE_SUFFIXES:
+                found.append(Path(parent, name))
+            elif suffix in OTHER_IMAGES:
+                others.append(Path(parent, name))
+    if others:
+        kinds = ", ".join(sorted({file.suffix.lower() for file in others}))
+        rank_zero_warn(
+            f"{folder}: {len(others):,} images of kinds that are not read ({kinds}) are left out, {min(others)} among "
+            "them. Convert them to PNG or JPEG."
+        )
     return sorted(found)
 
 
@@ -146,14 +177,17 @@ def scan_clusters(
             raise MissingFileError(
                 f"root={root}: there is no folder {tree / missing[0]}. Expected <class>/*.jpg there."
             )
-    names = class_names or tuple(sorted(subfolders(trees["train"])))
+    names = class_names or tuple(sorted(class_folders(trees["train"])))
     files = {
         split: [file for name in class_names or (".",) for file in images_under(tree / name)]
         for split, tree in trees.items()
     }
     if not files["train"]:
         raise MissingFileError(f"root={root}: there are no images in {trees['train']}.")
-    folders = {split: [file.relative_to(trees[split]).parts for file in found] for split, found in files.items()}
+    folders = {
+        split: [tuple(map(normalized, file.relative_to(trees[split]).parts)) for file in found]
+        for split, found in files.items()
+    }
     known = all(len(path) > 1 and path[0] in names for paths in folders.values() for path in paths)
     if not known or len(names) < 2 or num_classes not in (None, len(names)):
         return {split: [(file, -1) for file in found] for split, found in files.items()}, None

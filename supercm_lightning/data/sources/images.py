@@ -14,7 +14,9 @@ from torch import Tensor
 
 from supercm_lightning.utils.options import SuperCMError, check_choice
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jfif"})
+OTHER_IMAGES = frozenset({".gif", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".svg", ".psd", ".tga", ".dng"})
+"""Image files that are not read, and counted where they are found."""
 
 BadImage = Literal["error", "skip"]
 """What to do about a file that cannot be read as an image."""
@@ -32,6 +34,16 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What brings an image of each EXIF orientation upright."""
+
+
+def printable(text: str) -> str:
+    r"""Text without what a terminal would act on: control characters are escaped.
+
+    Examples:
+        >>> printable("a" + chr(27) + "[31m.png")
+        'a\x1b[31m.png'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 class UnreadableImage(SuperCMError):
@@ -113,7 +125,7 @@ def common_shape(
 
 
 def _unreadable(file: Path | str, error: Exception) -> UnreadableImage:
-    return UnreadableImage(f"{file}: cannot be read as an image ({error}).{REMEDY}")
+    return UnreadableImage(f"{printable(str(file))}: cannot be read as an image ({printable(str(error))}).{REMEDY}")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -166,6 +178,11 @@ def pixels_of(
     if (side := image_size or (at_most and 2 * at_most)) is not None:
         # JPEG can be decoded at a fraction of its size, which large photographs gain from.
         image.draft("L" if channels == 1 else "RGB", (side, side))
+    if image.mode == "F":
+        values = np.asarray(image)
+        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+            raise ValueError("floats outside [0, 1] have no known scale; convert it to 8 bits")
+        image = Image.fromarray((values * 255).round().astype(np.uint8))
     if image.mode.startswith("I"):
         # Pillow cuts 16-bit values off at 255 when it converts them.
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))

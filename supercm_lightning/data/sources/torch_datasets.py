@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import Dataset
 
 from supercm_lightning.data.sources.base import Source
+from supercm_lightning.data.sources.names import normalized
 from supercm_lightning.data.sources.stores import Store, join
 from supercm_lightning.data.sources.worker_stores import DatasetStore, listed_labels
 from supercm_lightning.utils.options import SuperCMError
@@ -59,6 +60,15 @@ class TorchSource(Source):
                 if (found := _item(dataset).dtype) != first.dtype:
                     split = "target" if option == "source" and split == "unlabeled" else split
                     raise SuperCMError(f"{split}: images of type {found}, but those of {option} are {first.dtype}.")
+        for split, datasets in self.splits.items():
+            for dataset in datasets if split != "unlabeled" else ():
+                given = getattr(dataset, "classes", None)
+                other = tuple(normalized(str(name)) for name in (() if given is None else given))
+                if other and self.class_names and other != tuple(map(normalized, self.class_names)):
+                    raise SuperCMError(
+                        f"{split}: its classes are {', '.join(other[:5])}, those of {option} "
+                        f"{', '.join(self.class_names[:5])}, in this order. Number both alike."
+                    )
         self._train = None if num_classes or self.class_names else self._stores("train")
         largest = max((int(store.labels.max()) for store in self._train or ()), default=-1)
         self.num_classes = num_classes or len(self.class_names or ()) or (largest + 1) or None

@@ -192,7 +192,7 @@ class DatasetStore(WorkerStore):
         found = labels if labels is not None else listed_labels(dataset)
         if found is None:
             found = [_label(dataset[number]) for number in progress(range(count), f"Reading {count:,} labels", count)]
-        self.labels = torch.as_tensor(found, dtype=torch.int64).flatten()
+        self.labels = _whole(found, type(dataset).__name__)
         if len(self.labels) != count:
             raise SuperCMError(f"{type(dataset).__name__}: {len(self.labels)} labels for {count} items.")
 
@@ -222,7 +222,21 @@ def listed_labels(dataset: Dataset[Any]) -> Any:
     return listed if listed is not None and len(listed) == count and not isinstance(listed[0], str) else None
 
 
-def _label(item: Any) -> int:
+def _label(item: Any) -> Any:
     if not isinstance(item, (tuple, list)) or len(item) < 2:
         raise SuperCMError("A labeled data set must yield (image, label) pairs.")
-    return int(item[1])
+    return item[1]
+
+
+def _whole(labels: Any, name: str) -> Tensor:
+    """Labels as whole numbers, (N,) int64."""
+    try:
+        found = torch.as_tensor(labels)
+        whole = found.long()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SuperCMError(f"{name}: its labels are no numbers ({error}). Give whole numbers from 0 on.") from error
+    if whole.ndim > 1 and whole[0].numel() > 1:
+        raise SuperCMError(f"{name}: labels of shape {tuple(whole.shape[1:])}, where one number each was expected.")
+    if not torch.equal(whole.to(found.dtype), found) or int(whole.min()) < -1:
+        raise SuperCMError(f"{name}: its labels must be whole numbers from 0 on, or -1 where unknown.")
+    return whole.flatten()

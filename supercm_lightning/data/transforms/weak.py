@@ -1,5 +1,6 @@
 """Augmentation of whole batches on their device, with every random number drawn per sample."""
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -62,6 +63,8 @@ def check_weak_options(
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, input_shape[0]):
             raise SuperCMError(f"{name}: give one value or one for each of the {input_shape[0]} channels.")
+        if not all(math.isfinite(value) for value in values):
+            raise SuperCMError(f"{name}={values}: must be finite numbers.")
     if min(std) <= 0:
         raise SuperCMError(f"std={std}: must be positive.")
 
