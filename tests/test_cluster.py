@@ -103,6 +103,32 @@ def test_two_nodes_under_torchrun_equal_one(one_process: dict[str, torch.Tensor]
     assert_close(state("nodes"), one_process)
 
 
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_restarted_by_torchrun_and_nothing_differs() -> None:
+    whole, broken = Path("whole").resolve(), Path("broken").resolve()
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=2"]
+    both = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+
+    def start(folder: Path) -> subprocess.Popen[str]:
+        arguments = [*launch, *command("ssl/digits/supercm_mean_teacher_cpu", folder)[1:], *both]
+        return subprocess.Popen(
+            arguments, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+
+    with start(whole) as job:
+        _, errors = job.communicate(timeout=300)
+        assert job.returncode == 0, errors
+    with start(broken) as job:
+        while last_step(broken) < 30:
+            assert job.poll() is None, job.stderr and job.stderr.read()
+        workers = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+        os.kill(int(workers[-1]), signal.SIGKILL)
+        _, errors = job.communicate(timeout=300)
+    assert job.returncode == 0, errors
+    assert "Going on with the run" in errors
+    assert not differences(whole, broken)
+
+
 def programs(**scripts: str) -> str:
     """A PATH on which these shell scripts stand first."""
     folder = Path("bin").resolve()
