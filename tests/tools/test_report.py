@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +139,44 @@ def test_a_folder_of_none_or_several_runs_is_refused(
         main(["report", "runs"])
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("test_predictions.csv", ""),
+        ("test_predictions.csv", "sample,label,class,confidence\n"),
+        ("test_predictions.csv", "sample,class,confidence\n0,cat,0.5\n"),
+        ("test_predictions.csv", "sample,label,class,confidence\n0,cat,cat,0.5\n1,ca"),
+        ("test_predictions.csv", "sample,label,class,confidence\n0,$\\foo$,$\\foo$,0.5\n1,$\\foo$,cat,0.4\n"),
+        ("metrics.csv", "step,train/loss\n0,abc\n1,0.5\n2,0.4\n"),
+        ("metrics.csv", "train/loss\n0.5\n"),
+        ("metrics.csv", "step," + ",".join(f"train/{n}" for n in range(300)) + "\n" + ("1" + ",2" * 300 + "\n") * 2),
+    ],
+)
+def test_damaged_and_odd_files_of_a_run_leave_a_page(folder: Path, name: str, content: str) -> None:
+    copy = Path(shutil.copytree(folder, "copy"))
+    (copy / name).write_text(content)
+    main(["report", "copy"])
+    assert "Configuration" in (copy / "report.html").read_text()
+
+
+def test_no_file_that_a_link_leads_to_is_on_the_page(folder: Path) -> None:
+    copy = Path(shutil.copytree(folder, "copy"))
+    Path("secret").write_bytes(b"secret of another folder")
+    for name in ("features.png", "config.yaml"):
+        (copy / name).unlink()
+        (copy / name).symlink_to(Path("secret").resolve())
+    main(["report", "copy"])
+    page = (copy / "report.html").read_text()
+    assert "secret of another folder" not in page
+    assert base64.b64encode(b"secret of another folder").decode() not in page
+
+
+def test_the_accuracy_stands_first_with_its_interval(folder: Path) -> None:
+    main(["report", str(folder), "--output", "page.html"])
+    first = re.search(r"<td>(.*?)</td><td>(.*?)</td>", Path("page.html").read_text())
+    assert first is not None
+    assert first[1] == "test accuracy"
+    accuracy, low, high = (float(number) for number in re.findall(r"\d+\.\d", first[2]))
+    assert low < accuracy < high

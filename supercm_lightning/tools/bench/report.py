@@ -15,7 +15,7 @@ import torch
 from jinja2 import Environment, FileSystemLoader
 from matplotlib.figure import Figure
 from scipy.optimize import linear_sum_assignment
-from scipy.stats import binned_statistic
+from scipy.stats import binned_statistic, binomtest
 from sklearn.metrics import ConfusionMatrixDisplay
 from torchmetrics.functional.classification import binary_calibration_error
 
@@ -24,7 +24,7 @@ from supercm_lightning.utils.options import MissingFileError, SuperCMError
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
-_BINS = 15
+_BINS, _CURVES = 15, 24
 
 
 def report(run: Path, output: Path | None = None) -> Path:
@@ -53,20 +53,22 @@ def report(run: Path, output: Path | None = None) -> Path:
     summary = json.loads(found[0].read_text())
     domains = _domains(summary["data_options"])
     config = folder / "config.yaml"
+    predictions = _predictions(folder / "test_predictions.csv", clusters="test/nmi" in summary["metrics"])
     page = _TEMPLATES.get_template("report.html").render(
         title=f"{summary['model']} on {summary['data_options'].get('dataset') or summary['data']}"
         + (f", {domains['source']} → {domains['target']}" if domains else ""),
         summary=summary,
         domains=domains,
-        facts=_facts(folder, summary, domains),
+        facts=({"test accuracy": predictions["accuracy"]} if predictions else {}) | _facts(folder, summary, domains),
         metrics={name: f"{summary['metrics'][name]:.4f}" for name in sorted(summary["metrics"], key=_stage)},
         curves=_curves(folder / "metrics.csv"),
-        predictions=_predictions(folder / "test_predictions.csv", clusters="test/nmi" in summary["metrics"]),
+        predictions=predictions,
         pictures=[
             (file.stem, _caption(file.stem), base64.b64encode(file.read_bytes()).decode())
             for file in [*sorted(folder.glob("features_epoch_*.png")), *folder.glob("features.png")]
+            if not file.is_symlink()  # the page may be sent on, and a link may lead to any file
         ],
-        configuration=config.read_text() if config.is_file() else None,
+        configuration=config.read_text() if config.is_file() and not config.is_symlink() else None,
     )
     output = output or folder / "report.html"
     output.write_text(page, encoding="utf-8")
@@ -97,10 +99,19 @@ def _facts(folder: Path, summary: Mapping[str, Any], domains: Mapping[str, str])
     }
 
 
+def _table(file: Path) -> pd.DataFrame:
+    """A table of text, as a class may be called NA; an empty one where the file is missing or damaged."""
+    try:
+        return pd.read_csv(file, dtype=str, keep_default_na=False, on_bad_lines="skip")
+    except (FileNotFoundError, ValueError):  # those of pandas are ValueErrors
+        return pd.DataFrame()
+
+
 def _curves(file: Path) -> str | None:
     """Curves of every metric that was logged more than once."""
     curves: dict[str, dict[str, pd.Series]] = defaultdict(dict)
-    table = pd.read_csv(file).set_index("step") if file.is_file() else pd.DataFrame()
+    table = _table(file)
+    table = table.apply(pd.to_numeric, errors="coerce").set_index("step") if "step" in table else pd.DataFrame()
     for name in table:
         stage, _, metric = str(name).partition("/")
         metric = metric.removesuffix("_epoch").removesuffix("_step")
@@ -108,7 +119,7 @@ def _curves(file: Path) -> str | None:
             earlier = [curves[metric][stage]] if stage in curves[metric] else []
             curves[metric][stage] = pd.concat([*earlier, table[name].dropna()])
     shown = [metric for metric, stages in curves.items() if max(map(len, stages.values()), default=0) > 1]
-    shown.sort(key=lambda metric: ["loss", "acc", metric].index(metric))
+    shown = sorted(shown, key=lambda metric: ["loss", "acc", metric].index(metric))[:_CURVES]
     if not shown:
         return None
     rows = math.ceil(len(shown) / 3)
@@ -129,11 +140,11 @@ def _curves(file: Path) -> str | None:
 
 def _predictions(file: Path, clusters: bool) -> dict[str, str] | None:
     """What the test predicted: numbers, the confusion matrix and the reliability diagram."""
-    if not file.is_file():
+    table = _table(file)
+    if not {"label", "class", "confidence"} <= {*table}:
         return None
-    # A class may be called NA.
-    table = pd.read_csv(file, dtype={"label": str, "class": str}, keep_default_na=False)
-    table = table[table["label"] != ""]
+    table["confidence"] = pd.to_numeric(table["confidence"], errors="coerce")
+    table = table[table["label"].ne("") & table["label"].notna() & table["confidence"].notna()]
     if table.empty:
         return None
     note = ""
@@ -154,18 +165,23 @@ def _predictions(file: Path, clusters: bool) -> dict[str, str] | None:
         f"{100 * confidence.mean():.1f} %, expected calibration error {100 * error:.1f} % ({_BINS} bins). "
         f"Most often mistaken: {mixed or 'none'}."
     )
+    low, high = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
+    accuracy = (
+        f"{100 * right.mean():.1f} % of {len(right):,}, 95 % interval {100 * low:.1f} to {100 * high:.1f} (Wilson)"
+    )
     figure = Figure(figsize=(12, 6), layout="constrained")
     matrix, diagram = figure.subplots(1, 2)
     _confusion(matrix, counts)
     _reliability(diagram, confidence, right)
-    return {"text": text, "png": _png(figure)}
+    return {"text": text, "accuracy": accuracy, "png": _png(figure)}
 
 
 def _confusion(axes: Any, counts: pd.DataFrame) -> None:
     few = len(counts) <= 20
     upright = max(map(len, counts.index)) <= 3 and few
     size = 8 if few else max(2, 160 / len(counts))
-    display = ConfusionMatrixDisplay(counts.to_numpy(), display_labels=counts.index)
+    names = [name.replace("$", r"\$") for name in counts.index]  # matplotlib reads formulas between dollar signs
+    display = ConfusionMatrixDisplay(counts.to_numpy(), display_labels=names)
     display.plot(include_values=few, cmap="Blues", ax=axes, colorbar=False, text_kw={"size": 8})
     axes.tick_params(axis="x", labelrotation=0 if upright else 90)
     axes.tick_params(labelsize=size)
