@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -23,6 +24,7 @@ from supercm_lightning.data import ViewDataModule
 from supercm_lightning.utils.checkpoints import AtomicCheckpointIO, check_classes, check_method, read_checkpoint
 from supercm_lightning.utils.options import SuperCMError, user_error
 from supercm_lightning.utils.parser import HELP, CommandParser, find_local_modules
+from supercm_lightning.utils.saved_options import agreed_options
 from supercm_lightning.utils.trainer import callbacks_of, is_dry_run
 
 _WARNINGS = (
@@ -55,20 +57,39 @@ class SuperCMCLI(LightningCLI):
         """Parses, and reads the checkpoint, so that a bad one is named before anything is built.
 
         Raises:
-            SuperCMError: If `ckpt_path` does not exist, is damaged, could run code, or belongs to another method; or if
-                another command than `fit` has none, or `last`.
+            SuperCMError: If `ckpt_path` does not exist, is damaged, could run code, belongs to another method, or has
+                other values of options; or if another command than `fit` has none, or `last`.
         """
         super().parse_arguments(parser, args)
         command = self.config.subcommand
-        path, model = self.config[command].ckpt_path, self.config[command].model.class_path
+        path = self.config[command].ckpt_path
         if path == "last" and command != "fit":
             raise SuperCMError(f"ckpt_path=last: goes with fit. Give {command} the path of the checkpoint.")
         if path is None and command != "fit":
             raise SuperCMError(f"ckpt_path: {command} without one takes untrained weights. Give --ckpt_path FILE.")
         if path not in (None, "last", "best", "hpc"):
-            options = read_checkpoint(path).get("hyper_parameters", {})
-            check_method(path, options, model)
-            check_classes(path, options)
+            parse: Any = parser.parse_object if isinstance(args, dict | Namespace) else parser.parse_args
+            self._take_options(parser, parse(args, defaults=False)[command], path)
+
+    def _take_options(self, parser: LightningArgumentParser, given: Namespace, path: Any) -> None:
+        """Takes the options of a checkpoint: those of its method, and how its samples were prepared."""
+        command, checkpoint = self.config.subcommand, read_checkpoint(path)
+        options = dict(checkpoint.get("hyper_parameters", {}))
+        check_method(path, options, self.config[command].model.class_path)
+        check_classes(path, options)
+        samples = self.config[command].get("data") or Namespace(class_path="")
+        prepared = checkpoint.get(samples.class_path.rpartition(".")[2], {}).get("options", {})
+        # The data gives the shape and the classes; the rest of what Lightning keeps is no option.
+        network = {n: v for n, v in options.items() if n[0] != "_" and n not in ("num_classes", "input_shape")}
+        for section, saved in (("model", network), ("data", prepared)):
+            own = (given.get(section) or Namespace()).get("init_args") or Namespace()
+            taken = agreed_options(section, own.as_dict(), saved, command == "fit", path)
+            if taken:
+                classed = {"class_path": self.config[command][section].class_path, "init_args": taken}
+                self.config = parser.parse_object({command: {section: classed}}, self.config)
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would let every option of the checkpoint replace one that was given."""
 
     def before_instantiate_classes(self) -> None:
         """Lets `test` and `predict` fetch no published weights: the checkpoint holds all."""

@@ -14,9 +14,12 @@ from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import Self
 
 from supercm_lightning.contracts import Backbone
+from supercm_lightning.data import ViewDataModule
 from supercm_lightning.nn import build_backbone, check_weights, freeze_stages, initialize_head, load_backbone_weights
 from supercm_lightning.utils.checkpoints import AtomicCheckpointIO, check_classes, local_file, read_checkpoint
+from supercm_lightning.utils.lightning_private import trainer_of
 from supercm_lightning.utils.options import SuperCMError, check_choice, check_positive, check_range
+from supercm_lightning.utils.trainer import datamodule_of
 
 
 class Classifier(LightningModule):
@@ -133,6 +136,11 @@ class Classifier(LightningModule):
             SuperCMError: If they are not those of this network, or one is NaN or infinite; the message names it.
         """
         check_weights(checkpoint["state_dict"], self.state_dict())
+        data = datamodule_of(trainer_of(self))
+        if isinstance(data, ViewDataModule) and type(data).__qualname__ not in checkpoint:  # then Lightning asks it
+            state = next((v for v in checkpoint.values() if isinstance(v, dict) and "measured" in v), None)
+            if state is not None and data.restore_preparation(state):
+                data.read_again()
 
     # ------------------------------------------------------------------------------------------------ forward
     def features(self, x: Tensor) -> Tensor:

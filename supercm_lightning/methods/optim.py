@@ -133,6 +133,31 @@ class Optimized(Classifier):
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lets a resumed training have another learning rate and weight decay than before.
+
+        Raises:
+            SuperCMError: If they differ, and there are several optimizers.
+        """
+        super().on_load_checkpoint(checkpoint)
+        saved, given = checkpoint.get("hyper_parameters", {}), self.hparams
+        changed = [n for n in ("lr", "weight_decay", "backbone_lr_scale") if n in saved and saved[n] != given[n]]
+        if not changed or not (states := checkpoint.get("optimizer_states")):
+            return
+        if len(states) > 1:
+            raise SuperCMError(
+                f"{changed[0]}={given[changed[0]]}: with several optimizers it stays {saved[changed[0]]}."
+            )
+        groups = self.parameter_groups()
+        fresh = build_optimizer(given.optimizer, groups, given.lr, given.weight_decay, given.optimizer_options)
+        for old, new in zip(states[0]["param_groups"], fresh.param_groups, strict=True):
+            factor = old["lr"] / old.get("initial_lr", old["lr"])  # of the schedule
+            old |= {"lr": factor * new["lr"], "weight_decay": new["weight_decay"]}
+            old |= {"initial_lr": new["lr"]} if "initial_lr" in old else {}
+        for schedule in checkpoint.get("lr_schedulers", ()):
+            schedule["base_lrs"] = [group["lr"] for group in fresh.param_groups]
+            schedule["_last_lr"] = [group["lr"] for group in states[0]["param_groups"]]
+
     def observe_weights(self) -> None:
         """Moves the state that follows the weights, after an optimizer step (number `trainer.global_step + 1`)."""
 

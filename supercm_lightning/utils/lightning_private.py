@@ -1,13 +1,13 @@
 """The private names of Lightning and PyTorch that this package uses, all of them.
 
 A new release may rename them without notice: `tests/utils/test_lightning_private.py` has a test for each, and
-`pyproject.toml` bounds the versions for this reason.
+`pyproject.toml` bounds the versions for this reason. `SuperCMCLI` overrides one more, `LightningCLI._parse_ckpt_path`.
 """
 
 import copy
 from typing import Any
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -27,3 +27,8 @@ def without_iterator(loader: DataLoader[Any]) -> DataLoader[Any]:
     loader = copy.copy(loader)
     loader._iterator = None
     return loader
+
+
+def trainer_of(module: LightningModule) -> Trainer | None:
+    """The trainer of a module; None where it has none, for which the attribute `trainer` raises."""
+    return module._trainer

@@ -71,7 +71,8 @@ def test_onnx_file_gives_the_logits_of_the_model(capsys: pytest.CaptureFixture[s
             np.testing.assert_allclose(logits, loaded(x).numpy(), rtol=1e-4, atol=1e-5)
     metadata = {name: json.loads(v) for name, v in session.get_modelmeta().custom_metadata_map.items()}
     assert metadata["class_names"] == ["cat", "dog"]
-    assert metadata["preprocessing"] == {"mean": [0.4], "std": [0.5]}
+    read = {"stored_shape": [3, 16, 16], "keep_aspect": True, "interpolation": "bilinear"}
+    assert metadata["preprocessing"] == {"mean": [0.4], "std": [0.5], **read}
     assert (metadata["method"], metadata["input_shape"]) == ("SuperCM", [3, 16, 16])
 
 

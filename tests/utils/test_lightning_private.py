@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningCLI
 from torch import nn
 from torch.utils.data import DataLoader
 
 import supercm_lightning
 from supercm_lightning.utils import lightning_private
-from supercm_lightning.utils.lightning_private import before_batch_transfer, is_compiled, without_iterator
+from supercm_lightning.utils.lightning_private import before_batch_transfer, is_compiled, trainer_of, without_iterator
 
 
 class Doubling(LightningDataModule):
@@ -76,3 +77,14 @@ def test_no_other_file_uses_private_names_of_trainers_and_modules():
                 continue
             found.append(f"{file.relative_to(root)}:{node.lineno} {ast.unparse(node)}")
     assert not found
+
+
+def test_trainer_of_a_module_is_one_or_none():
+    module = LightningModule()
+    assert trainer_of(module) is None
+    module.trainer = trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    assert trainer_of(module) is trainer
+
+
+def test_the_command_line_takes_options_of_checkpoints_in_one_place():
+    assert callable(vars(LightningCLI)["_parse_ckpt_path"])

@@ -15,6 +15,7 @@ from supercm_lightning.data.manifest import SIDES, Manifest
 from supercm_lightning.data.modules.known_samples import KnownSamples
 from supercm_lightning.data.modules.loaders import TrainLoader, eval_loader, loader_options
 from supercm_lightning.data.modules.options import save_options
+from supercm_lightning.data.modules.prepared_samples import PreparedSamples
 from supercm_lightning.data.samplers import CyclingSampler
 from supercm_lightning.data.sources.base import Source
 from supercm_lightning.data.sources.images import progress
@@ -26,7 +27,7 @@ from supercm_lightning.utils.options import SuperCMError, check_range
 from supercm_lightning.utils.trainer import callbacks_of
 
 
-class ViewDataModule(KnownSamples, ABC):
+class ViewDataModule(PreparedSamples, KnownSamples, ABC):
     """Base of the data modules: labeled, unlabeled, validation, test and prediction samples as batches of views.
 
     A training batch is `{"labeled": (x, y), "unlabeled": (views, index)}` with the views that the method declares; an
@@ -55,6 +56,7 @@ class ViewDataModule(KnownSamples, ABC):
         source: Where the data modules of the package read from; None for others.
         preprocessing: What was done to the samples that the model receives, plain values: `mean` and `std`, on the
             scale [0, 1] for images, or `whitening`. Empty where nothing was.
+        measured: Tensors that this was measured by, on training samples or by the run of a checkpoint.
 
     Examples:
         >>> from supercm_lightning.data.sources.names import normalized
@@ -115,7 +117,6 @@ class ViewDataModule(KnownSamples, ABC):
         self.steps_per_epoch = steps_per_epoch
         self.predict_on = str(predict_on)
         self.num_workers = default_num_workers() if num_workers is None else num_workers
-        self.preprocessing: dict[str, Any] = {}
 
     def _use(self, source: Source, option: str = "dataset") -> None:
         """Takes classes and shape of a source with labels."""
@@ -173,16 +174,16 @@ class ViewDataModule(KnownSamples, ABC):
         self.augmentations = self.configure_augmentations()
 
     def state_dict(self) -> dict[str, Any]:
-        """The run's seed, so that a resumed run continues the sampling order; classes, preprocessing and samples."""
-        about = {"seed": self.seed, "class_names": self.class_names, "preprocessing": self.preprocessing}
-        return about | {"samples": self.manifest_state()}
+        """The run's seed, so that a resumed run continues the sampling order; classes, samples, preparation."""
+        about = {"seed": self.seed, "class_names": self.class_names}
+        return about | self.preparation_state() | {"samples": self.manifest_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the seed and the split of the run: every sample that the checkpoint knows stays in its split.
+        """Restores the seed, split and preprocessing of the run: every sample that it knows stays in its split.
 
         Raises:
-            SuperCMError: If the classes of the data have other names than those of the checkpoint, or test samples were
-                trained on.
+            SuperCMError: If the classes of the data have other names than those of the checkpoint, its samples are
+                prepared otherwise, or test samples were trained on.
         """
         self.seed = state_dict["seed"]
         known = state_dict.get("class_names")
@@ -192,7 +193,19 @@ class ViewDataModule(KnownSamples, ABC):
                 f"ckpt_path: the checkpoint has other classes than the data ({', '.join(differ[:10])}), so its class "
                 "numbers would mean something else. Use the data of the checkpoint, or train from scratch."
             )
+        outdated = self.restore_preparation(state_dict)
         self.keep_sides(Manifest.from_state(state_dict["samples"]))
+        if outdated:
+            self.read_again()
+
+    def read_again(self) -> None:
+        """Reads what was read, after a checkpoint told how samples are prepared."""
+        if any(split in self.samples for split in SIDES):
+            for split in SIDES:
+                self.samples.pop(split, None)
+            self._read_splits()
+        if self.predict_on in self.samples and self.predict_on not in SIDES:
+            self.setup("predict")
 
     @property
     def num_unlabeled(self) -> int:

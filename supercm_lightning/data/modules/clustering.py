@@ -125,7 +125,7 @@ class ClusteringDataModule(ViewDataModule):
         features = isinstance(self.source, FeatureSource)
         self.normalization = CleanFeatures() if features else Normalization(tuple(mean), tuple(std))
         if features:
-            self.view_remedy = VIEW_REMEDY
+            self.view_remedy, self.preprocessing = VIEW_REMEDY, {"standardize": "joint"}
         else:
             check_weak_options(self.input_shape, self.shift, self.noise, mean, std)
             self.preprocessing = asdict(self.normalization)
@@ -162,8 +162,10 @@ class ClusteringDataModule(ViewDataModule):
         return samples
 
     def _standardize(self, train: Store, test: Store | None) -> None:
-        found = statistics(train.parts(torch.arange(len(train))), correction=1)
-        self.preprocessing = {"mean": found[0].tolist(), "std": found[1].tolist()}
+        if not self.measured:
+            self.measured = {"features": torch.stack(statistics(train.parts(torch.arange(len(train))), correction=1))}
+        found = (self.measured["features"][0], self.measured["features"][1])
+        self.preprocessing = {"standardize": "joint", "mean": found[0].tolist(), "std": found[1].tolist()}
         for store in (train, *([] if test is None else [test])):
             standardize_stores(store.parts(torch.arange(len(store))), found)
 

@@ -9,7 +9,7 @@ from supercm_lightning.data.image_features import cached_features
 from supercm_lightning.data.manifest import SIDES
 from supercm_lightning.data.modules.base import ViewDataModule
 from supercm_lightning.data.sources.feature_files import FeatureSet, Labels, are_arrays, located
-from supercm_lightning.data.sources.feature_store import FeatureStore, Statistics, standardize_stores, statistics
+from supercm_lightning.data.sources.feature_store import FeatureStore, standardize_stores, statistics
 from supercm_lightning.data.sources.features import FeatureSource
 from supercm_lightning.data.sources.stores import Samples
 from supercm_lightning.data.splits import check_labels, domain_strata
@@ -131,6 +131,7 @@ class FeatureDataModule(ViewDataModule):
         called = dict(zip(("train", "unlabeled"), names, strict=True))
         self._use(FeatureSource(splits, policy, called, Path(root)), names[0])
         self.normalization, self.view_remedy = CleanFeatures(), VIEW_REMEDY
+        self.preprocessing = {} if standardize is None else {"standardize": standardize}
 
     def read(self) -> dict[str, Samples]:
         """Opens the files, splits the labeled samples and computes what standardizes all."""
@@ -154,22 +155,24 @@ class FeatureDataModule(ViewDataModule):
         return samples
 
     def _standardize(self, samples: dict[str, Samples]) -> None:
+        if (kind := self.hparams.standardize) is None:
+            return
         parts = {split: part.store.parts(part.index) for split, part in samples.items()}
-        everything = {split: part.store.parts(torch.arange(len(part.store))) for split, part in samples.items()}
-        if self.hparams.standardize == "joint":
-            self._keep(found := statistics([*parts["labeled"], *parts["unlabeled"]]))
-            for stores in everything.values():
-                standardize_stores(stores, found)
-        elif self.hparams.standardize == "domain":
-            self._keep(found := statistics(parts["unlabeled"]))  # new samples are of the target
-            source = statistics(parts["labeled"])
-            for split, stores in everything.items():
-                standardize_stores(stores, source if split in ("labeled", "val") else found)
-            for part in parts["labeled"]:
-                standardize_stores([part], statistics([part]))
-
-    def _keep(self, found: Statistics) -> None:
-        self.preprocessing = {"mean": found[0].tolist(), "std": found[1].tolist()}
+        if not self.measured and kind == "joint":
+            self.measured = {"features": torch.stack(statistics([*parts["labeled"], *parts["unlabeled"]]))}
+        elif not self.measured:
+            pairs = [statistics(parts["labeled"]), *(statistics([part]) for part in parts["labeled"])]
+            self.measured = {"features": torch.stack(statistics(parts["unlabeled"]))}  # new samples are of the target
+            self.measured["sources"] = torch.stack([torch.stack(pair) for pair in pairs])
+        mean, std = self.measured["features"]
+        self.preprocessing = {"standardize": kind, "mean": mean.tolist(), "std": std.tolist()}
+        pooled, *single = self.measured.get("sources", [(mean, std)])
+        for split, samples_of in samples.items():
+            whole = samples_of.store.parts(torch.arange(len(samples_of.store)))
+            center, scale = pooled if split in ("labeled", "val") else (mean, std)
+            standardize_stores(whole, (center, scale))
+        for part, (center, scale) in zip(parts["labeled"], single or [pooled] * len(parts["labeled"]), strict=True):
+            standardize_stores([part], (center, scale))
 
     def read_new(self, path: Path) -> FeatureStore:
         """Opens a file of features; with two domains they are treated as those of the target."""

@@ -128,7 +128,6 @@ class SemiSupervisedDataModule(ViewDataModule):
         if whitening:
             self.view_remedy = "Set whitening=false: whitened images have no strong view."
         self.split: Split | None = None
-        self._zca: ZCA | None = None
 
     # ------------------------------------------------------------------------------------------------- reading
     def read(self) -> dict[str, Samples]:
@@ -153,9 +152,8 @@ class SemiSupervisedDataModule(ViewDataModule):
         store = super().read_new(path)
         if self.hparams.whitening:
             self._read_splits()  # which fits the whitening
-            assert self._zca is not None
             images = cast(ArrayStore, store)
-            images.data = self._zca(global_contrast_normalize(images.data))
+            images.data = ZCA(**self.measured)(global_contrast_normalize(images.data))
         return store
 
     def _whiten(self, samples: dict[str, Samples]) -> dict[str, Samples]:
@@ -164,8 +162,10 @@ class SemiSupervisedDataModule(ViewDataModule):
         images = {id(store): global_contrast_normalize(store.data) for store in stores}
         train = samples["labeled"].store
         index = torch.cat([samples["labeled"].index, samples["unlabeled"].index]).unique()
-        self._zca = ZCA.fit(images[id(train)][index])
-        white = {id(store): replace(store, data=self._zca(images[id(store)])) for store in stores}
+        if not self.measured:
+            self.measured = vars(ZCA.fit(images[id(train)][index]))
+        zca = ZCA(**self.measured)
+        white = {id(store): replace(store, data=zca(images[id(store)])) for store in stores}
         for store in stores:
             white[id(store)].keys = store.keys
         return {split: replace(part, store=white[id(part.store)]) for split, part in samples.items()}

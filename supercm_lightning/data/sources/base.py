@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from supercm_lightning.data.sources.stores import Store
 from supercm_lightning.utils.options import SuperCMError
@@ -67,6 +68,11 @@ class Source(ABC):
         """Shape of what the model receives."""
         size = self.input_size
         return self.sample_shape if size is None else (self.sample_shape[0], size, size)
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """How files become samples of `sample_shape`, plain values; empty where there are no files."""
+        return {}
 
     @abstractmethod
     def read(self) -> Mapping[str, Store]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -125,9 +126,19 @@ class FileSource(Source):
         self.train_sizes = [sum(str(file) in kept for file, _ in files) for files in self.domains]
         return stores
 
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """How new files are read."""
+        return preparation_of(self.sample_shape, self.reading)
+
     def read_new(self, path: Path) -> Store:
         """Reads the images at any depth of a folder."""
         return new_images(path, self.sample_shape, self.reading)
+
+
+def preparation_of(shape: Sequence[int], reading: Reading) -> dict[str, Any]:
+    """What `new_images` does to the images of a folder, as plain values for a checkpoint."""
+    return {"stored_shape": list(shape), "keep_aspect": reading.keep_aspect, "interpolation": "bilinear"}
 
 
 def new_images(folder: Path, shape: tuple[int, ...], reading: Reading) -> Store:

@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from supercm_lightning.data.sources.base import Defaults, Source
-from supercm_lightning.data.sources.files import Reading, file_stores, new_images
+from supercm_lightning.data.sources.files import Reading, file_stores, new_images, preparation_of
 from supercm_lightning.data.sources.registered import DATASETS
 from supercm_lightning.data.sources.stores import ArrayStore, Store, join
 
@@ -70,6 +71,11 @@ class RegisteredSource(Source):
             split: join([ArrayStore(_as_shape(images, self.sample_shape), labels) for images, labels in parts])
             for split, parts in found.items()
         }
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """How new files are read."""
+        return preparation_of(self.sample_shape, self.reading)
 
     def read_new(self, path: Path) -> Store:
         """Reads the images of a folder."""
