@@ -459,7 +459,7 @@ def role_of(method: str, options: dict[str, object]) -> Role:
     """What a row of a grid is to the summary, by the name of its configuration."""
     if method.startswith("baseline:"):
         return "free"
-    if options:
+    if options.keys() - {"model.use_unlabeled"}:
         return "variant"
     known: dict[str, Role] = {"supervised": "supervised", "supercm": "supercm", "supercm_recommended": "recipe"}
     return known.get(method, "combination" if "supercm_" in method else "method")

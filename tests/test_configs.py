@@ -168,6 +168,16 @@ def test_methods_of_a_table_start_from_one_initialization_of_the_head() -> None:
     assert wrong == []
 
 
+def test_wide_resnets_have_the_batch_norm_of_their_recipe() -> None:
+    # 0.001 as FixMatch and its relatives; the published SuperCM trained with PyTorch's defaults.
+    fixmatch = {"batch_norm_momentum": 0.001, "batch_norm_eps": 0.001}
+    for file in FILES:
+        options = parsed(file)["model"]["init_args"]
+        if options["backbone"].startswith("wrn"):
+            expected = fixmatch if options["optimizer"] == "sgd" else {}
+            assert (options["backbone_options"] or {}) == expected, name_of(file)
+
+
 # -------------------------------------------------------------------------------------------------------- overrides
 def test_the_command_line_overrides_a_fragment() -> None:
     file = CONFIGS / "ssl" / "mnist" / "supercm_vat.yaml"

@@ -1,12 +1,12 @@
 """Wide residual networks in the variant of the semi-supervised literature."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from supercm_lightning.utils.options import SuperCMError
 
-
-def _norm(channels: int) -> nn.Sequential:
-    return nn.Sequential(nn.BatchNorm2d(channels, eps=1e-3, momentum=1e-3), nn.LeakyReLU(0.1, inplace=True))
+_Norm = Callable[[int], nn.Module]
 
 
 class _Block(nn.Module):
@@ -16,16 +16,19 @@ class _Block(nn.Module):
         in_channels: Channels of the input.
         channels: Channels of the output.
         stride: Stride of the first convolution.
-        activate_before_residual: Give the shortcut the normalised and activated input instead of the raw one.
+        activate_before_residual: Give the shortcut the normalized and activated input instead of the raw one.
+        norm: Makes batch norm and activation for a number of channels.
     """
 
-    def __init__(self, in_channels: int, channels: int, stride: int, activate_before_residual: bool) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, activate_before_residual: bool, norm: _Norm
+    ) -> None:
         super().__init__()
         self.activate_before_residual = activate_before_residual
-        self.activation = _norm(in_channels)
+        self.activation = norm(in_channels)
         self.residual = nn.Sequential(
             nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False),
-            _norm(channels),
+            norm(channels),
             nn.Conv2d(channels, channels, 3, padding=1, bias=False),
         )
         self.shortcut: nn.Module = nn.Identity()
@@ -40,13 +43,16 @@ class _Block(nn.Module):
 class WideResNet(nn.Module):
     """A wide residual network that maps images to the globally averaged features of its last group.
 
-    As in the semi-supervised benchmarks: batch norm with momentum and epsilon 1e-3, LeakyReLU(0.1), convolutions
-    without bias and with Kaiming-normal (fan-out) weights; only the first block activates before its branches part.
+    As in the semi-supervised benchmarks: LeakyReLU(0.1), convolutions without bias and with Kaiming-normal (fan-out)
+    weights; only the first block activates before its branches part.
 
     Args:
         depth: Number of layers, 6 · blocks per group + 4.
         width: Factor on the widths 16, 32, 64 of the three groups.
         in_channels: Channels of the images, of any size from 4x4.
+        batch_norm_momentum: Fraction of a batch in the running statistics. The published SuperCM has PyTorch's 0.1,
+            FixMatch and its relatives 0.001.
+        batch_norm_eps: Added to the variance; likewise 1e-5 and 0.001.
 
     Attributes:
         num_features: Width of the output, 64 · width.
@@ -58,19 +64,31 @@ class WideResNet(nn.Module):
     Semi-Supervised Learning Algorithms", NeurIPS 2018.
     """
 
-    def __init__(self, depth: int = 28, width: int = 2, in_channels: int = 3) -> None:
+    def __init__(
+        self,
+        depth: int = 28,
+        width: int = 2,
+        in_channels: int = 3,
+        batch_norm_momentum: float = 0.1,
+        batch_norm_eps: float = 1e-5,
+    ) -> None:
         super().__init__()
         if depth < 10 or (depth - 4) % 6:
             raise SuperCMError(f"depth={depth}: a wide ResNet has 6 · blocks + 4 layers, such as 10, 16 or 28.")
+
+        def norm(channels: int) -> nn.Sequential:
+            batch_norm = nn.BatchNorm2d(channels, batch_norm_eps, batch_norm_momentum)
+            return nn.Sequential(batch_norm, nn.LeakyReLU(0.1, inplace=True))
+
         channels = 16
         layers: list[nn.Module] = [nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)]
         for group, base in enumerate((16, 32, 64)):
             for block in range((depth - 4) // 6):
                 stride = 2 if group > 0 and block == 0 else 1
-                layers.append(_Block(channels, base * width, stride, activate_before_residual=group == block == 0))
+                layers.append(_Block(channels, base * width, stride, group == block == 0, norm))
                 channels = base * width
         self.num_features = channels
-        self.layers = nn.Sequential(*layers, _norm(channels), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.layers = nn.Sequential(*layers, norm(channels), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

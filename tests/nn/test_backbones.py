@@ -27,6 +27,16 @@ def test_wrn_28_8_has_the_published_size() -> None:
     assert round(total / 1e6, 2) == 23.40
 
 
+def test_batch_norm_of_a_wide_resnet_is_that_of_pytorch_or_as_asked() -> None:
+    for options, expected in (
+        ({}, (0.1, 1e-5)),
+        ({"batch_norm_momentum": 0.001, "batch_norm_eps": 1e-3}, (1e-3, 1e-3)),
+    ):
+        net = build_backbone("wrn_28_2", (1, 8, 8), **options)
+        norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+        assert {(norm.momentum, norm.eps) for norm in norms} == {expected}
+
+
 def restated_wrn(net: WideResNet, x: Tensor, blocks: int) -> Tensor:
     """A wide residual network in functional form, its weights taken in the order of the published architecture."""
     convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
@@ -37,10 +47,9 @@ def restated_wrn(net: WideResNet, x: Tensor, blocks: int) -> Tensor:
 
     def act(value: Tensor) -> Tensor:
         norm = next(next_norm)
-        assert (norm.eps, norm.momentum) == (1e-3, 1e-3)
         mean, variance = (norm.get_buffer(name).view(1, -1, 1, 1) for name in ("running_mean", "running_var"))
         scale, shift = (t.view(1, -1, 1, 1) for t in (norm.weight, norm.bias))
-        value = (value - mean) / (variance + 1e-3).sqrt() * scale + shift
+        value = (value - mean) / (variance + norm.eps).sqrt() * scale + shift
         return torch.where(value > 0, value, 0.1 * value)
 
     x = F.conv2d(x, next(threes).weight, padding=1)

@@ -468,7 +468,11 @@ def test_a_table_says_how_to_run_it(file: Path, monkeypatch: pytest.MonkeyPatch)
     assert f"#   supercm-bench {file.relative_to(ROOT)}" in file.read_text()
     grid = Grid.read(file)
     cells = list(grid.cells(Path("out")))  # whose configurations exist
-    assert len({cell.arguments for cell in cells}) == len(cells) == len(grid.rows) * len(grid.columns) * grid.seeds
+    assert (
+        len({(cell.arguments, cell.baseline) for cell in cells})
+        == len(cells)
+        == len(grid.rows) * len(grid.columns) * grid.seeds
+    )
     assert all(row.over is not None or row.baseline for row in list(grid.rows.values())[1:])
 
 

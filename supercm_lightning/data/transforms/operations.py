@@ -1,9 +1,9 @@
 """RandAugment's operations on batches of images, each image at a magnitude of its own.
 
 Every operation takes images (n, C, H, W) uint8 on any device and one magnitude per image, (n,) float64 on the host, and
-gives the new images: exactly what torchvision's operation of this name makes of each one alone, as a uint8 tensor. Only
-where a compiler fuses the product and sum of Color, Contrast and Sharpness in one of the two may a value next to a
-whole number, whose fraction both cut off, come out one level apart.
+gives the new images: exactly what the operation of this name in torchvision.transforms.v2 makes of each one alone, as a
+uint8 tensor. Only where a compiler fuses the product and sum of Color, Contrast and Sharpness in one of the two may a
+value next to a whole number, whose fraction both cut off, come out one level apart.
 """
 
 import torch
