@@ -1,6 +1,8 @@
 """The command `supercm`: LightningCLI over every method and data module."""
 
+import errno
 import json
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -11,6 +13,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import distributed
 
@@ -18,7 +21,8 @@ from torch import distributed
 from supercm_lightning import __version__, callbacks, data, methods  # noqa: F401
 from supercm_lightning.callbacks import AdaptationScores, PredictionWriter, RunSummary
 from supercm_lightning.callbacks.runs.continued_run import ContinuedRun
-from supercm_lightning.callbacks.runs.run_folder import run_folder
+from supercm_lightning.callbacks.runs.run_folder import RunFolder, local_folder, run_folder
+from supercm_lightning.callbacks.runs.saved_config import SavedConfig
 from supercm_lightning.callbacks.runs.slurm_requeue import SlurmRequeue
 from supercm_lightning.data import ViewDataModule
 from supercm_lightning.utils.checkpoints import AtomicCheckpointIO, check_classes, check_method, read_checkpoint
@@ -38,10 +42,22 @@ _WARNINGS = (
     # The commands beside `supercm` have arguments of their own.
     "LightningCLI's args parameter is intended to run from within Python",
 )
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 class SuperCMCLI(LightningCLI):
     """LightningCLI that links the data's shape and classes to the model, logs into one folder and tests after `fit`."""
+
+    _folder: RunFolder | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        failed = True
+        try:
+            super().__init__(*args, **kwargs)
+            failed = False
+        finally:
+            if self._folder is not None:
+                self._folder.close(failed)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser with short messages."""
@@ -62,7 +78,9 @@ class SuperCMCLI(LightningCLI):
         """
         super().parse_arguments(parser, args)
         command = self.config.subcommand
-        path = self.config[command].ckpt_path
+        path, trainer = self.config[command].ckpt_path, self.config[command].trainer
+        if trainer.default_root_dir is not None:
+            trainer.default_root_dir = str(local_folder(trainer.default_root_dir))
         if path == "last" and command != "fit":
             raise SuperCMError(f"ckpt_path=last: goes with fit. Give {command} the path of the checkpoint.")
         if path is None and command != "fit":
@@ -112,9 +130,9 @@ class SuperCMCLI(LightningCLI):
         if config.get("logger") in (None, True) and not config.get("fast_dev_run"):
             options = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))[self.subcommand]
             start = self.config_init[self.subcommand].get("ckpt_path")
-            folder = run_folder(self.subcommand, start, options, config.get("callbacks"))
-            self.config_init[self.subcommand]["ckpt_path"] = folder.checkpoint
-            kwargs["logger"] = folder.loggers()
+            self._folder = run_folder(self.subcommand, start, options, config.get("callbacks"))
+            self.config_init[self.subcommand]["ckpt_path"] = self._folder.checkpoint
+            kwargs["logger"] = self._folder.loggers()
             additions.insert(0, ContinuedRun())
         plugins = config.get("plugins") or []
         plugins = list(plugins) if isinstance(plugins, Sequence) and not isinstance(plugins, str) else [plugins]
@@ -162,7 +180,7 @@ def run(args: ArgsType = None, extra_callbacks: Sequence[Callback] = ()) -> Supe
                 subclass_mode_data=True,
                 seed_everything_default=0,
                 trainer_defaults={"callbacks": list(extra_callbacks)},
-                save_config_kwargs={"overwrite": True},  # a resumed run finds its own config.yaml
+                save_config_callback=SavedConfig,
                 parser_kwargs={"prog": "supercm", "version": f"supercm_lightning {__version__}", "allow_abbrev": False},
                 auto_configure_optimizers=False,
                 args=args,
@@ -171,6 +189,11 @@ def run(args: ArgsType = None, extra_callbacks: Sequence[Callback] = ()) -> Supe
             if (cause := user_error(error)) in (None, error):
                 raise
             raise cause from None  # without the parser's account of all that it was given
+
+
+def _fail(message: object) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
 
 
 def main(args: ArgsType = None) -> None:
@@ -182,8 +205,13 @@ def main(args: ArgsType = None) -> None:
     try:
         run(args)
     except SuperCMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(_fail(error))
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        sys.exit(_fail(f"{error.filename or 'a file'}: {error.strerror}. Free the disk, or write elsewhere."))
+    except SIGTERMException:
+        sys.exit(128 + signal.SIGTERM)  # Lightning means 0, with which a script would go on
     # A thread of gloo that releases a tensor while the interpreter shuts down aborts the process, although nothing
     # failed, and Lightning ends the threads of nccl alone. Not after an error: a peer that is gone cannot answer.
     if distributed.is_available() and distributed.is_initialized():

@@ -1054,6 +1054,23 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     resume("nowhere.ckpt")
 
 
+@case(CONFIG, "a file in place of the folder of all runs", "default_root_dir=here: … cannot be made", SuperCMError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("here").touch()
+    run(["fit", "--model", "SuperCM", *DIGITS, *QUIET, "--trainer.default_root_dir", "here"])
+
+
+@case(CONFIG, "a file in place of `lightning_logs`", "lightning_logs cannot be made", SuperCMError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("lightning_logs").touch()
+    run(["fit", "--model", "SuperCM", *DIGITS, *QUIET])
+
+
+@case(CONFIG, "runs on another machine", "default_root_dir=s3://bucket: runs are written into local", SuperCMError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    run(["fit", "--model", "SuperCM", *DIGITS, *QUIET, "--trainer.default_root_dir", "s3://bucket"])
+
+
 # ------------------------------------------------------------------------------------------------------------ tests
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 @pytest.mark.parametrize("each", CASES, ids=[f"{c.area}-{c.tried}".replace(" ", "_") for c in CASES])

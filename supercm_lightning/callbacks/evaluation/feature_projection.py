@@ -21,6 +21,7 @@ from supercm_lightning.callbacks.training.step_averaging import averaged_weights
 from supercm_lightning.contracts import CentroidModel, FeatureModel, ViewData
 from supercm_lightning.data import move_batch
 from supercm_lightning.nn import evaluating
+from supercm_lightning.utils.files import write_atomically
 from supercm_lightning.utils.options import SuperCMError, check_choice, check_range
 from supercm_lightning.utils.trainer import datamodule_of, is_dry_run
 
@@ -133,8 +134,10 @@ class FeatureProjection(Callback):
             domain = {"val": "source ", "test": "target "}[scene.split] if scene.is_target is not None else ""
             title += f", {domain}accuracy {100 * float(accuracy):.1f} %"
         figure = self.draw(scene.features, scene.labels, centroids, names, title, scene.is_target)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(self._folder / f"{name}.png", dpi=200, bbox_inches="tight")
+        write_atomically(
+            self._folder / f"{name}.png",
+            lambda stream: figure.savefig(stream, format="png", dpi=200, bbox_inches="tight"),
+        )
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure("features", figure, trainer.global_step, close=False)

@@ -61,7 +61,7 @@ class MetricsTable(Logger):
         if new := row.keys() - set(self._columns):
             self._columns = sorted({*self._columns, *new})
             _write(self.file, self._columns, _read(self.file)[1])
-        with self.file.open("a", newline="") as stream:
+        with self.file.open("a", encoding="utf-8", newline="") as stream:
             csv.DictWriter(stream, self._columns).writerow(row)
 
 
@@ -83,7 +83,7 @@ def drop_rows(file: Path, start: int) -> None:
 def _read(file: Path) -> tuple[list[str], list[dict[str, str]]]:
     if not file.exists():
         return [], []
-    with file.open(newline="") as stream:
+    with file.open(encoding="utf-8", newline="") as stream:
         reader = csv.DictReader(stream)
         rows = list(reader)
         return list(reader.fieldnames or ()), rows

@@ -2,35 +2,44 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
+from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.core.saving import load_hparams_from_yaml
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 from yaml import YAMLError
 
 from supercm_lightning.callbacks.runs.metrics_table import MetricsTable, drop_rows
 from supercm_lightning.utils.checkpoints import newest_checkpoint
+from supercm_lightning.utils.options import SuperCMError
 
 _FOLDER = "lightning_logs"
+_LOCK = ".lock"
 
 
-class RunFolder(NamedTuple):
+@dataclass
+class RunFolder:
     """Where a run logs, and what it starts from.
 
     Attributes:
         root: Folder of all runs, `default_root_dir`.
-        version: Name of the run's folder in `root/lightning_logs`; None: the next `version_N`.
+        version: Name of the run's folder in `root/lightning_logs`; None: that of the first process.
         checkpoint: Checkpoint to resume from; None: the run starts at its beginning.
         steps: Number of steps that the logs keep from before; None: a new run.
+        lock: Held while the run is in progress.
     """
 
     root: Path
     version: str | None = None
-    checkpoint: Path | None = None
+    checkpoint: Any = None
     steps: int | None = None
+    lock: FileLock | None = None
 
     def loggers(self) -> list[Logger]:
         """TensorBoard's event file and `metrics.csv` in the run's folder, without the steps that will be repeated."""
@@ -40,6 +49,52 @@ class RunFolder(NamedTuple):
         if self.steps is not None and _is_rank_zero():
             drop_rows(table.file, self.steps)
         return [board, table]
+
+    def close(self, failed: bool) -> None:
+        """Ends the run; the new folder of one that failed before it logged anything is removed.
+
+        Args:
+            failed: Whether the command ended with an error.
+        """
+        if self.lock is None:
+            return
+        self.lock.release()
+        folder = Path(self.lock.lock_file).parent
+        files = list(folder.iterdir()) if folder.is_dir() else []
+        is_trace = [file.name in (_LOCK, "config.yaml") or "tfevents" in file.name for file in files]
+        if failed and self.steps is None and all(is_trace):
+            for file in files:
+                file.unlink()
+            for empty in (folder, folder.parent):
+                if not any(empty.iterdir()):
+                    empty.rmdir()
+
+
+def local_folder(option: str | Path) -> Path:
+    """The folder that `default_root_dir` names, with `~` and variables replaced.
+
+    Args:
+        option: A path, or a URL that begins with `file://`.
+
+    Raises:
+        SuperCMError: If it is on another machine, or the user after `~` does not exist.
+
+    Examples:
+        >>> local_folder("file:///data/runs").as_posix()
+        '/data/runs'
+    """
+    if "://" in str(option):
+        url = urlsplit(str(option))
+        if url.scheme != "file":
+            raise SuperCMError(
+                f"trainer.default_root_dir={option}: runs are written into local folders alone. Give one, and copy the "
+                "finished run."
+            )
+        option = url2pathname(url.path)
+    try:
+        return Path(os.path.expandvars(option)).expanduser()
+    except RuntimeError as error:
+        raise SuperCMError(f"trainer.default_root_dir={option}: {error} Give a full path.") from error
 
 
 def run_folder(command: str | None, start: Any, config: dict[str, Any], callbacks: Any) -> RunFolder:
@@ -52,38 +107,55 @@ def run_folder(command: str | None, start: Any, config: dict[str, Any], callback
         start: The option `ckpt_path`.
         config: Configuration of the run, plain values.
         callbacks: The callbacks of the configuration; the folders that they save to may hold the run's checkpoints.
+
+    Raises:
+        SuperCMError: If the folder cannot be made, or the run that would be resumed is in progress.
     """
     root = Path((config.get("trainer") or {}).get("default_root_dir") or os.getcwd())
     requeued = command == "fit" and start is None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
     if start != "last" and not requeued:
-        return new_run(root)._replace(checkpoint=start)
+        folder = new_run(root)
+        folder.checkpoint = start
+        return folder
     given = callbacks if isinstance(callbacks, Sequence) else [callbacks]
     saving = [Path(c.dirpath) for c in given if isinstance(c, ModelCheckpoint) and c.dirpath]
     return resumed_run(root, config, saving, own_job=requeued) or new_run(root)
 
 
 def new_run(root: Path) -> RunFolder:
-    """A folder for a new run.
+    """Makes the folder of a new run, which no other run has, however many start at the same time.
 
-    Under SLURM its name is the job's number, and number_1, number_2 and so on for further runs of the same job, such as
-    those of an interactive session or of a script that trains several seeds.
+    Its name is `version_N`. Under SLURM it is the job's number, and number_1, number_2 and so on for further runs of
+    the same job, such as those of an interactive session or of a script that trains several seeds.
 
     Args:
         root: Folder of all runs.
+
+    Raises:
+        SuperCMError: If the folder cannot be made.
     """
+    if not _is_rank_zero():  # the folder is broadcast from the first process
+        return RunFolder(root)
     job = os.environ.get("SLURM_JOB_ID")
-    if job is None or not _is_rank_zero():  # the folder is broadcast from the first process
-        return RunFolder(root, job)
     number = 0
-    while True:
-        version = f"{job}_{number}" if number else job
-        try:
-            # Claimed here: runs of one job may start at the same time.
-            (root / _FOLDER / version).mkdir(parents=True)
-        except FileExistsError:
-            number += 1
-        else:
-            return RunFolder(root, version)
+    try:
+        (root / _FOLDER).mkdir(parents=True, exist_ok=True)
+        if job is None:
+            names = (path.name.removeprefix("version_") for path in (root / _FOLDER).glob("version_*"))
+            number = max((int(name) + 1 for name in names if name.isdecimal()), default=0)
+        while True:
+            version = f"version_{number}" if job is None else f"{job}_{number}" if number else job
+            try:
+                (root / _FOLDER / version).mkdir()
+            except FileExistsError:
+                number += 1
+            else:
+                return RunFolder(root, version, lock=_lock(root / _FOLDER / version))
+    except OSError as error:
+        raise SuperCMError(
+            f"trainer.default_root_dir={root}: the run's folder {root / _FOLDER} cannot be made ({error.strerror}). "
+            "Give another folder."
+        ) from error
 
 
 def resumed_run(root: Path, config: dict[str, Any], elsewhere: Iterable[Path], own_job: bool) -> RunFolder | None:
@@ -97,6 +169,9 @@ def resumed_run(root: Path, config: dict[str, Any], elsewhere: Iterable[Path], o
 
     Returns:
         The run; None: there is none.
+
+    Raises:
+        SuperCMError: If the run is in progress.
     """
     wanted = _identity(config)
     job = os.environ.get("SLURM_JOB_ID", "")
@@ -107,14 +182,29 @@ def resumed_run(root: Path, config: dict[str, Any], elsewhere: Iterable[Path], o
             continue
         try:
             found = _identity(load_hparams_from_yaml(file, use_omegaconf=False))
-        except YAMLError:  # cut off when the process was killed
+        except (YAMLError, OSError, ValueError, AttributeError):  # written by hand, or on a full disk
+            rank_zero_warn(f"{file}: cannot be read as the configuration of a run, which is passed over.")
             continue
         if found.keys() == wanted.keys() and _agree(wanted, found):
+            lock = _lock(folder) if _is_rank_zero() else None
             path, checkpoint = newest_checkpoint(folder, elsewhere) or (None, {"global_step": 0})
             steps = checkpoint.get("run", {}).get("steps", checkpoint["global_step"])
             rank_zero_info(f"Going on with the run in {folder} from {path or 'its beginning'}.")
-            return RunFolder(root, folder.name, path, steps)
+            return RunFolder(root, folder.name, path, steps, lock)
     return None
+
+
+def _lock(folder: Path) -> FileLock:
+    lock = FileLock(folder / _LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise SuperCMError(
+            f"ckpt_path=last: the run in {folder} is in progress. Wait for its end, or start a new one without last."
+        ) from error
+    except (OSError, NotImplementedError):  # a file system without locks
+        pass
+    return lock
 
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:

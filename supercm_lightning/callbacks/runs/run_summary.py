@@ -88,8 +88,10 @@ class RunSummary(Callback):
 
     # --------------------------------------------------------------------------------------------------- writing
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the summary of a completed run."""
-        self._write(trainer, self._describe(trainer, pl_module, "completed"))
+        """Writes the summary of a completed run; that of one which was resumed after its last step stays."""
+        resumed = trainer.is_global_zero and not self._samples
+        if not resumed or self._read(pl_module).get("status") != "completed":
+            self._write(trainer, self._describe(trainer, pl_module, "completed"))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Writes the summary of a run that was interrupted or failed."""
@@ -108,11 +110,19 @@ class RunSummary(Callback):
         """Adds the test metrics to the summary of the fit, if the folder has one of this model."""
         if not trainer.is_global_zero or self._path is None:
             return
-        summary = json.loads(self._path.read_text()) if self._path.exists() else {}
-        if summary.get("model") != type(pl_module).__name__:
-            summary = self._describe(trainer, pl_module, "completed")
+        summary = self._read(pl_module) or self._describe(trainer, pl_module, "completed")
         summary["metrics"] |= _metrics(trainer)
         self._write(trainer, summary)
+
+    def _read(self, pl_module: LightningModule) -> dict[str, Any]:
+        """The summary that the folder has of this model; empty without one."""
+        try:
+            summary = json.loads(self._path.read_text(encoding="utf-8")) if self._path is not None else {}
+        except (OSError, ValueError):
+            return {}
+        if not isinstance(summary, dict) or summary.get("model") != type(pl_module).__name__:
+            return {}
+        return summary if isinstance(summary.get("metrics"), dict) else {}
 
     def _describe(self, trainer: Trainer, pl_module: LightningModule, status: str) -> dict[str, Any]:
         checkpoint = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
