@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from supercm_lightning.callbacks.runs import run_folder
 from supercm_lightning.callbacks.runs.run_folder import local_folder, new_run, resumed_run
 from supercm_lightning.cli import main, run
 from supercm_lightning.utils.options import SuperCMError
@@ -52,7 +53,8 @@ def test_real_simultaneous_starts_leave_whole_runs() -> None:
     assert seeds == set(range(4))
 
 
-def test_a_run_in_progress_is_not_resumed_by_another() -> None:
+def test_a_run_in_progress_is_not_resumed_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "_PATIENCE", 0.1)
     folder = new_run(Path())
     Path("lightning_logs/version_0/config.yaml").write_text("model: {class_path: SuperCM}\n")
     with pytest.raises(SuperCMError, match="in progress"):

@@ -21,6 +21,7 @@ from supercm_lightning.utils.options import SuperCMError
 
 _FOLDER = "lightning_logs"
 _LOCK = ".lock"
+_PATIENCE = 15  # seconds; loader processes of a run that was killed hold its lock until they miss it
 
 
 @dataclass
@@ -195,7 +196,7 @@ def resumed_run(root: Path, config: dict[str, Any], elsewhere: Iterable[Path], o
 
 
 def _lock(folder: Path) -> FileLock:
-    lock = FileLock(folder / _LOCK, timeout=0)
+    lock = FileLock(folder / _LOCK, timeout=_PATIENCE)
     try:
         lock.acquire()
     except Timeout as error:
