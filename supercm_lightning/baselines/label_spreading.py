@@ -43,17 +43,43 @@ def spread_labels(
         >>> spread_labels(x, np.array([0, -1, -1, -1, -1, 1]), num_classes=2, num_neighbors=2).argmax(axis=1)
         array([0, 0, 0, 1, 1, 1])
     """
+    return spread_over_graph(
+        neighbor_graph(features, num_neighbors), labels, num_classes=num_classes, alpha=alpha, class_mass=class_mass
+    )
+
+
+def spread_over_graph(
+    graph: Any, labels: np.ndarray, *, num_classes: int, alpha: float = 0.99, class_mass: bool = True
+) -> np.ndarray:
+    """Label spreading over a given graph; see `spread_labels`.
+
+    Args:
+        graph: Symmetric sparse matrix (n, n) of weights >= 0, such as `neighbor_graph` gives, or a sum of several.
+        labels: Labels (n,), -1 where unknown.
+        num_classes: Number of classes K.
+        alpha: How far labels spread, in [0, 1).
+        class_mass: Whether the classes keep the proportions that they have among the labels.
+
+    Returns:
+        Soft labels (n, K) float64.
+
+    Raises:
+        SuperCMError: If no sample has a label, a label is out of range, or an option is.
+
+    Examples:
+        >>> x = np.array([[0.0], [0.1], [5.0], [5.1]])
+        >>> spread_over_graph(neighbor_graph(x, 1), np.array([1, -1, 0, -1]), num_classes=2).argmax(axis=1)
+        array([1, 1, 0, 0])
+    """
     from scipy import sparse
 
     check_decay(alpha=alpha)
-    check_range(1, num_neighbors=num_neighbors)
     known = np.flatnonzero(labels >= 0)
     if not len(known):
         raise SuperCMError("labels: all are -1; label spreading needs labeled samples.")
     check_range(0, num_classes - 1, labels=int(labels.max()))
     given = np.zeros((len(labels), num_classes))
     given[known, labels[known]] = 1
-    graph = neighbor_graph(features, num_neighbors)
     scale = sparse.diags(1 / np.sqrt(np.asarray(graph.sum(axis=1)).ravel()))
     found = _solve(sparse.identity(len(labels), format="csr") - alpha * (scale @ graph @ scale), given).clip(0)
     proportions = given.sum(axis=0) / len(known)
@@ -75,6 +101,7 @@ def neighbor_graph(features: np.ndarray, num_neighbors: int) -> Any:
     """
     from sklearn.neighbors import NearestNeighbors
 
+    check_range(1, num_neighbors=num_neighbors)
     neighbors = NearestNeighbors(n_neighbors=min(num_neighbors, len(features) - 1), algorithm="brute")
     directed = neighbors.fit(np.asarray(features, np.float32)).kneighbors_graph()
     return directed + directed.T

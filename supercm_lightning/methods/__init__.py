@@ -11,6 +11,7 @@ from supercm_lightning.methods.dann import DANN as DANN
 from supercm_lightning.methods.fixmatch import FixMatch as FixMatch
 from supercm_lightning.methods.flexmatch import FlexMatch as FlexMatch
 from supercm_lightning.methods.freematch import FreeMatch as FreeMatch
+from supercm_lightning.methods.label_propagation import LabelPropagation as LabelPropagation
 from supercm_lightning.methods.mcc import MCC as MCC
 from supercm_lightning.methods.mean_teacher import MeanTeacher as MeanTeacher
 from supercm_lightning.methods.pi_model import PiModel as PiModel

@@ -7,6 +7,7 @@ from supercm_lightning.methods.dann import DANN
 from supercm_lightning.methods.fixmatch import FixMatch
 from supercm_lightning.methods.flexmatch import FlexMatch
 from supercm_lightning.methods.freematch import FreeMatch
+from supercm_lightning.methods.label_propagation import LabelPropagation
 from supercm_lightning.methods.mcc import MCC
 from supercm_lightning.methods.mean_teacher import MeanTeacher
 from supercm_lightning.methods.pi_model import PiModel
@@ -47,6 +48,18 @@ class SuperCMFreeMatch(SuperCM, FreeMatch):
 
 class SuperCMSoftMatch(SuperCM, SoftMatch):
     """SuperCM as a regularizer of SoftMatch."""
+
+
+class SuperCMLabelPropagation(SuperCM, LabelPropagation):
+    """SuperCM as a regularizer of label propagation; the recommended method without strong augmentation."""
+
+
+class SuperCMLabelPropagationFlexMatch(SuperCMLabelPropagation, FlexMatch):
+    """SuperCM and label propagation beside FlexMatch."""
+
+
+class SuperCMLabelPropagationFreeMatch(SuperCMLabelPropagation, FreeMatch):
+    """SuperCM and label propagation beside FreeMatch."""
 
 
 class SuperCMDANN(SuperCM, DANN):
