@@ -91,7 +91,11 @@ class LabelPropagation(PerSampleState):
         data, given = datamodule_of(self.trainer), self.hparams
         if not isinstance(data, ViewData):
             raise SuperCMError(f"{type(self).__name__} needs all samples at once. Use one of supercm_lightning.data.")
-        inputs = given.propagation_inputs if self.progress >= given.propagation_start else float(given.propagation_inputs > 0)
+        inputs = (
+            given.propagation_inputs
+            if self.progress >= given.propagation_start
+            else float(given.propagation_inputs > 0)
+        )
         has_features = self.progress >= given.propagation_start and inputs < 1
         if not (inputs or has_features):
             return
@@ -109,10 +113,10 @@ class LabelPropagation(PerSampleState):
                 points = F.normalize(samples.flatten(1), dim=1).cpu().numpy()
                 graph = graph + weight * neighbor_graph(points, given.propagation_neighbors)
         soft = spread_over_graph(graph, labels, num_classes=self.num_classes, alpha=given.propagation_alpha)
-        soft = torch.from_numpy(soft[len(chosen["labeled"]) :])
-        entropy = -torch.special.xlogy(soft, soft).sum(dim=1)
+        found = torch.from_numpy(soft[len(chosen["labeled"]) :])
+        entropy = -torch.special.xlogy(found, found).sum(dim=1)
         index = chosen["unlabeled"].to(self.device)
-        self.propagated_label[index] = soft.argmax(dim=1).to(self.device)
+        self.propagated_label[index] = found.argmax(dim=1).to(self.device)
         self.propagated_certainty[index] = (1 - entropy / np.log(self.num_classes)).float().to(self.device)
 
     def _samples(self, split: str, index: Tensor, of_features: bool) -> Tensor:

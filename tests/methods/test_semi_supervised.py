@@ -96,7 +96,7 @@ def target_rows(model: Method, term: str, step: Step) -> int:
     """How many of the first rows of the joint logits are mere targets of a term."""
     if term in ("vat", "cdan"):  # what learns is the forward of the perturbed rows, or the features
         return len(step.all_logits)
-    return len(step.logits) if "strong" in model.views and term != "cm" else 0
+    return len(step.logits) if "strong" in model.views and term not in ("cm", "propagation") else 0
 
 
 class CrossEntropies(Callback):
