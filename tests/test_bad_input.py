@@ -812,6 +812,13 @@ def with_value(value: float) -> Any:
     return bad
 
 
+@case(FEATURES, "one file twice among the sources", "source: a file is named twice", SuperCMError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez("a.npz", features=X, labels=Y)
+    np.savez("b.npz", features=X + 1, labels=Y)
+    FeatureDataModule(source=["a.npz", "./a"], target="b.npz")
+
+
 @case(FEATURES, "a feature that is NaN", "labeled: sample 17 has a feature that is NaN or infinite", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     features(features=with_value(np.nan)).arrays("labeled")

@@ -41,6 +41,9 @@ class FeatureSource(Source):
         if any(part in self.splits["train"] for part in self.splits.get("unlabeled", ())):
             (same,) = self.splits["unlabeled"]
             raise SuperCMError(f"{train} and {self.options.get('unlabeled', 'unlabeled')} are the same, {same}.")
+        files = [part for part in self.splits["train"] if isinstance(part, Path)]
+        if len({file.resolve() for file in files}) < len(files):
+            raise SuperCMError(f"{train}: a file is named twice; its samples would be trained on and held out.")
         first, self.class_names = self._open("train", self.splits["train"][0])
         self.sample_shape, self.origin = tuple(first.data.shape[1:]), first.origin
         known = [first.labels, *(self._like_first("train", part).labels for part in self.splits["train"][1:])]
