@@ -14,8 +14,9 @@ import math
 import platform
 import re
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +32,8 @@ RESULTS = ROOT / "results"
 BLOCK = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 NUMBER = re.compile(r"([-+−]?\d+\.\d+)\s±\s(\d+\.\d+)")
 CODE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+
+HEADINGS = {"test/acc": "accuracy", "test/nmi": "NMI", "test/ari": "ARI"}
 
 Task = Literal["few labels", "two domains", "no labels"]
 Role = Literal["free", "supervised", "supercm", "recipe", "method", "combination", "variant"]
@@ -447,7 +450,7 @@ def add(
         machine=machine or f"{', '.join(sorted(set(runs['device'])))} ({platform.processor() or platform.machine()})",
         versions={"torch": ", ".join(sorted(set(runs["torch"].astype(str))))},
         columns=columns,
-        metrics={metric: metric.replace("test/", "test ").replace("acc", "accuracy") for metric in spec.metrics},
+        metrics={metric: HEADINGS.get(metric, metric) for metric in spec.metrics},
         rows=rows,
         average=spec.average and len(columns) > 1,
         summary=summary,
@@ -455,14 +458,84 @@ def add(
     save(table)
 
 
-def role_of(method: str, options: dict[str, object]) -> Role:
-    """What a row of a grid is to the summary, by the name of its configuration."""
+def add_free(
+    name: str,
+    file: Path,
+    task: Task,
+    data: str,
+    command: list[str],
+    settings: str = "Everything on the samples, split and preprocessing of the other tables.",
+    choice: str = "Settings are those of `supercm_lightning.baselines`, chosen without test labels.",
+    title: str | None = None,
+    summary: bool = True,
+    replace: bool = False,
+) -> None:
+    """Makes the JSON of a table from the file of `supercm-baselines`.
+
+    Args:
+        name: Name of the file in `results/`.
+        file: The JSON file of `supercm-baselines`; pairs of domains are its columns.
+        task: Which of the three problems.
+        data: Data and number of labels; tables of equal data share a line of the summary.
+        command: What was typed.
+        settings: What a reader must know of the runs.
+        choice: How the settings were chosen, and on what data.
+        title: Heading; None: `data`, free methods.
+        summary: Whether its rows stand for their methods in the summary.
+        replace: Replace a table of this name.
+
+    Raises:
+        SuperCMError: If there is such a table.
+    """
+    if (RESULTS / f"{name}.json").exists() and not replace:
+        raise SuperCMError(f"{name}.json is there; give --replace true, or another name.")
+    values: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    for run in json.loads(file.read_text(encoding="utf-8"))["runs"]:
+        column = f"{run['data']['source']} → {run['data']['target']}" if "source" in run["data"] else data
+        for row in run["rows"]:
+            metrics = values.setdefault(row["method"], {}).setdefault(column, {})
+            for metric in (metric for metric in row if metric.startswith("test/")):
+                metrics.setdefault(metric, {})[str(run["seed"])] = round(100 * row[metric], 4)
+    rows = [
+        Row(method, "free", {c: {m: Cell(v) for m, v in metrics.items()} for c, metrics in columns.items()})
+        for method, columns in values.items()
+    ]
+    columns = [*dict.fromkeys(column for row in rows for column in row.cells)]
+    found = {metric for row in rows for cells in row.cells.values() for metric in cells}
+    save(
+        Table(
+            name=name,
+            title=title or f"{data}, free methods",
+            task=task,
+            data=data,
+            command=command,
+            settings=settings,
+            choice=choice,
+            machine=f"cpu ({platform.processor() or platform.machine()})",
+            versions={package: version(package) for package in ("scikit-learn", "torch")},
+            columns=columns,
+            metrics={metric: heading for metric, heading in HEADINGS.items() if metric in found},
+            rows=rows,
+            average=len(columns) > 1,
+            summary=summary,
+        )
+    )
+
+
+def role_of(method: str, options: Mapping[str, object]) -> Role:
+    """What a row of a grid is to the summary, by its configuration and the model that takes its place.
+
+    Examples:
+        >>> role_of("supercm_recommended", {}), role_of("supercm_recommended", {"model": "SuperCMFlexMatch"})
+        ('recipe', 'combination')
+    """
     if method.startswith("baseline:"):
         return "free"
-    if options.keys() - {"model.use_unlabeled"}:
+    model = str(options.get("model", method)).lower()
+    if options.keys() - {"model", "model.use_unlabeled"} or "." in model:
         return "variant"
     known: dict[str, Role] = {"supervised": "supervised", "supercm": "supercm", "supercm_recommended": "recipe"}
-    return known.get(method, "combination" if "supercm_" in method else "method")
+    return known.get(model, "combination" if "supercm" in model else "method")
 
 
 def save(table: Table) -> None:
@@ -481,4 +554,4 @@ def _on_one_line(found: re.Match[str]) -> str:
 
 
 if __name__ == "__main__":
-    auto_cli({"add": add, "write": write})
+    auto_cli({"add": add, "add_free": add_free, "write": write})

@@ -80,6 +80,19 @@ def test_a_table_is_made_from_a_benchmark(tmp_path, monkeypatch):
         results.add("made", *arguments)
 
 
+def test_a_table_of_free_methods_has_pairs_of_domains_as_columns(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    runs = [
+        {"data": {"source": "a", "target": target}, "seed": 0, "rows": [{"method": "coral", "test/acc": accuracy}]}
+        for target, accuracy in (("b", 0.5), ("c", 0.7))
+    ]
+    (tmp_path / "baselines").write_text(json.dumps({"runs": runs}))
+    results.add_free("free", tmp_path / "baselines", "two domains", "three domains", ["supercm-baselines"])
+    table = results.read(tmp_path / "free.json")
+    assert table.columns == ["a → b", "a → c"]
+    assert str(table.cell(table.row("coral"), "mean")) == "60.0"
+
+
 def test_the_summary_shows_the_best_row_of_each_kind(every):
     line = next(line for line in results.summary([every["usps_100"]]).splitlines() if "USPS, 100 labels" in line)
     assert "SuperCM + VAT **96.6 ± 0.1**" in line
