@@ -71,12 +71,9 @@ class UnmeasurableError(SuperCMError):
 
 
 class TrialWatch(Callback):
-    """Reports every validation of a run to Optuna's trial, stops a run that is pruned, and omits its test.
+    """Reports every validation of a run to Optuna's trial, as number `first_step` and so on, and omits the test.
 
-    Args:
-        trial: The trial, or an object with its `report` and `should_prune`.
-        metric: The metric; None: `val/score` for data of two domains, else `val/acc`.
-        first_step: Number of the run's first validation among those of the trial.
+    A run that is pruned is stopped. Without a metric it is `val/score` for data of two domains, else `val/acc`.
     """
 
     def __init__(self, trial: Any, metric: str | None, first_step: int = 0) -> None:
@@ -101,10 +98,9 @@ class TrialWatch(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reports the metric; the validation before the first step only shows whether there is one."""
         data = datamodule_of(trainer)
-        if isinstance(data, ViewData):
-            self.samples = len(data.samples.get("val", ()))
-            self.metric = self.metric or ("val/score" if data.is_domain_adaptation else "val/acc")
-        self.metric = self.metric or "val/acc"
+        domains = isinstance(data, ViewData) and data.is_domain_adaptation
+        self.samples = len(data.samples.get("val", ())) if isinstance(data, ViewData) else 0
+        self.metric = self.metric or ("val/score" if domains else "val/acc")
         early = trainer.sanity_checking and self.metric == "val/score"  # which needs a step before
         if self.metric not in trainer.callback_metrics and not early:
             known = ", ".join(trainer.callback_metrics)
@@ -136,9 +132,9 @@ def tune(
     """Searches for the options of a run that give the best validation.
 
     Writes into `output`, after every trial, `trials.csv` and `best.yaml`, the configuration of the best trial with the
-    length of `config`, for `supercm fit --config`; and at the end `search.png`, the metric against each option. A
-    trial's value is the metric of its last validation. Neither test samples nor target labels are used. A trial that is
-    refused, or whose loss is not finite, counts as failed, and the search goes on.
+    length of `config`, for `supercm fit --config`; and at the end `search.png`, the metric against each option. A value
+    is the metric of the last validation, without test samples or target labels. A trial that is refused, or whose loss
+    is not finite, counts as failed, and the search goes on.
 
     Args:
         config: Configuration of the runs, as for `supercm fit`; may be given several times.
@@ -146,7 +142,7 @@ def tune(
             `data.labeled_batch_size=int(20,60)` or `model.optimizer=choice(adam,sgd)`; several times for several.
         fixed: Further options of all runs, such as `trainer.max_epochs=5`; likewise.
         trials: Trials of the study, those of earlier calls and other workers included; None: 20, or the whole grid.
-        sampler: `tpe`, `random`, or `grid`: every combination once, for options of the kind `choice`.
+        sampler: `tpe`, `random`, or `grid`: every combination of options of the kind `choice` once.
         metric: Metric of the validation; None: `val/score` (no target labels) for two domains, else `val/acc`.
         minimize: Search for the smallest value, such as of `val/loss`.
         prune: Stop a run whose validation is worse than the median of the trials so far.
@@ -161,8 +157,7 @@ def tune(
         Optuna's study.
 
     Raises:
-        SuperCMError: If an option is not valid, the study is one of another search, there is no validation to measure,
-            the first five trials failed, or none was completed.
+        SuperCMError: If an option is not valid, the study is of another search, or nothing can be measured.
     """
     check_installed("tune", "optuna", "pandas")
     import optuna
@@ -190,16 +185,19 @@ def tune(
     }
     # Workers with one seed would try the same values.
     found = _study(storage, study, identity, samplers(seed=0 if storage is None else None), pruner)
-    for values in grid:
-        found.enqueue_trial(values, skip_if_exists=True)
     common = [argument for file in config for argument in ("--config", str(file))]
     common += [*(f"--{option}" for option in fixed or ()), *(f"--trainer.{name}=false" for name in _QUIET)]
     for logger in ("lightning.pytorch", "lightning.fabric", "optuna"):  # which announce machine, folder, study
         logging.getLogger(logger).setLevel(logging.WARNING)
     state = optuna.trial.TrialState
-    while len(ended := found.get_trials(False, (state.COMPLETE, state.PRUNED, state.FAIL))) < trials:
+    while len(ended := _ended(found)) < trials:
         if not grid and len(ended) >= 5 and all(trial.state == state.FAIL for trial in ended):
             raise SuperCMError("The first five trials failed; see the messages above.")
+        # Of a grid what nobody has started, or else has ended: its worker may be dead.
+        for params in (found.get_trials(False), ended) if grid else ():
+            if left := [values for values in grid if values not in [trial.params for trial in params]]:
+                found.enqueue_trial(left[0])
+                break
         trial = found.ask(space)
         chosen = [f"{option}={value}" for option, value in trial.params.items()]
         arguments = [*common, *(f"--{option}" for option in chosen)]
@@ -233,6 +231,12 @@ def tune(
     return found
 
 
+def _ended(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
+    """The trials of a study that came to an end of their own."""
+    finished = (trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished())
+    return [trial for trial in finished if trial.user_attrs.get("result") != "interrupted"]
+
+
 def _study(storage: str | None, name: str, identity: dict[str, Any], sampler: Any, pruner: Any) -> "optuna.Study":
     """The study, which stores what it searches for and where, and is refused to another search."""
     import optuna
@@ -242,11 +246,9 @@ def _study(storage: str | None, name: str, identity: dict[str, Any], sampler: An
     try:
         if storage is not None and "://" not in storage:
             place = JournalStorage(journal.JournalFileBackend(storage))
-        options: dict[str, Any] = {"study_name": name, "storage": place, "sampler": sampler, "pruner": pruner}
-        try:
-            found = optuna.create_study(direction=identity["direction"], **options)
-        except optuna.exceptions.DuplicatedStudyError:
-            found = optuna.load_study(**options)
+        # An existing study keeps its direction, which the comparison below sees.
+        options: dict[str, Any] = {"direction": identity["direction"], "load_if_exists": True}
+        found = optuna.create_study(study_name=name, storage=place, sampler=sampler, pruner=pruner, **options)
         if not found.user_attrs and not found.get_trials(deepcopy=False):
             found.set_user_attr("identity", identity)
         stored = found.user_attrs.get("identity", {})
@@ -303,7 +305,7 @@ def _write(study: "optuna.Study", config: Sequence[Path], output: Path) -> None:
 
 
 def _warn_of_close_trials(best: "optuna.trial.FrozenTrial", values: Sequence[float]) -> None:
-    """Names the trials that lie within twice the binomial standard error of the best accuracy."""
+    """Counts the trials that lie within twice the binomial standard error of the best accuracy."""
     samples, value, runs = best.user_attrs["val_samples"], float(best.value or 0), len(best.user_attrs["values"])
     if best.user_attrs["metric"] == "val/acc" and samples:
         error = 2 * math.sqrt(max(value * (1 - value), 1 / samples) / (samples * runs))
@@ -321,9 +323,8 @@ def main(args: list[str] | None = None) -> None:
         args: Arguments without the program's name; None: those of the process.
     """
     find_local_modules()
-    options = parse(tune, args, several=("config", "search", "fixed", "vary"))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        tune(**options)
+        tune(**parse(tune, args, several=("config", "search", "fixed", "vary")))
     except KeyboardInterrupt:
         sys.exit(130)

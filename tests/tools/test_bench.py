@@ -447,18 +447,13 @@ def test_tasks_are_averaged_seed_by_seed() -> None:
     assert "11 of 18 runs, on cpu, torch 2.6.0" in table
 
 
-def test_label_counts_are_compared_one_by_one_and_drawn() -> None:
+def test_label_counts_are_compared_one_by_one() -> None:
     values = {(row, n): [0.5 + k, 0.6 + k] for k, row in ((0, "quick"), (0.1, "long")) for n in ("9", "100")}
     values["long", "100"] = [0.7, 0.9]
     results = finished(values, columns={"9": {}, "100": {}})
     gain = next(entry["gain"] for entry in results.table if (entry["row"], entry["column"]) == ("long", "100"))
     assert (gain["mean"], gain["std"]) == pytest.approx((25, math.sqrt(50)))
     assert cells_of(results.markdown().split("## 100 labels")[1], "long")[3] == "+25.0 ± 7.1"
-    figure = results.plot_labels()
-    assert figure is not None
-    lines = {bars.get_label(): bars.lines[0].get_xydata() for bars in figure.axes[0].containers}
-    assert lines["long"] == pytest.approx(np.array([[9, 65], [100, 80]]))
-    assert finished({("quick", "a"): [0.5]}, columns={"a": {}}).plot_labels() is None
 
 
 # -------------------------------------------------------------------------------------------------------- tables

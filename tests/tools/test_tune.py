@@ -147,13 +147,14 @@ def test_bad_trials_fail_and_the_search_goes_on(capsys: pytest.CaptureFixture[st
     )  # the length that was searched with is shorter
 
 
+@pytest.mark.slow
 def test_a_search_whose_trials_all_fail_ends_early() -> None:
     with pytest.raises(SuperCMError, match="first five trials"):
         tune([Path("base.yaml")], ["model.betta=log(0.1,1)"], trials=50, storage="tune.journal")
     assert [state for state, _ in states()] == ["FAIL"] * 5
 
 
-@pytest.mark.parametrize("storage", ["sqlite:///tune.db", "tune.journal"])
+@pytest.mark.parametrize("storage", ["sqlite:///tune.db", pytest.param("tune.journal", marks=pytest.mark.slow)])
 def test_a_study_refuses_another_search(storage: str) -> None:
     Path("other.yaml").write_text(yaml.safe_dump(BASE | {"seed_everything": 3}))
     options: dict[str, Any] = {
@@ -189,12 +190,25 @@ def test_an_interrupted_search_writes_what_it_has(monkeypatch: pytest.MonkeyPatc
             monkeypatch.setattr(TrialWatch, "on_train_epoch_end", interrupt)
         return run(arguments, extra_callbacks=extra_callbacks)
 
+    arguments = ["--config", "base.yaml", "--search", "model.beta=choice(1,2,3)", "--sampler", "grid"]
     monkeypatch.setattr("supercm_lightning.tools.tune.run", run_or_interrupt)
     with pytest.raises(SystemExit, match="130"):
-        main(["--config", "base.yaml", "--search", "model.beta=log(0.1,1)", "--storage", "tune.journal"])
+        main([*arguments, "--storage", "tune.journal"])
+    monkeypatch.delattr(TrialWatch, "on_train_epoch_end", raising=True)
     assert [state for state, _ in states()] == ["COMPLETE", "FAIL"]
     assert states()[1][1] == "interrupted"
     assert "trial 0 of 2" in Path("tuned/best.yaml").read_text()
+    main([*arguments, "--storage", "tune.journal"])
+    assert sorted(row["model.beta"] for row in table() if row["state"] == "COMPLETE") == ["1", "2", "3"]
+
+
+def test_values_of_a_grid_whose_worker_died_are_tried_again() -> None:
+    options: dict[str, Any] = {"fixed": ["trainer.max_epochs=1"], "sampler": "grid", "storage": "tune.journal"}
+    study = tune([Path("base.yaml")], ["model.beta=choice(1,2)"], trials=1, **options)
+    study.enqueue_trial({"model.beta": 2})
+    study.ask({"model.beta": optuna.distributions.CategoricalDistribution([1, 2])})  # and is never told
+    study = tune([Path("base.yaml")], ["model.beta=choice(1,2)"], **options)
+    assert sorted(trial.params["model.beta"] for trial in study.trials if trial.value is not None) == [1, 2]
 
 
 def test_a_warning_where_the_validation_samples_cannot_tell(capsys: pytest.CaptureFixture[str]) -> None:

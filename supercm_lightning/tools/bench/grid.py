@@ -59,7 +59,7 @@ class Grid:
     Attributes:
         config: File of each cell's configuration, with `{method}` and `{data}` to be filled in.
         rows: The rows by name.
-        columns: The columns by name; where all names are numbers, they are numbers of labels and give a curve.
+        columns: The columns by name; a number is a number of labels.
         title: Heading of the results.
         average: Whether columns are tasks of one problem, whose mean counts.
         metrics: Metrics of the test and the factors by which the tables multiply them; the first is compared.

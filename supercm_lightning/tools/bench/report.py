@@ -24,7 +24,7 @@ from supercm_lightning.utils.options import MissingFileError, SuperCMError
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
-_BINS, _CURVES = 15, 24
+_BINS, _CURVES = 15, 12
 
 
 def report(run: Path, output: Path | None = None) -> Path:

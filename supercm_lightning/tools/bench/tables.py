@@ -4,12 +4,10 @@ import json
 import math
 import shlex
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 from scipy.stats import ttest_rel
 
 from supercm_lightning.tools.bench.grid import Cell, Grid
@@ -72,7 +70,6 @@ class Results:
         self.runs = pd.DataFrame(lines, columns=columns)
         self.rows = [row for row in grid.rows if row in set(self.runs["row"])]
         self.columns = [column for column in grid.columns if column in set(self.runs["column"])]
-        self.label_counts = len(self.columns) > 1 and all(column.isdecimal() for column in self.columns)
         self.scopes: list[str | None] = [None] if grid.average and len(self.columns) > 1 else [*self.columns]
         self.table = [self._compare(row, scope) for scope in self.scopes for row in self.rows]
 
@@ -96,14 +93,12 @@ class Results:
         return entry
 
     def write(self, output: Path) -> None:
-        """Writes `results.json` (the tables and every run), `results.csv`, `results.md` and `labels.png`."""
+        """Writes `results.json` (the tables and every run), `results.csv` and `results.md`."""
         facts = {"title": self.grid.title, "metrics": self.grid.metrics, "vary": self.grid.vary}
         content = facts | {"table": self.table, "runs": self.runs.to_dict(orient="records")}
         write_atomically(output / "results.json", json.dumps(_null(content), indent=1, allow_nan=False) + "\n")
         write_atomically(output / "results.csv", self.runs.to_csv(index=False))
         write_atomically(output / "results.md", self.markdown())
-        if figure := self.plot_labels():
-            write_atomically(output / "labels.png", partial(figure.savefig, format="png", dpi=150))
 
     def markdown(self) -> str:
         """The tables, and the machines that the runs were made on."""
@@ -113,7 +108,7 @@ class Results:
             parts.append(_markdown(pd.DataFrame(cells, self.rows, self.columns)))
         for scope in self.scopes:
             if len(self.scopes) > 1:
-                parts.append(f"## {scope} labels" if self.label_counts else f"## {scope}")
+                parts.append(f"## {scope} labels" if str(scope).isdecimal() else f"## {scope}")
             details = {entry["row"]: self._details(entry) for entry in self.table if entry["column"] == scope}
             parts.append(_markdown(pd.DataFrame(details).T))
         machines = sorted(set(self.runs["device"] + ", torch " + self.runs["torch"]))
@@ -138,25 +133,6 @@ class Results:
             cells["over the best free row"] = _with_std(free["mean"], free["std"], "+") + test if free else ""
         others = [metric for metric in self.grid.metrics if metric != self.first]
         return cells | {metric: _mean_std(self.series(row, scope, metric)) for metric in others}
-
-    def plot_labels(self) -> Figure | None:
-        """The first metric against the number of labels; None where the columns are no numbers of labels."""
-        if not self.label_counts:
-            return None
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
-        axes = figure.subplots()
-        for row in self.rows:
-            entries = [entry for entry in self.table if entry["row"] == row and entry["values"]]
-            labels, means = [int(entry["column"]) for entry in entries], [entry["mean"] for entry in entries]
-            spread = [0 if math.isnan(entry["std"]) else entry["std"] for entry in entries]
-            style = "-" if self.grid.rows[row].partners else ":" if self.grid.rows[row].baseline else "--"
-            axes.errorbar(labels, means, spread, label=row, marker="o", capsize=3, ls=style)
-        axes.set_xscale("log")
-        axes.set_xticks([int(column) for column in self.columns], self.columns)
-        axes.minorticks_off()
-        axes.set(xlabel="labels", ylabel=self.first, title=self.grid.title)
-        figure.legend(loc="outside right upper")
-        return figure
 
 
 def _mean_std(values: pd.Series) -> str:
