@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import signal
 import sys
 import warnings
@@ -25,6 +26,7 @@ from supercm_lightning.callbacks.runs.run_folder import RunFolder, local_folder,
 from supercm_lightning.callbacks.runs.saved_config import SavedConfig
 from supercm_lightning.callbacks.runs.slurm_requeue import SlurmRequeue
 from supercm_lightning.data import ViewDataModule
+from supercm_lightning.methods import predict_files
 from supercm_lightning.utils.checkpoints import AtomicCheckpointIO, check_classes, check_method, read_checkpoint
 from supercm_lightning.utils.options import SuperCMError, user_error
 from supercm_lightning.utils.parser import HELP, CommandParser, find_local_modules
@@ -198,12 +200,16 @@ def _fail(message: object) -> int:
 
 def main(args: ArgsType = None) -> None:
     """The console script: prints a `SuperCMError` as one line and exits with status 2."""
-    if not (sys.argv[1:] if args is None else args):
+    given = sys.argv[1:] if args is None else args
+    if not given:
         print(HELP, end="")
         return
     find_local_modules()
     try:
-        run(args)
+        if isinstance(given, list) and given[0] == "predict" and any(re.match("--run(=|$)", one) for one in given):
+            predict_files.main(given[1:])
+        else:
+            run(args)
     except SuperCMError as error:
         sys.exit(_fail(error))
     except OSError as error:

@@ -12,8 +12,8 @@ from lightning.pytorch import Trainer
 
 from supercm_lightning import SemiSupervisedDataModule, SuperCM
 from supercm_lightning.cli import run
+from supercm_lightning.methods.prediction import load_model
 from supercm_lightning.nn import build_backbone, load_backbone_weights
-from supercm_lightning.tools.export import load_method
 from supercm_lightning.utils.checkpoints import AtomicCheckpointIO, check_method, newest_checkpoint, read_checkpoint
 from supercm_lightning.utils.options import SuperCMError
 
@@ -142,7 +142,7 @@ def test_a_checkpoint_imports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(SuperCMError, match=r"names the class evil\."):
             SuperCM.load_from_checkpoint("a.ckpt")
         with pytest.raises(SuperCMError, match=r"names the class evil\."):
-            load_method(Path("a.ckpt"))
+            load_model(Path("a.ckpt"))
 
 
 def test_weights_that_are_no_numbers_or_of_another_network_are_named() -> None:

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.data import AttributeDict
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
@@ -15,6 +14,7 @@ from typing_extensions import Self
 
 from supercm_lightning.contracts import Backbone
 from supercm_lightning.data import ViewDataModule
+from supercm_lightning.methods.prediction import Predicting
 from supercm_lightning.nn import build_backbone, check_weights, freeze_stages, initialize_head, load_backbone_weights
 from supercm_lightning.utils.checkpoints import AtomicCheckpointIO, check_classes, local_file, read_checkpoint
 from supercm_lightning.utils.lightning_private import trainer_of
@@ -22,7 +22,7 @@ from supercm_lightning.utils.options import SuperCMError, check_choice, check_po
 from supercm_lightning.utils.trainer import datamodule_of
 
 
-class Classifier(LightningModule):
+class Classifier(Predicting):
     """A backbone, an optional bottleneck and a linear head, with accuracy, prediction and weights to start from.
 
     Args:
@@ -135,6 +135,7 @@ class Classifier(LightningModule):
         Raises:
             SuperCMError: If they are not those of this network, or one is NaN or infinite; the message names it.
         """
+        super().on_load_checkpoint(checkpoint)
         check_weights(checkpoint["state_dict"], self.state_dict())
         data = datamodule_of(trainer_of(self))
         if isinstance(data, ViewDataModule) and type(data).__qualname__ not in checkpoint:  # then Lightning asks it

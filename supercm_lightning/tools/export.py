@@ -2,9 +2,6 @@
 
 import importlib.metadata
 import json
-import os
-import pkgutil
-import sys
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -16,8 +13,9 @@ from jsonargparse import auto_cli
 from torch import Tensor, nn
 
 from supercm_lightning.methods import Method
+from supercm_lightning.methods.prediction import load_model
 from supercm_lightning.tools.arguments import check_installed, errors_in_one_line
-from supercm_lightning.utils.checkpoints import check_classes, local_file, read_checkpoint
+from supercm_lightning.utils.checkpoints import checkpoint_of
 from supercm_lightning.utils.options import SuperCMError
 
 _SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
@@ -31,13 +29,14 @@ def export_model(
 ) -> Path:
     """Writes the classifier of a checkpoint as ONNX, or as a program of torch.export, and compares it with the model.
 
-    The file takes `input` (n, *input_shape), preprocessed as in the training, for any n from 1 on, and gives `logits`
-    (n, K). Its metadata hold, as JSON, `class_names`, `preprocessing` (`mean` and `std`: images are (pixels / 255 −
-    mean) / std), `input_shape`, `method` and `version` of this package: `metadata_props` of ONNX, `metadata.json` among
-    the extra files of torch.export. A run that averaged its weights gives the averaged ones.
+    The file takes `input` (n, *input_shape) for any n from 1 on, and gives `logits` (n, K). Where the checkpoint says
+    how images were read, `input` is their pixels in bytes, and the file crops, normalizes or whitens them; features are
+    given as they are in their file. Its metadata hold, as JSON, `class_names`, `input` (`pixels`, `features`, or
+    `inputs` of the model), `input_shape`, `preprocessing`, `method` and `version` of this package: `metadata_props` of
+    ONNX, `metadata.json` among the extra files of torch.export. A run that averaged its weights gives these.
 
     Args:
-        ckpt_path: The checkpoint.
+        ckpt_path: The checkpoint, or the folder of a run, whose best one is taken.
         output: File to write; None: beside the checkpoint, under its name.
         format: `onnx` (needs the extra `export`), which onnxruntime and many others run, or `torch_export`.
         model: Name of a method of this package or path of a class, such as `my_methods.Mine`; None: the class that the
@@ -54,18 +53,18 @@ def export_model(
     """
     if format == "onnx":
         check_installed("export", "onnx", "onnxscript", "onnxruntime")
-    ckpt_path = local_file(ckpt_path)
+    ckpt_path = checkpoint_of(ckpt_path)
     output = output.expanduser() if output is not None else ckpt_path.with_suffix(_SUFFIXES[format])
     if output.is_dir() or output.resolve() == ckpt_path.resolve():
         problem = "is a folder" if output.is_dir() else "is the checkpoint itself, which would be lost"
         raise SuperCMError(f"output={output}: {problem}. Give the name of a new file.")
-    method, metadata = load_method(ckpt_path, model)
+    method: Method = load_model(ckpt_path, model)
     write, run = (_write_onnx, _run_onnx) if format == "onnx" else (_write_program, _run_program)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=output.parent, prefix=".export-") as folder:
             written = Path(folder, output.name)
-            write(_Logits(method).eval(), torch.zeros(2, *method.input_shape), written, metadata)
+            write(_Logits(method).eval(), _example(method, 2), written, metadata_of(method))
             worst = max(_difference(method, run, written, n) for n in (1, 5))
             for file in sorted(Path(folder).iterdir(), reverse=True):  # large weights lie in a file beside
                 file.replace(output.with_name(file.name))
@@ -77,9 +76,9 @@ def export_model(
 
 def _difference(method: Method, run: Callable[[Path, Tensor], Tensor], file: Path, n: int) -> float:
     """Largest difference of the file's logits from the model's, relative to the largest; on `n` samples."""
-    x = torch.randn(n, *method.input_shape, generator=torch.Generator().manual_seed(n))
+    x = _example(method, n)
     with torch.no_grad():
-        expected = method(x)
+        expected = _Logits(method)(x)
         difference = float((run(file, x) - expected).abs().max() / expected.abs().max().clamp_min(1.0))
     if not difference < 1e-3:  # NaN neither
         raise RuntimeError(
@@ -88,51 +87,26 @@ def _difference(method: Method, run: Callable[[Path, Tensor], Tensor], file: Pat
     return difference
 
 
-def load_method(ckpt_path: Path, model: str | None = None) -> tuple[Method, dict[str, Any]]:
-    """Loads the method of a checkpoint for evaluation, with its metadata.
-
-    Args:
-        ckpt_path: The checkpoint.
-        model: As in `export_model`.
-
-    Returns:
-        The method, and its class names, preprocessing, input shape, name and version.
-
-    Raises:
-        SuperCMError: As in `export_model`.
-    """
-    checkpoint = read_checkpoint(ckpt_path)
-    options = checkpoint.get("hyper_parameters", {})
-    own = _class(model) if model is not None else None  # which imports it
-    check_classes(ckpt_path, options)
-    name = model or options.get("_class_path")
-    if name is None:
-        raise SuperCMError(f"model: {ckpt_path} does not name its class; give it, such as --model SuperCM.")
-    # All weights are in the file; published ones would be fetched only to be overwritten.
-    local: dict[str, Any] = {}
-    if (options.get("backbone_options") or {}).get("pretrained"):
-        local["backbone_options"] = options["backbone_options"] | {"pretrained": False}
-    method = (own or _class(name)).load_from_checkpoint(ckpt_path, map_location="cpu", **local).eval()
-    data = next((v for v in checkpoint.values() if isinstance(v, dict) and "preprocessing" in v), {})
-    return method, {
-        "class_names": data.get("class_names"),
-        "preprocessing": data.get("preprocessing"),
-        "input_shape": method.input_shape,
+def metadata_of(method: Method) -> dict[str, Any]:
+    """What a user of the file must know: names of the classes, what `input` is, and how files become that."""
+    prepared = method.preparation
+    assert prepared is not None
+    return {
+        "class_names": prepared.class_names,
+        "input": prepared.kind,
+        "preprocessing": prepared.preprocessing,
+        "input_shape": prepared.stored_shape if prepared.kind == "pixels" else method.input_shape,
         "method": type(method).__name__,
         "version": importlib.metadata.version("supercm-lightning"),
     }
 
 
-def _class(name: str) -> type[Method]:
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found = pkgutil.resolve_name(name if "." in name else f"supercm_lightning.methods.{name}")
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SuperCMError(f"model={name}: {error}. Give a method of this package or the path of a class.") from error
-    if not (isinstance(found, type) and issubclass(found, Method)):
-        raise SuperCMError(f"model={name}: not a method. Give a subclass of Method, such as SuperCM.")
-    return found
+def _example(method: Method, n: int) -> Tensor:
+    """Samples as the exported file takes them."""
+    stream, shape = torch.Generator().manual_seed(n), metadata_of(method)["input_shape"]
+    if metadata_of(method)["input"] == "pixels":
+        return torch.randint(0, 256, (n, *shape), generator=stream, dtype=torch.uint8)
+    return torch.randn(n, *shape, generator=stream)
 
 
 class _Logits(nn.Module):
@@ -140,10 +114,10 @@ class _Logits(nn.Module):
 
     def __init__(self, method: Method) -> None:
         super().__init__()
-        self.method = method
+        self.method, self.preparation = method, method.preparation
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.method(input)
+        return self.method(self.preparation(input) if self.preparation is not None else input)
 
 
 def _write_onnx(network: nn.Module, example: Tensor, file: Path, metadata: dict[str, Any]) -> None:

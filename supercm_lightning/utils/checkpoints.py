@@ -1,5 +1,6 @@
 """Checkpoint files: written in one piece, and read with an error that names what is wrong."""
 
+import json
 import sys
 import zlib
 from collections.abc import Iterable, Mapping
@@ -58,6 +59,28 @@ def local_file(path: str | Path) -> Path:
     if not file.is_file():
         raise MissingFileError(f"ckpt_path={path}: no such file.")
     return file
+
+
+def checkpoint_of(path: str | Path) -> Path:
+    """A checkpoint: a file, or the best one of a run's folder by its summary, else the newest there.
+
+    Raises:
+        MissingFileError: If there is none.
+        SuperCMError: If the path is a URL.
+    """
+    run = Path(path).expanduser()
+    if not run.is_dir():
+        return local_file(path)
+    folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
+    files = sorted(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
+    if not files:
+        raise MissingFileError(f"{path}: no checkpoints in this folder; give that of a run, or a checkpoint.")
+    try:
+        best = json.loads((run / "summary.json").read_text(encoding="utf-8"))["best_checkpoint"]
+    except (OSError, ValueError, KeyError):  # the run was killed
+        best = None
+    chosen = folder / Path(best).name if best else files[-1]  # the folder may have been moved
+    return chosen if chosen.is_file() else files[-1]
 
 
 def read_checkpoint(path: str | Path, mmap: bool = True) -> dict[str, Any]:

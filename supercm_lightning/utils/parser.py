@@ -18,6 +18,7 @@ HELP = """supercm COMMAND [options]: learning from few labels, across domains, o
 
 trains on the digits of scikit-learn with 20 labels and tests the result. Commands: fit, validate, test, predict.
 
+  supercm predict --run FOLDER photo.jpg  classes of images, by the model of a run alone
   supercm fit --config FILE.yaml          options from a file
   supercm fit --model.help SuperCM        options of a method; --data.help, --trainer.help likewise
   supercm fit --help                      all options

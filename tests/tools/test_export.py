@@ -13,8 +13,9 @@ from PIL import Image
 
 from supercm_lightning import FeatureDataModule, SuperCM
 from supercm_lightning.cli import run
+from supercm_lightning.methods.prediction import load_model
 from supercm_lightning.tools import export
-from supercm_lightning.tools.export import export_model, load_method, main
+from supercm_lightning.tools.export import export_model, main
 from supercm_lightning.utils.options import SuperCMError
 
 QUICK = [
@@ -65,10 +66,11 @@ def test_onnx_file_gives_the_logits_of_the_model(capsys: pytest.CaptureFixture[s
     session = onnxruntime.InferenceSession("exported/model.onnx", providers=["CPUExecutionProvider"])
     loaded = SuperCM.load_from_checkpoint(checkpoint, weights_only=True).eval()
     for rows in (1, 7):
-        x = torch.randn(rows, 3, 16, 16)
+        x = torch.randint(0, 256, (rows, 3, 16, 16), dtype=torch.uint8)
         (logits,) = session.run(["logits"], {"input": x.numpy()})
         with torch.no_grad():
-            np.testing.assert_allclose(logits, loaded(x).numpy(), rtol=1e-4, atol=1e-5)
+            expected = loaded((x / 255 - 0.4) / 0.5)  # the preprocessing is in the file
+            np.testing.assert_allclose(logits, expected.numpy(), rtol=1e-4, atol=1e-5)
     metadata = {name: json.loads(v) for name, v in session.get_modelmeta().custom_metadata_map.items()}
     assert metadata["class_names"] == ["cat", "dog"]
     read = {"stored_shape": [3, 16, 16], "keep_aspect": True, "interpolation": "bilinear"}
@@ -81,9 +83,10 @@ def test_a_program_of_torch_export_gives_the_logits_of_the_model() -> None:
     main(["--ckpt_path", str(checkpoint), "--format", "torch_export"])
     extra = {"metadata.json": ""}
     program = torch.export.load(checkpoint.with_suffix(".pt2"), extra_files=extra).module()
-    x = torch.randn(4, 3, 16, 16)
+    x = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
     with torch.no_grad():
-        torch.testing.assert_close(program(x), SuperCM.load_from_checkpoint(checkpoint, weights_only=True).eval()(x))
+        expected = SuperCM.load_from_checkpoint(checkpoint).eval()((x / 255 - 0.4) / 0.5)
+    torch.testing.assert_close(program(x), expected, rtol=1e-4, atol=1e-5)
     assert json.loads(extra["metadata.json"])["class_names"] == ["cat", "dog"]
 
 
@@ -129,7 +132,7 @@ def test_weights_that_the_checkpoint_holds_are_not_fetched_again(monkeypatch: py
     asked = []
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: asked.append(kwargs) or create(*args, **kwargs))
-    method, _ = load_method(path)
+    method = load_model(path)
     assert [(kwargs["pretrained"], kwargs["drop_rate"]) for kwargs in asked] == [(False, 0.1)]
     x = torch.randn(2, 3, 16, 16)
     assert torch.equal(method(x), cli.model.eval()(x))

@@ -117,7 +117,7 @@ class PredictionWriter(Callback):
         data = datamodule_of(trainer)
         parts = [self._columns(table, split, data) for table in tables]
         columns = {name: [value for part in parts for value in part[name]] for name in parts[0]}
-        write_atomically(path, lambda stream: _write_table(stream, path.suffix, columns))
+        write_atomically(path, lambda stream: write_table(stream, path.suffix, columns))
         return len(columns["class"])
 
     def _columns(self, table: dict[str, Tensor], split: str, data: object) -> dict[str, Sequence[Any]]:
@@ -139,7 +139,8 @@ class PredictionWriter(Callback):
         return columns
 
 
-def _write_table(stream: BinaryIO, suffix: str, columns: dict[str, list[Any]]) -> None:
+def write_table(stream: BinaryIO, suffix: str, columns: dict[str, list[Any]]) -> None:
+    """Writes columns of one length as Parquet, where the suffix says so, else as CSV."""
     if suffix == ".parquet":
         import pyarrow
         import pyarrow.parquet

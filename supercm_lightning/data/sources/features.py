@@ -78,6 +78,11 @@ class FeatureSource(Source):
         self.views = _common_views(found["train"], found.get("unlabeled", found["train"]))
         return {split: join(parts) for split, parts in found.items()}
 
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """The network that gave the features, where their file says it."""
+        return {"extractor": dict(self.origin)} if self.origin else {}
+
     def read_new(self, path: Path, preprocessing: Mapping[str, Any] | None = None) -> FeatureStore:
         """Opens a file of further features; `mean` and `std` of the preprocessing, if any, are taken out."""
         store, _ = read_features("predict_on", path, labels="never")

@@ -1,0 +1,97 @@
+"""From a file to an input of a model, as a checkpoint stores it: without the data that the model was trained on."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor, nn
+
+from supercm_lightning.data.sources.images import pixels_of, read_image
+from supercm_lightning.data.transforms.crops import CenterCrop
+from supercm_lightning.data.transforms.weak import Normalization
+from supercm_lightning.data.transforms.zca import ZCA, global_contrast_normalize
+from supercm_lightning.utils.options import SuperCMError
+
+
+class Preparation(nn.Module):
+    """What a data module does to samples before a model receives them.
+
+    Args:
+        state: State of the data module in a checkpoint: `class_names`, `preprocessing` and `measured`.
+        input_shape: Shape of one input of the model.
+
+    Attributes:
+        class_names: Names of the classes, or None.
+        stored_shape: Shape (C, H, W) to which image files are brought; None: the data had no files.
+        extractor: Where the model reads features, what is known of the network that gave them: `backbone`, `weights`
+            (a hash) and `image_size`.
+        kind: What `forward` takes: `pixels` (bytes), `features` as they are in their file, or `inputs` of the model.
+
+    Examples:
+        >>> state = {"preprocessing": {"stored_shape": [1, 8, 8], "keep_aspect": True, "mean": [0.5], "std": [0.5]}}
+        >>> prepare = Preparation(state, (1, 8, 8))
+        >>> prepare(prepare.read(Image.new("RGB", (30, 20), "white"))[None]).mean()
+        tensor(1.)
+    """
+
+    def __init__(self, state: Mapping[str, Any], input_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        known: Mapping[str, Any] = state.get("preprocessing") or {}
+        measured = dict(state.get("measured") or {})
+        names = state.get("class_names")
+        self.class_names: tuple[str, ...] | None = tuple(names) if names else None
+        self.input_shape, self.preprocessing = tuple(input_shape), dict(known)
+        self.stored_shape = tuple(known["stored_shape"]) if "stored_shape" in known else None
+        self.extractor: Mapping[str, str] = known.get("extractor") or {}
+        self.whitening = ZCA(**measured) if known.get("whitening") and measured else None
+        self.features: Tensor | None = measured.get("features")
+        self.kind = "features" if len(self.input_shape) == 1 else "inputs"
+        if self.stored_shape is not None and (self.whitening is not None or "mean" in known):
+            self.kind = "pixels"
+            self.normalization = Normalization(*(tuple(known.get(name, (0.5,))) for name in ("mean", "std")))
+
+    def read(self, image: str | Path | Image.Image | np.ndarray) -> Tensor:
+        """Pixels (C, H, W) in bytes of a file, of an image of Pillow, or of an array (H, W[, C]) in bytes.
+
+        Raises:
+            SuperCMError: If it cannot be read, or the model reads other things than images.
+        """
+        if self.stored_shape is None or self.kind != "pixels":
+            raise SuperCMError(f"{image}: the checkpoint does not say how images were read{self._origin()}.")
+        channels, height, width = self.stored_shape
+        side = height if height == width else None
+        aspect = bool(self.preprocessing.get("keep_aspect", True))
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim not in (2, 3):
+                raise SuperCMError(f"images: an array {image.shape} of {image.dtype}; give bytes (H, W) or (H, W, C).")
+            image = Image.fromarray(image.squeeze())
+        if isinstance(image, Image.Image):
+            pixels = pixels_of(image.copy(), channels, side, aspect)
+        else:
+            pixels = read_image(image, channels, side, aspect)
+        if tuple(pixels.shape) != self.stored_shape:
+            raise SuperCMError(f"{image}: {tuple(pixels.shape)} pixels, where the model reads {self.stored_shape}.")
+        return pixels
+
+    def _origin(self) -> str:
+        if self.kind != "features":
+            return ": it was trained on a data set of Python. Give its inputs to the model itself"
+        if "backbone" not in self.extractor:
+            return ": the model reads features of an unknown network. Predict a file of features"
+        named = ", ".join(f"{name} {value}" for name, value in self.extractor.items())
+        return (
+            f": the model reads features of a network ({named}). Give its file of weights as `weights`, or write the "
+            "features with supercm-features and predict their file"
+        )
+
+    def forward(self, samples: Tensor) -> Tensor:
+        """Inputs of the model (n, *input_shape) of samples of the kind that `kind` says."""
+        if self.kind == "features" and self.features is not None:
+            return (samples.float() - self.features[0]) / self.features[1]
+        if self.kind != "pixels":
+            return samples
+        if self.whitening is not None:
+            return self.whitening(global_contrast_normalize(samples))
+        return self.normalization(CenterCrop((self.input_shape[1], self.input_shape[2]))(samples))
