@@ -7,6 +7,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
@@ -20,6 +21,7 @@ from torch import distributed
 
 # Importing them is what makes their short names known to the parser.
 from supercm_lightning import __version__, callbacks, data, methods  # noqa: F401
+from supercm_lightning.baselines import FLOOR_FILE, below_floor
 from supercm_lightning.callbacks import AdaptationScores, PredictionWriter, RunSummary
 from supercm_lightning.callbacks.runs.continued_run import ContinuedRun
 from supercm_lightning.callbacks.runs.run_folder import RunFolder, local_folder, run_folder
@@ -153,8 +155,17 @@ class SuperCMCLI(LightningCLI):
         has_test = not isinstance(self.datamodule, ViewDataModule) or self.datamodule.has_test
         if has_test and self.trainer.limit_test_batches and not self.trainer.interrupted:
             self.trainer.test(self.model, datamodule=self.datamodule)
+            self._compare_with_floor()
         if not is_dry_run(self.trainer):
             rank_zero_info(f"The run's folder is {self.trainer.log_dir}")
+
+    def _compare_with_floor(self) -> None:
+        """Says so where the run ends below what `supercm-baselines` reached on its data."""
+        metrics = self.trainer.callback_metrics
+        if isinstance(self.datamodule, ViewDataModule) and "test/acc" in metrics:
+            file = Path(self.trainer.default_root_dir, FLOOR_FILE)
+            if (line := below_floor(file, self.datamodule.hparams, float(metrics["test/acc"]))) is not None:
+                rank_zero_info(line)
 
 
 def run(args: ArgsType = None, extra_callbacks: Sequence[Callback] = ()) -> SuperCMCLI:

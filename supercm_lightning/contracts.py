@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
@@ -210,6 +211,17 @@ class ViewData(UnlabeledData, Protocol):
 
     def describe_sample(self, split: str, index: int) -> str:
         """File of a sample, or its index."""
+
+
+@runtime_checkable
+class ArrayData(ViewData, Protocol):
+    """A data module whose samples can be had as arrays."""
+
+    def setup(self, stage: str) -> None:
+        """Reads the data."""
+
+    def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Samples (n, *input_shape) and labels (n,), -1 where unknown."""
 
 
 @runtime_checkable

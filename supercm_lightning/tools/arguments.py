@@ -5,9 +5,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, get_loader
 
 from supercm_lightning.utils.options import SuperCMError
 
@@ -62,3 +63,12 @@ def parse(
         for argument in (sys.argv[1:] if given is None else given)
     ]
     return vars(parser.instantiate_classes(parser.parse_args(arguments)))
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """Content of a YAML file, with the content of the files that it names as its sections."""
+    content: dict[str, Any] = get_loader("yaml")(file.read_text(encoding="utf-8"))
+    for name in {"model", "data", "trainer", "rows"} & content.keys():
+        if isinstance(content[name], str) and (named := file.parent / content[name]).is_file():
+            content[name] = read_config(named)
+    return content

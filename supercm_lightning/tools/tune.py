@@ -22,8 +22,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from supercm_lightning.cli import run
 from supercm_lightning.contracts import ViewData
-from supercm_lightning.tools.arguments import check_installed, errors_in_one_line, parse
-from supercm_lightning.tools.bench.grid import read_config
+from supercm_lightning.tools.arguments import check_installed, errors_in_one_line, parse, read_config
 from supercm_lightning.utils.files import write_atomically
 from supercm_lightning.utils.options import SuperCMError, check_range
 from supercm_lightning.utils.parser import find_local_modules

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, get_loader
+from jsonargparse import ArgumentParser
 
+from supercm_lightning.tools.arguments import read_config
 from supercm_lightning.utils.options import MissingFileError, SuperCMError
 
 
@@ -192,15 +193,6 @@ def _text(value: Any) -> str:
 
 def _slug(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter == "-" else "_" for letter in name)
-
-
-def read_config(file: Path) -> dict[str, Any]:
-    """Content of a YAML file, with the content of the files that it names as its sections."""
-    content: dict[str, Any] = get_loader("yaml")(file.read_text(encoding="utf-8"))
-    for name in {"model", "data", "trainer", "rows"} & content.keys():
-        if isinstance(content[name], str) and (named := file.parent / content[name]).is_file():
-            content[name] = read_config(named)
-    return content
 
 
 def _fingerprint(arguments: Sequence[str]) -> str:

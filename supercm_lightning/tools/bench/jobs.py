@@ -20,7 +20,8 @@ from submitit import AutoExecutor, Job, SlurmJob
 from submitit.helpers import Checkpointable, environment_variables
 
 from supercm_lightning.cli import main
-from supercm_lightning.tools.bench.grid import Cell, read_config
+from supercm_lightning.tools.arguments import read_config
+from supercm_lightning.tools.bench.grid import Cell
 from supercm_lightning.utils.files import write_atomically
 from supercm_lightning.utils.options import SuperCMError
 

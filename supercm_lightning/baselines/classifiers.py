@@ -1,0 +1,103 @@
+"""Classifiers of scikit-learn: of the labeled samples alone, or with pseudo-labels."""
+
+from typing import Any
+
+import numpy as np
+
+from supercm_lightning.baselines.label_spreading import spread_labels
+from supercm_lightning.baselines.registry import FEW_LABELS, TWO_DOMAINS, Problem, baseline
+
+_GRID = (0.01, 0.1, 1.0, 10.0)
+_MOST = 10_000
+"""Most labels that choose C, and most unlabeled samples that are pseudo-labeled: the rest changes little."""
+
+
+@baseline(FEW_LABELS, TWO_DOMAINS)
+def logistic_regression(problem: Problem) -> tuple[np.ndarray, dict[str, Any]]:
+    """Logistic regression on the labeled samples."""
+    model, settings = fitted(problem.x, problem.y, problem.seed)
+    return model.predict(problem.test), settings
+
+
+@baseline(FEW_LABELS)
+def nearest_neighbour(problem: Problem) -> tuple[np.ndarray, dict[str, Any]]:
+    """The label of the nearest labeled sample."""
+    return problem.y[nearest(problem.x, problem.test)], {}
+
+
+@baseline(FEW_LABELS, TWO_DOMAINS)
+def self_training(problem: Problem) -> tuple[np.ndarray, dict[str, Any]]:
+    """Logistic regression that takes its own predictions of a probability above 0.9 as labels, in ten rounds."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.semi_supervised import SelfTrainingClassifier
+
+    model, settings = fitted(problem.x, problem.y, problem.seed)
+    scale = model[:-1]
+    chosen = np.random.default_rng(problem.seed).permutation(len(problem.pool))[:_MOST]
+    x = np.concatenate([scale.transform(problem.x), scale.transform(problem.pool[chosen])])
+    y = np.concatenate([problem.y, np.full(len(chosen), -1)])
+    settings |= {"threshold": 0.9, "rounds": 10}
+    learner = SelfTrainingClassifier(LogisticRegression(C=settings["C"], max_iter=300), threshold=0.9, max_iter=10)
+    return learner.fit(x, y).predict(scale.transform(problem.test)), settings
+
+
+@baseline(FEW_LABELS, TWO_DOMAINS)
+def label_spreading(problem: Problem) -> tuple[np.ndarray, dict[str, Any]]:
+    """Labels spread over the graph of labeled and unlabeled samples; a test sample has the label of the nearest one.
+
+    That is itself where the test samples are among the unlabeled ones, so that transductive and inductive data modules
+    need no rules of their own. Above 100 values a sample is reduced to its 50 principal components, which also makes
+    the search for neighbors ten times as fast.
+    """
+    x, test = problem.train, problem.test
+    settings: dict[str, Any] = {"num_neighbors": 10, "alpha": 0.99, "class_mass": True}
+    if x.shape[1] > 100:
+        x, test = reduced(x, test, 50, problem.seed)
+        settings["components"] = x.shape[1]
+    labels = np.concatenate([problem.y, np.full(len(problem.pool), -1)])
+    spread = spread_labels(x, labels, num_classes=problem.num_classes)
+    return spread[nearest(x, test)].argmax(axis=1), settings
+
+
+def fitted(x: np.ndarray, y: np.ndarray, seed: int) -> tuple[Any, dict[str, Any]]:
+    """Logistic regression on samples that are centered and divided by one number, so that C means the same everywhere.
+
+    Args:
+        x: Samples (n, d).
+        y: Labels (n,).
+        seed: Seed of the folds.
+
+    Returns:
+        The fitted pipeline, whose last step is the regression, and its `C`: chosen among 0.01, 0.1, 1 and 10 by
+        cross-validation where every class has five labels, else 1.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, StratifiedKFold, train_test_split
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer
+
+    mean, deviation = x.mean(axis=0), float(np.sqrt(x.var(axis=0).mean())) or 1.0
+    scale = FunctionTransformer(lambda samples: (samples - mean) / deviation)
+    model, settings = LogisticRegression(max_iter=300), {"C": 1.0}
+    if np.bincount(y).min() >= 5:
+        few_x, few_y = (x, y) if len(y) <= _MOST else train_test_split(x, y, train_size=_MOST, stratify=y)[::2]
+        folds = StratifiedKFold(5, shuffle=True, random_state=seed)
+        search = GridSearchCV(model, {"C": _GRID}, cv=folds).fit(scale.transform(few_x), few_y)
+        settings = search.best_params_
+    return make_pipeline(scale, model.set_params(**settings)).fit(x, y), dict(settings)
+
+
+def nearest(known: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """Number of the nearest known sample (N, d) of each sample (n, d), by Euclidean distance."""
+    from sklearn.metrics import pairwise_distances_argmin
+
+    return pairwise_distances_argmin(samples, known)
+
+
+def reduced(x: np.ndarray, test: np.ndarray, components: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Principal components of training samples (n, d), and those of the test samples; fitted on at most 20,000."""
+    from sklearn.decomposition import PCA
+
+    chosen = np.random.default_rng(seed).permutation(len(x))[:20_000]
+    model = PCA(min(components, len(chosen), x.shape[1]), random_state=seed).fit(x[chosen])
+    return model.transform(x), model.transform(test)
