@@ -73,6 +73,7 @@ def check_weights(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Non
         SuperCMError: If they are not; the message names the first that differs.
 
     Examples:
+        >>> import torch
         >>> check_weights({"head.weight": torch.ones(2)}, {"head.weight": torch.zeros(2)})
     """
     for name in (name for name in {**own, **state} if name.startswith((_PREFIX, "bottleneck.", "head."))):
