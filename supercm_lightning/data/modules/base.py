@@ -59,8 +59,7 @@ class ViewDataModule(PreparedSamples, KnownSamples, ABC):
         measured: Tensors that this was measured by, on training samples or by the run of a checkpoint.
 
     Examples:
-        >>> from supercm_lightning.data.sources.names import normalized
-    from supercm_lightning.data.sources.stores import ArrayStore
+        >>> from supercm_lightning.data.sources.stores import ArrayStore
         >>> class Points(ViewDataModule):
         ...     def __init__(self, count: int = 90):
         ...         super().__init__(10, 20, 30, None, "test", 0)
