@@ -1,7 +1,7 @@
 """Measured tables as data: `results/*.json`, and what the documentation says of them.
 
-    python benchmarks/results.py add NAME --grid configs/bench/small/methods.yaml --output runs/methods \
-      --column digits --task "few labels" --data "digits, 20 labels" --settings "1,000 steps …" --choice "…"
+    python benchmarks/results.py add --name NAME --grid configs/bench/small/methods.yaml --output runs/methods \
+      --column '[digits]' --task "few labels" --data "digits, 20 labels" --settings "1,000 steps …" --choice "…"
     python benchmarks/results.py write
 
 `add` makes the JSON of a table from the folder of a `supercm-bench`. `write` fills the blocks between
@@ -553,5 +553,10 @@ def _on_one_line(found: re.Match[str]) -> str:
     return line if len(line) < 160 else found[0]
 
 
+def main(args: list[str] | None = None) -> None:
+    """The command line."""
+    auto_cli({"add": add, "add_free": add_free, "write": write}, args=args, as_positional=False)
+
+
 if __name__ == "__main__":
-    auto_cli({"add": add, "add_free": add_free, "write": write})
+    main()

@@ -87,7 +87,10 @@ def test_a_table_of_free_methods_has_pairs_of_domains_as_columns(tmp_path, monke
         for target, accuracy in (("b", 0.5), ("c", 0.7))
     ]
     (tmp_path / "baselines").write_text(json.dumps({"runs": runs}))
-    results.add_free("free", tmp_path / "baselines", "two domains", "three domains", ["supercm-baselines"])
+    given = {"name": "free", "file": tmp_path / "baselines", "task": "two domains", "data": "three domains"}
+    results.main(
+        ["add_free", *(f"--{name}={value}" for name, value in given.items()), '--command=["supercm-baselines"]']
+    )
     table = results.read(tmp_path / "free.json")
     assert table.columns == ["a → b", "a → c"]
     assert str(table.cell(table.row("coral"), "mean")) == "60.0"
