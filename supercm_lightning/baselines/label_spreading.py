@@ -49,7 +49,13 @@ def spread_labels(
 
 
 def spread_over_graph(
-    graph: Any, labels: np.ndarray, *, num_classes: int, alpha: float = 0.99, class_mass: bool = True
+    graph: Any,
+    labels: np.ndarray,
+    *,
+    num_classes: int,
+    alpha: float = 0.99,
+    class_mass: bool = True,
+    proportions: np.ndarray | None = None,
 ) -> np.ndarray:
     """Label spreading over a given graph; see `spread_labels`.
 
@@ -58,7 +64,8 @@ def spread_over_graph(
         labels: Labels (n,), -1 where unknown.
         num_classes: Number of classes K.
         alpha: How far labels spread, in [0, 1).
-        class_mass: Whether the classes keep the proportions that they have among the labels.
+        class_mass: Whether the classes are scaled to `proportions`.
+        proportions: Expected proportions of the classes, (K,) with sum 1; None: those among the labels.
 
     Returns:
         Soft labels (n, K) float64.
@@ -82,7 +89,7 @@ def spread_over_graph(
     given[known, labels[known]] = 1
     scale = sparse.diags(1 / np.sqrt(np.asarray(graph.sum(axis=1)).ravel()))
     found = _solve(sparse.identity(len(labels), format="csr") - alpha * (scale @ graph @ scale), given).clip(0)
-    proportions = given.sum(axis=0) / len(known)
+    proportions = given.sum(axis=0) / len(known) if proportions is None else proportions
     if class_mass:
         found *= proportions / np.maximum(found.sum(axis=0), 1e-300)
     total = found.sum(axis=1, keepdims=True)

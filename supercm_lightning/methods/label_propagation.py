@@ -24,7 +24,8 @@ class LabelPropagation(PerSampleState):
 
     Iscen et al., "Label Propagation for Deep Semi-supervised Learning", CVPR 2019. Every `propagation_every` steps the
     labels are spread over the nearest neighbors (cosine) of labeled and unlabeled samples; the weight of a sample is 1
-    minus the normalized entropy of its soft label, and classes have the proportions of the labeled set. Beside the
+    minus the normalized entropy of its soft label. Classes have the proportions of the labeled set, with two domains
+    equal ones. Beside the
     features of the network, as in the paper, the graph may join neighbors among the inputs themselves: right from the
     first step for small images and for features of a pretrained network, of no use for photographs.
 
@@ -112,7 +113,11 @@ class LabelPropagation(PerSampleState):
                 samples = torch.cat([self._samples(split, index, of_features) for split, index in chosen.items()])
                 points = F.normalize(samples.flatten(1), dim=1).cpu().numpy()
                 graph = graph + weight * neighbor_graph(points, given.propagation_neighbors)
-        soft = spread_over_graph(graph, labels, num_classes=self.num_classes, alpha=given.propagation_alpha)
+        # The classes of a target domain need not have the proportions of the source.
+        uniform = np.full(self.num_classes, 1 / self.num_classes) if data.is_domain_adaptation else None
+        soft = spread_over_graph(
+            graph, labels, num_classes=self.num_classes, alpha=given.propagation_alpha, proportions=uniform
+        )
         found = torch.from_numpy(soft[len(chosen["labeled"]) :])
         entropy = -torch.special.xlogy(found, found).sum(dim=1)
         index = chosen["unlabeled"].to(self.device)
