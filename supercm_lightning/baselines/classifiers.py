@@ -55,7 +55,9 @@ def label_spreading(problem: Problem) -> tuple[np.ndarray, dict[str, Any]]:
         x, test = reduced(x, test, 50, problem.seed)
         settings["components"] = x.shape[1]
     labels = np.concatenate([problem.y, np.full(len(problem.pool), -1)])
-    spread = spread_labels(x, labels, num_classes=problem.num_classes)
+    # A source's proportions of the classes need not be the target's.
+    equal = np.full(problem.num_classes, 1 / problem.num_classes) if problem.protocol == TWO_DOMAINS else None
+    spread = spread_labels(x, labels, num_classes=problem.num_classes, proportions=equal)
     return spread[nearest(x, test)].argmax(axis=1), settings
 
 

@@ -15,6 +15,7 @@ def spread_labels(
     num_neighbors: int = 10,
     alpha: float = 0.99,
     class_mass: bool = True,
+    proportions: np.ndarray | None = None,
 ) -> np.ndarray:
     """Label spreading (Zhou et al., 2004) over a graph of nearest neighbors in Euclidean distance.
 
@@ -28,8 +29,8 @@ def spread_labels(
         num_classes: Number of classes K.
         num_neighbors: Neighbors of each sample; all others where there are fewer.
         alpha: How far labels spread, in [0, 1).
-        class_mass: Scale the columns of F, so that the classes have the proportions that they have among the labels
-            (Zhu et al., 2003), before each sample's sum is made 1.
+        class_mass: Scale the columns of F to `proportions` (Zhu et al., 2003), before each sample's sum is made 1.
+        proportions: Expected proportions of the classes, (K,) with sum 1; None: those among the labels.
 
     Returns:
         Soft labels (n, K) float64, each row with sum 1. A sample that is not connected with any label has the classes'
@@ -44,7 +45,12 @@ def spread_labels(
         array([0, 0, 0, 1, 1, 1])
     """
     return spread_over_graph(
-        neighbor_graph(features, num_neighbors), labels, num_classes=num_classes, alpha=alpha, class_mass=class_mass
+        neighbor_graph(features, num_neighbors),
+        labels,
+        num_classes=num_classes,
+        alpha=alpha,
+        class_mass=class_mass,
+        proportions=proportions,
     )
 
 

@@ -25,9 +25,8 @@ class LabelPropagation(PerSampleState):
     Iscen et al., "Label Propagation for Deep Semi-supervised Learning", CVPR 2019. Every `propagation_every` steps the
     labels are spread over the nearest neighbors (cosine) of labeled and unlabeled samples; the weight of a sample is 1
     minus the normalized entropy of its soft label. Classes have the proportions of the labeled set, with two domains
-    equal ones. Beside the
-    features of the network, as in the paper, the graph may join neighbors among the inputs themselves: right from the
-    first step for small images and for features of a pretrained network, of no use for photographs.
+    equal ones. Beside the features of the network, as in the paper, the graph may join neighbors among the inputs: from
+    the first step on for small images and features of a pretrained network, of no use for photographs.
 
     Args:
         propagation_weight: Weight of the term, >= 0.
