@@ -1,6 +1,7 @@
 """The command `supercm`: LightningCLI over every method and data module."""
 
 import errno
+import io
 import json
 import re
 import signal
@@ -33,6 +34,7 @@ from supercm_lightning.utils.checkpoints import AtomicCheckpointIO, check_classe
 from supercm_lightning.utils.options import SuperCMError, user_error
 from supercm_lightning.utils.parser import HELP, CommandParser, find_local_modules
 from supercm_lightning.utils.saved_options import agreed_options
+from supercm_lightning.utils.text import printable
 from supercm_lightning.utils.trainer import callbacks_of, is_dry_run
 
 _WARNINGS = (
@@ -63,6 +65,10 @@ class SuperCMCLI(LightningCLI):
             if self._folder is not None:
                 self._folder.close(failed)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves the lock of the run's folder with the process that holds it (ddp_spawn)."""
+        return vars(self) | {"_folder": None}
+
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser with short messages."""
         self.parser_class = CommandParser
@@ -80,8 +86,14 @@ class SuperCMCLI(LightningCLI):
             SuperCMError: If `ckpt_path` does not exist, is damaged, could run code, belongs to another method, or has
                 other values of options; or if another command than `fit` has none, or `last`.
         """
-        super().parse_arguments(parser, args)
+        try:
+            super().parse_arguments(parser, args)
+        except UnicodeDecodeError as error:
+            raise SuperCMError(f"config: a file is no text in UTF-8 ({error}). Give a YAML file.") from error
         command = self.config.subcommand
+        seed = self.config[command].seed_everything
+        if seed is False or (seed is not True and not 0 <= seed < 2**32):
+            raise SuperCMError(f"seed_everything={seed}: must be from 0 to 2**32 - 1, or true for one drawn at random.")
         path, trainer = self.config[command].ckpt_path, self.config[command].trainer
         if trainer.default_root_dir is not None:
             trainer.default_root_dir = str(local_folder(trainer.default_root_dir))
@@ -131,7 +143,7 @@ class SuperCMCLI(LightningCLI):
             additions.insert(0, AdaptationScores())
         if self.subcommand == "fit" and SLURMEnvironment.detect():
             additions.append(SlurmRequeue())
-        if config.get("logger") in (None, True) and not config.get("fast_dev_run"):
+        if config.get("logger") in (None, True) and not config.get("fast_dev_run") and not config.get("barebones"):
             options = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))[self.subcommand]
             start = self.config_init[self.subcommand].get("ckpt_path")
             self._folder = run_folder(self.subcommand, start, options, config.get("callbacks"))
@@ -152,7 +164,10 @@ class SuperCMCLI(LightningCLI):
 
         `--trainer.limit_test_batches 0` leaves the test out.
         """
-        has_test = not isinstance(self.datamodule, ViewDataModule) or self.datamodule.has_test
+        samples = self.datamodule
+        if isinstance(samples, ViewDataModule) and not samples.samples:
+            samples.setup("test")  # the processes that have read the data are gone (ddp_spawn)
+        has_test = not isinstance(samples, ViewDataModule) or samples.has_test
         if has_test and self.trainer.limit_test_batches and not self.trainer.interrupted:
             self.trainer.test(self.model, datamodule=self.datamodule)
             self._compare_with_floor()
@@ -205,7 +220,7 @@ def run(args: ArgsType = None, extra_callbacks: Sequence[Callback] = ()) -> Supe
 
 
 def _fail(message: object) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(str(message))}", file=sys.stderr)
     return 2
 
 
@@ -216,6 +231,10 @@ def main(args: ArgsType = None) -> None:
         print(HELP, end="")
         return
     find_local_modules()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names that the terminal's encoding lacks
+    warnings.formatwarning = lambda message, *_: f"warning: {printable(str(message))}\n"
     try:
         if isinstance(given, list) and given[0] == "predict" and any(re.match("--run(=|$)", one) for one in given):
             predict_files.main(given[1:])

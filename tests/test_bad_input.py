@@ -3,6 +3,7 @@
 `python tests/test_bad_input.py` writes the table into the page.
 """
 
+import csv
 import json
 import os
 import re
@@ -19,9 +20,11 @@ import torch
 from PIL import Image
 
 from supercm_lightning import (
+    EMA,
     ClusteringDataModule,
     DomainAdaptationDataModule,
     FeatureDataModule,
+    FeatureProjection,
     SemiSupervisedDataModule,
     Supervised,
 )
@@ -1076,6 +1079,90 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 @case(CONFIG, "runs on another machine", "default_root_dir=s3://bucket: runs are written into local", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     run(["fit", "--model", "SuperCM", *DIGITS, *QUIET, "--trainer.default_root_dir", "s3://bucket"])
+
+
+@case(CONFIG, "random bytes", "config: a file is no text in UTF-8", SuperCMError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("mine.yaml").write_bytes(b"\x93\xff\x00\xce")
+    run(["fit", "--config", "mine.yaml", *DIGITS, *QUIET])
+
+
+@case(CONFIG, "a seed below 0", "seed_everything=-1: must be from 0", SuperCMError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    config("model: {class_path: SuperCM}", "--seed_everything", "-1")
+
+
+@case(CONFIG, "a seed of 33 bits", "seed_everything=4294967296: must be from 0", SuperCMError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    config("model: {class_path: SuperCM}", "--seed_everything", str(2**32))
+
+
+@case(CONFIG, "no seed", "seed_everything=False: … true for one drawn at random", SuperCMError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    config("model: {class_path: SuperCM}", "--seed_everything", "false")
+
+
+@case(CONFIG, "predictions without a name", "filename='': no name of a file", SuperCMError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--trainer.callbacks+=PredictionWriter", "--trainer.callbacks.filename="]
+    config("model: {class_path: SuperCM}", *options)
+
+
+@case(CONFIG, "the averages of Lightning and of this package at once", "more than one weight averaging", SuperCMError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.callbacks import StochasticWeightAveraging
+
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    both = Trainer(accelerator="cpu", max_epochs=1, callbacks=[EMA(), StochasticWeightAveraging(0.1)], **quiet)
+    both.fit(Supervised(num_classes=10, input_shape=(1, 8, 8)), SemiSupervisedDataModule(num_labeled=20))
+
+
+@case(CONFIG, "`trainer.barebones`", "the run writes nothing")
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--trainer.barebones", "true"]
+    with pytest.warns(UserWarning, match="barebones"):
+        run(["fit", "--model", "SuperCM", *DIGITS, *options])
+    assert not list(Path().iterdir())
+
+
+NAMES = "Names of classes and files"
+ODD = ("=1+1", "$\\foo$", "_hidden", "b\udce9te", "\x1b[31mred")
+
+
+def odd_images() -> list[str]:
+    """Options for images of a class of each of these names."""
+    for shade, name in enumerate(ODD):
+        for number in range(6):
+            file = Path("images", os.fsdecode(name.encode(errors="surrogateescape")), f"{number}.png")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (40 * shade, 9 * number, 0)).save(file)
+    folder = ["--data", "SemiSupervisedDataModule", "--data.dataset", "folder", "--data.root", "images"]
+    return [*folder, "--data.num_labeled", "10", "--data.num_val", "5", "--data.num_test", "5"]
+
+
+@case(
+    NAMES,
+    "a formula, mathematics, an underscore in front, bytes that are no text, escapes of a terminal",
+    "predictions.csv quotes formulas and escapes the others; a picture's legend shows each as it is",
+)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--trainer.callbacks+=FeatureProjection", "--trainer.callbacks.method", "pca"]
+    run(["fit", "--model", "SuperCM", *odd_images(), *QUIET, *options])
+    (table,) = Path("lightning_logs").rglob("test_predictions.csv")
+    with table.open(newline="", encoding="utf-8") as stream:
+        found = {row["label"] for row in csv.DictReader(stream)}
+    assert found == {"'=1+1", "$\\foo$", "_hidden", "b\\udce9te", "\\x1b[31mred"}
+    assert len(list(Path("lightning_logs").rglob("features.png"))) == 1
+    names = ("$\\foo$", "_hidden", "\x1b[31mred")
+    figure = FeatureProjection(method="pca").draw(torch.rand(6, 3), torch.arange(6) % 3, class_names=names)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*names[:2], "\\x1b[31mred"]
+
+
+@case(NAMES, "escapes of a terminal in the name of a bad image", r"\x1b[31m.png: cannot be read", SuperCMError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    images().joinpath("train/cat/\x1b[31m.png").touch()
+    read()
 
 
 # ------------------------------------------------------------------------------------------------------------ tests

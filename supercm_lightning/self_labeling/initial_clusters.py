@@ -10,6 +10,7 @@ from torch import Tensor
 
 from supercm_lightning.data.sources.names import normalized
 from supercm_lightning.utils.options import MissingFileError, SuperCMError
+from supercm_lightning.utils.text import cell_text
 
 
 def read_clusters(path: str | Path, num_samples: int, num_clusters: int, names: Sequence[str] | None = None) -> Tensor:
@@ -72,7 +73,7 @@ def _places(path: Path, rows: Sequence[Mapping[str, str]], names: Sequence[str] 
     """The line of each sample in a table."""
     if rows and "file" in rows[0] and names is not None:
         known = {normalized(name): number for number, name in enumerate(names)}
-        wanted = [_number_of(normalized(row["file"]), known) for row in rows]
+        wanted = [_number_of(normalized(cell_text(row["file"])), known) for row in rows]
     elif rows and "index" in rows[0]:
         wanted = [int(row["index"]) if row["index"].isdecimal() else -1 for row in rows]
     else:

@@ -39,7 +39,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Reads a checkpoint, as `read_checkpoint` does."""
-        if "://" in str(path):
+        # ddp_spawn hands weights alone to the first process in a file of this name.
+        if "://" in str(path) or Path(path).name == ".temp.ckpt":
             return super().load_checkpoint(path, lambda storage, place: storage, weights_only=True)
         return read_checkpoint(path, mmap=False)
 

@@ -37,7 +37,7 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], Any
             if callable(content):
                 content(stream)
             else:
-                stream.write(content.encode() if isinstance(content, str) else content)
+                stream.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(path)

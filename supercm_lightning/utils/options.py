@@ -5,9 +5,14 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from supercm_lightning.utils.text import printable
+
 
 class SuperCMError(ValueError):
     """Input that cannot be used; the message names the option or the file and the remedy, and needs no traceback."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())  # names of files are not the user's words alone
 
 
 class MissingFileError(SuperCMError, FileNotFoundError):

@@ -20,12 +20,12 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
 
 def log_interval(trainer: Trainer) -> int:
     """Number of steps from one logged step to the next."""
-    return trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return trainer.log_every_n_steps or 1  # type: ignore[attr-defined]
 
 
 def is_dry_run(trainer: Trainer) -> bool:
-    """Whether the trainer only tries out the code (`fast_dev_run`) and writes nothing."""
-    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+    """Whether the trainer only tries out the code (`fast_dev_run`) or its speed (`barebones`), and writes nothing."""
+    return bool(trainer.fast_dev_run or trainer.barebones)  # type: ignore[attr-defined]
 
 
 def check_trainer(trainer: Trainer, name: str) -> None:

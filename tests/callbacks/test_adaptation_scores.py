@@ -268,3 +268,9 @@ def test_the_command_line_adds_it_for_two_domains_alone(tmp_path):
     (scores,) = added([*domains, "--trainer.callbacks+=AdaptationScores", "--trainer.callbacks.max_samples=50"])
     assert scores.max_samples == 50
     assert not added(["--data=SemiSupervisedDataModule", "--data.num_labeled=20", "--data.steps_per_epoch=1"])
+
+
+def test_choosing_by_labels_of_the_target_is_warned_of():
+    trainer = Trainer(accelerator="cpu", logger=False, callbacks=[ModelCheckpoint(monitor="oracle/target_acc")])
+    with pytest.warns(UserWarning, match="monitor=oracle/target_acc chooses by labels of the target"):
+        AdaptationScores().setup(trainer, None, "fit")

@@ -1,7 +1,9 @@
 """The table of predictions."""
 
 import csv
+import errno
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -156,3 +158,21 @@ def test_parquet_without_its_package_says_what_to_install(monkeypatch):
     monkeypatch.setattr("supercm_lightning.callbacks.evaluation.prediction_writer.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"supercm-lightning\[export\]"):
         PredictionWriter("table.parquet")
+
+
+def test_a_full_disk_leaves_no_half_table_and_one_line(monkeypatch, capsys):
+    from supercm_lightning.callbacks.evaluation import prediction_writer
+    from supercm_lightning.cli import main
+
+    def fill(stream, suffix, columns):
+        stream.write(b"index,cla")
+        raise OSError(errno.ENOSPC, "No space left on device", "predictions.csv")
+
+    monkeypatch.setattr(prediction_writer, "_write_table", fill)
+    options = ["--data", "SemiSupervisedDataModule", "--data.num_labeled", "20", "--data.steps_per_epoch", "1"]
+    quiet = ["--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--model", "Supervised", *options, *quiet])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: predictions.csv: No space left on device")
+    assert not [path.name for path in Path().rglob("*predictions*")]

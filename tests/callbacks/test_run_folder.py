@@ -88,6 +88,16 @@ def test_home_variables_and_file_urls_mean_one_place(monkeypatch: pytest.MonkeyP
     assert not Path("~").exists()
 
 
+@pytest.mark.slow
+def test_the_test_follows_a_fit_in_spawned_processes() -> None:
+    spawned = ["--trainer.strategy", "ddp_spawn", "--trainer.devices", "1"]
+    command = [sys.executable, "-m", "supercm_lightning", *FIT, *spawned]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (file,) = Path().rglob("summary.json")
+    assert "test/acc" in json.loads(file.read_text())["metrics"]
+
+
 def test_a_command_that_fails_before_its_first_step_leaves_no_folder() -> None:
     new_run(Path())
     with pytest.raises(SuperCMError):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
@@ -22,6 +22,7 @@ from supercm_lightning.metrics import (
     soft_neighborhood_density,
 )
 from supercm_lightning.utils.options import SuperCMError, check_range
+from supercm_lightning.utils.trainer import callbacks_of
 
 _FEWEST_SAMPLES = 5  # of a domain, for a classifier that tells domains apart
 
@@ -72,9 +73,16 @@ class AdaptationScores(Callback):
         self._tables = (SampleTable(), SampleTable())
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Starts the curve of a new fit."""
+        """Starts the curve of a new fit, and warns of a choice by the target's labels."""
         if stage == "fit":
             self.curve = []
+            for callback in callbacks_of(trainer):
+                monitor = callback.monitor if isinstance(callback, ModelCheckpoint | EarlyStopping) else None
+                if monitor is not None and monitor.startswith("oracle/"):
+                    rank_zero_warn(
+                        f"{type(callback).__name__}: monitor={monitor} chooses by labels of the target, which "
+                        "a user of the method does not have. Use val/score for a result that holds there."
+                    )
 
     def state_dict(self) -> dict[str, Any]:
         """The curve."""

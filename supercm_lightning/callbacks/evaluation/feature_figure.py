@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from supercm_lightning.utils.text import printable
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -69,8 +71,7 @@ def feature_figure(
         for number in (*range(len(class_names)), -1):
             chosen = (members & (labels == number)).numpy()
             if chosen.any():
-                name = "unlabeled" if number < 0 else class_names[number]
-                label = name if number not in legend else f"_{name}"
+                label = f"{'_' * (number in legend)}class {number}"
                 legend.add(number)
                 height = order if number < 0 else 1
                 axes.scatter(*points[chosen].T, color=colors[number], label=label, zorder=height, **style)
@@ -81,14 +82,20 @@ def feature_figure(
         star: dict[str, Any] = {"marker": "*", "s": width, "edgecolors": "black", "linewidths": edge, "zorder": 3}
         axes.scatter(*array(list(stars.values())).T, color=[colors[number] for number in stars], **star)
         axes.scatter([], [], color="white", label="centroid", **star)
+    # A name may begin with an underscore or look like a formula, which matplotlib would hide or read.
+    shown = {f"class {number}": printable(name) for number, name in enumerate(class_names)} | {"class -1": "unlabeled"}
     if named:
         handles = figure.legend(loc="outside right center", frameon=False, handletextpad=0.2, scatteryoffsets=[0.5])
+        for text in handles.get_texts():
+            text.set(parse_math=False, text=shown.get(text.get_text(), text.get_text()))
         for handle in filter(None, handles.legend_handles):
             handle.set(sizes=[60], alpha=1)
     else:
         known = labels[labels >= 0].unique().tolist()
         places = {number: median(points[(labels == number).numpy()], axis=0) for number in known}
         _write_numbers(axes, places | dict(stars))
+    for part in axes.collections:
+        part.set_label(shown.get(str(part.get_label()), part.get_label()))
     return figure
 
 

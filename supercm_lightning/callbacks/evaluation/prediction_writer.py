@@ -15,6 +15,7 @@ from supercm_lightning.callbacks.evaluation.sample_table import SampleTable
 from supercm_lightning.contracts import ViewData
 from supercm_lightning.utils.files import write_atomically
 from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.utils.text import printable, table_cell
 from supercm_lightning.utils.trainer import datamodule_of, is_dry_run
 
 
@@ -22,6 +23,9 @@ class PredictionWriter(Callback):
     """Writes a table with one line per sample: `file` (or `index`, without files), `class` and `confidence`.
 
     `predict` writes it into the file of this name, `test` into one with `test_` in front, with a column `label`.
+
+    In CSV a cell that a spreadsheet would take for a formula (`=`, `+`, `-`, `@`) has a quote in front; control
+    characters, and bytes of a name that are no text, are escaped.
 
     Lines are in the order of the samples, each once, also if several processes share the work. `class` is the name if
     the data module has `class_names`, else the number; `confidence` is the probability of that class. The first process
@@ -44,6 +48,8 @@ class PredictionWriter(Callback):
     """
 
     def __init__(self, filename: str = "predictions.csv", probabilities: bool = False) -> None:
+        if not Path(filename).name:
+            raise SuperCMError(f"filename={filename!r}: no name of a file. Give one, such as predictions.csv.")
         if filename.endswith(".parquet") and find_spec("pyarrow") is None:
             raise ModuleNotFoundError(f"filename={filename!r} needs pyarrow: pip install 'supercm-lightning[export]'.")
         self.filename = filename
@@ -101,7 +107,7 @@ class PredictionWriter(Callback):
         """Gathers the predictions of all ranks and writes them."""
         count = self._write(trainer, "predict", self._path)
         if trainer.is_global_zero:
-            print(f"{count} predictions: {self._path}")
+            print(f"{count} predictions: {printable(str(self._path))}")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gathers the predictions of all ranks and writes them beside those of `predict`."""
@@ -145,12 +151,19 @@ def write_table(stream: BinaryIO, suffix: str, columns: dict[str, list[Any]]) ->
         import pyarrow
         import pyarrow.parquet
 
-        pyarrow.parquet.write_table(pyarrow.table(columns), stream)
+        plain = {
+            printable(name): [printable(value) if isinstance(value, str) else value for value in values]
+            for name, values in columns.items()
+        }
+        pyarrow.parquet.write_table(pyarrow.table(plain), stream)
         return
     text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True)
     writer = csv.writer(text)
-    writer.writerow(columns)
-    writer.writerows(
-        [f"{v:.6f}" if isinstance(v, float) else v for v in row] for row in zip(*columns.values(), strict=True)
-    )
+    writer.writerows([_cell(value) for value in row] for row in (columns, *zip(*columns.values(), strict=True)))
     text.detach()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str):
+        return table_cell(value)
+    return f"{value:.6f}" if isinstance(value, float) else value

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
@@ -73,7 +73,8 @@ class StepAveraging(Callback, ABC):
             return
         name = type(self).__name__
         check_trainer(trainer, name)
-        if sum(isinstance(callback, StepAveraging | WeightAveraging) for callback in callbacks_of(trainer)) > 1:
+        kinds = StepAveraging | WeightAveraging | StochasticWeightAveraging
+        if sum(isinstance(callback, kinds) for callback in callbacks_of(trainer)) > 1:
             raise SuperCMError(f"{name}: the trainer has more than one weight averaging callback; keep one.")
         if any(isinstance(c, ModelCheckpoint) and c.save_weights_only for c in trainer.checkpoint_callbacks):
             raise SuperCMError(
