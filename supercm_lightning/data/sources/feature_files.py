@@ -19,7 +19,8 @@ from supercm_lightning.data.sources.worker_stores import DatasetStore
 from supercm_lightning.utils.options import MissingFileError, SuperCMError
 
 FeatureSet = str | Path | Dataset[Any]
-"""A file, or a torch data set of (features, label); from Python also arrays, (features, labels) or features alone."""
+"""A file, or a torch data set of (features, label), a `TensorDataset` also with views, (features, label, weak, strong);
+from Python also arrays, (features, labels) or features alone."""
 
 Labels = Literal["required", "if known", "never"]
 """Whether the labels of a set must be there, and whether they are read."""
@@ -71,6 +72,7 @@ def read_features(
         views = {name: content[name] for name in ("weak", "strong", "origin") if name in content}
     elif isinstance(given, TensorDataset):
         data, *more = given.tensors
+        views = dict(zip(("weak", "strong"), more[1:], strict=False))
         known = more[0] if more and labels != "never" else None
         if known is None and labels == "required":
             raise SuperCMError(f"{option}: features without labels; give (features, labels).")

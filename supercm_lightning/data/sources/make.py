@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from supercm_lightning.data.sources.base import Defaults, Source
 from supercm_lightning.data.sources.domain_files import find_files, folder_set
@@ -79,6 +79,10 @@ def make_cluster_source(
         return {split: list(parts) for split, parts in splits.items()}
 
     _check_others(dataset, {"test": test})
+    if isinstance(dataset, TensorDataset) and dataset.tensors[0].ndim == 2:
+        policy: Any = {"train": "if known", "test": "if known"}
+        vectors = {"train": [dataset]} | ({} if test is None else {"test": [test]})
+        return FeatureSource(arranged(vectors), policy, {"train": "dataset"}, defaults=Defaults(noise=0.1))
     if not isinstance(dataset, str):
         splits = arranged({"train": [dataset]} | ({} if test is None else {"test": [test]}))
         held_out = splits.get("test", [None])[0]
@@ -92,7 +96,7 @@ def make_cluster_source(
             given = {split: [file] for split, file in found.items() if isinstance(file, Path) and file.is_file()}
             if "train" not in given:
                 raise MissingFileError(f"dataset=features: there is no train.npz or train.pt in root={root}.")
-        policy: Any = dict.fromkeys(given, "if known")
+        policy = dict.fromkeys(given, "if known")
         return FeatureSource(arranged(given), policy, defaults=Defaults(noise=0.1))
     if dataset != "folder":
         spec = DATASETS[dataset]

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence, Sized
 from typing import Any, cast
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from supercm_lightning.data.sources.base import Source
 from supercm_lightning.data.sources.names import normalized
-from supercm_lightning.data.sources.stores import Store, join
+from supercm_lightning.data.sources.stores import ArrayStore, Store, join
 from supercm_lightning.data.sources.worker_stores import DatasetStore, listed_labels
 from supercm_lightning.utils.options import SuperCMError
 
@@ -78,7 +78,11 @@ class TorchSource(Source):
         for dataset in self.splits[split]:
             hidden = split == "unlabeled" or (self.without_labels and not _has_label(dataset))
             labels = torch.full((len(cast(Sized, dataset)),), -1) if hidden else None
-            stores.append(DatasetStore(dataset, labels, self.sample_shape))
+            if isinstance(dataset, TensorDataset):
+                data, *known = dataset.tensors
+                stores.append(ArrayStore(data, known[0].long() if labels is None else labels))
+            else:
+                stores.append(DatasetStore(dataset, labels, self.sample_shape))
         return stores
 
     def read(self) -> dict[str, Store]:
@@ -87,8 +91,12 @@ class TorchSource(Source):
         stores["train"] = self._train or stores["train"]
         self.train_sizes = [len(store) for store in stores["train"]]
         if self.in_memory:
-            stores = {s: [cast(DatasetStore, store).in_memory() for store in found] for s, found in stores.items()}
+            stores = {s: [_in_memory(store) for store in found] for s, found in stores.items()}
         return {split: join(found) for split, found in stores.items()}
+
+
+def _in_memory(store: Store) -> Store:
+    return store.in_memory() if isinstance(store, DatasetStore) else store
 
 
 def _item(dataset: Dataset[Any]) -> torch.Tensor:

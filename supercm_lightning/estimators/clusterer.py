@@ -1,0 +1,122 @@
+"""Clusters without labels."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import ClusterMixin
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from supercm_lightning.data import ClusteringDataModule
+from supercm_lightning.estimators.inputs import check_samples
+from supercm_lightning.estimators.training import LightningEstimator, quiet
+from supercm_lightning.methods import Method
+from supercm_lightning.utils.options import SuperCMError, check_range
+
+
+class ASDClusterer(ClusterMixin, LightningEstimator):
+    """Clusters of features or images, by ASD and the method that learns from the labels it makes.
+
+    X is an array or a memory map of features (n, d), which are standardized, or of images (n, c, h, w), uint8 or in
+    [0, 1].
+
+    Args:
+        n_clusters: Number of clusters.
+        method: Name of a method that needs no labels, such as `ASDFreeMatch` or `ASDSuperCM`, or a class derived from
+            `Clusterer`.
+        method_options: Options of the method, such as `{"asd_hold": 5, "lr": 0.001}`.
+        backbone: Network below the head, see `build_backbone`; None: `mlp` for features, `small_cnn` for images.
+        max_steps: Training steps.
+        epochs: Passes over the samples, in place of `max_steps`.
+        batch_size: Samples per step.
+        noise: Deviation of the noise in the weak view of features; the strong view has five times as much.
+        device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
+        precision: Lightning's `precision`, such as `32-true` or `bf16-mixed`.
+        verbose: Show a progress bar.
+        random_state: Seed of the weights, the batches and the views.
+
+    Attributes:
+        labels_: Cluster of each sample, (n,) int64, from 0 on; a cluster without samples has no number.
+        model_: The trained method, a LightningModule; None for a single cluster.
+        n_steps_: Number of training steps.
+        n_features_in_: Number of features of a sample.
+
+    Raises:
+        SuperCMError: If an option is unknown or outside its range.
+
+    Examples:
+        >>> from sklearn.datasets import make_blobs
+        >>> X, y = make_blobs(300, centers=3, random_state=0, cluster_std=0.5)
+        >>> ASDClusterer(n_clusters=3, max_steps=200, random_state=0).fit_predict(X).shape
+        (300,)
+    """
+
+    needs_labeled = False
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        method: str | type[Method] = "ASDFreeMatch",
+        method_options: dict[str, Any] | None = None,
+        backbone: str | nn.Module | None = None,
+        max_steps: int = 1000,
+        epochs: int | None = None,
+        batch_size: int = 64,
+        noise: float = 0.1,
+        device: str = "auto",
+        precision: str = "32-true",
+        verbose: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.method = method
+        self.method_options = method_options
+        self.backbone = backbone
+        self.max_steps = max_steps
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.noise = noise
+        self.device = device
+        self.precision = precision
+        self.verbose = verbose
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None) -> "ASDClusterer":
+        """Trains, and clusters the samples.
+
+        Args:
+            X: Features (n, d) or images (n, c, h, w).
+            y: Not read.
+
+        Raises:
+            ValueError: If X cannot be used; the message says why.
+        """
+        kind = self._check_options()
+        check_range(1, n_clusters=self.n_clusters)
+        X = check_samples(self, X, reset=True)
+        if len(X) < self.n_clusters:
+            raise SuperCMError(f"n_clusters={self.n_clusters}: n_samples={len(X)} are fewer.")
+
+        def data() -> ClusteringDataModule:
+            noise = self._feature_noise(()) if self._on_features else {}
+            size = self.batch_size
+            samples = TensorDataset(torch.as_tensor(X))
+            return ClusteringDataModule(
+                samples, num_classes=self.n_clusters, unlabeled_batch_size=size, num_workers=0, **noise
+            )
+
+        with quiet():
+            # Four a cluster is the default; fewer samples make do with what there is.
+            self._train(kind, data, self.n_clusters, len(X), asd_samples=min(4 * self.n_clusters, len(X)))
+        clusters = self._probabilities(X).argmax(axis=1)
+        used = np.bincount(clusters, minlength=self.n_clusters) > 0
+        self._number = np.where(used, used.cumsum() - 1, used.sum() + (~used).cumsum() - 1)
+        self.labels_ = self._number[clusters]
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Clusters (n,) of samples."""
+        probabilities = self._probabilities(X)
+        return self._number[probabilities.argmax(axis=1)]
