@@ -9,9 +9,10 @@ import torch
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 from torch.utils.data import TensorDataset
 
-from supercm_lightning.data import DomainAdaptationDataModule, FeatureDataModule
+from supercm_lightning.data import DomainAdaptationDataModule
 from supercm_lightning.data.sources.feature_store import FeatureStore
 from supercm_lightning.estimators.classifier import SuperCMClassifier
+from supercm_lightning.estimators.features import ScaledFeatures
 from supercm_lightning.estimators.inputs import check_samples, encode_labels, view_tensors
 from supercm_lightning.estimators.training import Shift, quiet
 from supercm_lightning.utils.options import SuperCMError
@@ -72,7 +73,7 @@ class SuperCMAdapter(SuperCMClassifier):
         if self._on_features:
             standardize: Any = "domain" if self.standardize else None
             noise = self._feature_noise(views)
-            return FeatureDataModule(source=source, target=target, standardize=standardize, **noise, **options)
+            return ScaledFeatures(source=source, target=target, standardize=standardize, **noise, **options)
         for role in ("labeled", "unlabeled"):
             options[{"labeled": "source", "unlabeled": "target"}[role] + "_batch_size"] = options.pop(
                 f"{role}_batch_size"
@@ -102,7 +103,8 @@ class SuperCMAdapter(SuperCMClassifier):
 
     def predict(self, X: Any, sample_domain: Any = None) -> np.ndarray:
         """Classes (n,) of samples; the arguments are those of `predict_proba`."""
-        return self.classes_[self.predict_proba(X, sample_domain).argmax(axis=1)]
+        number = self.predict_proba(X, sample_domain).argmax(axis=1)
+        return self.classes_[number]
 
 
 def _is_source(sample_domain: Any) -> np.ndarray:

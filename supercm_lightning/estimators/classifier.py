@@ -11,7 +11,8 @@ from sklearn.utils.validation import check_consistent_length
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from supercm_lightning.data import FeatureDataModule, SemiSupervisedDataModule
+from supercm_lightning.data import SemiSupervisedDataModule
+from supercm_lightning.estimators.features import ScaledFeatures
 from supercm_lightning.estimators.inputs import check_samples, encode_labels, view_tensors
 from supercm_lightning.estimators.training import LightningEstimator, quiet
 from supercm_lightning.methods import Method
@@ -130,7 +131,7 @@ class SuperCMClassifier(ClassifierMixin, LightningEstimator):
         # Another object than the labeled set, which must not be given twice.
         others = TensorDataset(*tensors) if unlabeled.all() else None
         noise = self._feature_noise(tensors[2:])
-        return FeatureDataModule(train, others, standardize=standardize, **noise, **self._data_options(tensors[1]))
+        return ScaledFeatures(train, others, standardize=standardize, **noise, **self._data_options(tensors[1]))
 
     def _check_options(self) -> type[Method]:
         check_range(0, 0.99, validation_fraction=self.validation_fraction)
@@ -148,4 +149,5 @@ class SuperCMClassifier(ClassifierMixin, LightningEstimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """Classes (n,) of samples."""
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+        number = self.predict_proba(X).argmax(axis=1)
+        return self.classes_[number]

@@ -1,18 +1,26 @@
 """Clusters without labels."""
 
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from sklearn.base import ClusterMixin
+from sklearn.cluster import KMeans
+from sklearn.utils import check_random_state, gen_batches
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from supercm_lightning.data import ClusteringDataModule
+from supercm_lightning.estimators.features import ScaledClusteringData, common_scale
 from supercm_lightning.estimators.inputs import check_samples
 from supercm_lightning.estimators.training import LightningEstimator, quiet
-from supercm_lightning.methods import Method
-from supercm_lightning.utils.options import SuperCMError, check_range
+from supercm_lightning.methods import ASD, Method
+from supercm_lightning.utils.options import SuperCMError, check_choice, check_range
+
+KMEANS_SAMPLES = 20_000
+"""Samples that k-means is fitted on, and that it numbers at a time."""
 
 
 class ASDClusterer(ClusterMixin, LightningEstimator):
@@ -25,6 +33,7 @@ class ASDClusterer(ClusterMixin, LightningEstimator):
         n_clusters: Number of clusters.
         method: Name of a method that needs no labels, such as `ASDFreeMatch` or `ASDSuperCM`, or a class derived from
             `Clusterer`.
+        init: `kmeans`: labels come from k-means until ASD has clusters of its own; None: there are none until then.
         method_options: Options of the method, such as `{"asd_hold": 5, "lr": 0.001}`.
         backbone: Network below the head, see `build_backbone`; None: `mlp` for features, `small_cnn` for images.
         max_steps: Training steps.
@@ -59,6 +68,7 @@ class ASDClusterer(ClusterMixin, LightningEstimator):
         n_clusters: int = 8,
         *,
         method: str | type[Method] = "ASDFreeMatch",
+        init: Literal["kmeans"] | None = "kmeans",
         method_options: dict[str, Any] | None = None,
         backbone: str | nn.Module | None = None,
         max_steps: int = 1000,
@@ -72,6 +82,7 @@ class ASDClusterer(ClusterMixin, LightningEstimator):
     ) -> None:
         self.n_clusters = n_clusters
         self.method = method
+        self.init = init
         self.method_options = method_options
         self.backbone = backbone
         self.max_steps = max_steps
@@ -95,26 +106,44 @@ class ASDClusterer(ClusterMixin, LightningEstimator):
         """
         kind = self._check_options()
         check_range(1, n_clusters=self.n_clusters)
+        check_choice(init=(self.init, ("kmeans", None)))
         X = check_samples(self, X, reset=True)
         if len(X) < self.n_clusters:
             raise SuperCMError(f"n_clusters={self.n_clusters}: n_samples={len(X)} are fewer.")
 
         def data() -> ClusteringDataModule:
             noise = self._feature_noise(()) if self._on_features else {}
-            size = self.batch_size
             samples = TensorDataset(torch.as_tensor(X))
-            return ClusteringDataModule(
+            size = self.batch_size
+            return ScaledClusteringData(
                 samples, num_classes=self.n_clusters, unlabeled_batch_size=size, num_workers=0, **noise
             )
 
-        with quiet():
-            # Four a cluster is the default; fewer samples make do with what there is.
-            self._train(kind, data, self.n_clusters, len(X), asd_samples=min(4 * self.n_clusters, len(X)))
+        with quiet(), TemporaryDirectory() as folder:
+            options: dict[str, Any] = {}
+            if issubclass(kind, ASD):
+                # Four a cluster is the default; fewer samples make do with what there is.
+                options["asd_samples"] = min(4 * self.n_clusters, len(X))
+                if self.init == "kmeans" and self.n_clusters > 1:
+                    options["asd_init_labels"] = str(Path(folder, "kmeans.npy"))
+                    np.save(options["asd_init_labels"], self._kmeans(X))
+            self._train(kind, data, self.n_clusters, len(X), **options)
         clusters = self._probabilities(X).argmax(axis=1)
         used = np.bincount(clusters, minlength=self.n_clusters) > 0
         self._number = np.where(used, used.cumsum() - 1, used.sum() + (~used).cumsum() - 1)
         self.labels_ = self._number[clusters]
         return self
+
+    def _kmeans(self, X: np.ndarray) -> np.ndarray:
+        """Clusters (n,) by k-means on at most `KMEANS_SAMPLES` samples."""
+        stream = check_random_state(self.random_state)
+        chosen = np.sort(stream.choice(len(X), min(len(X), KMEANS_SAMPLES), replace=False))
+        some = X[chosen].reshape(len(chosen), -1).astype(np.float32)
+        std = some.std(axis=0)
+        scale = common_scale(torch.from_numpy(np.where(std > 0, std, 1))).numpy()
+        kmeans = KMeans(self.n_clusters, n_init=10, random_state=stream.randint(2**31)).fit(some / scale)
+        chunks = (X[chunk].reshape(-1, len(scale)).astype(np.float32) for chunk in gen_batches(len(X), KMEANS_SAMPLES))
+        return np.concatenate([kmeans.predict(chunk / scale) for chunk in chunks])
 
     def predict(self, X: Any) -> np.ndarray:
         """Clusters (n,) of samples."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.utils import assert_all_finite
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d, validate_data
 
@@ -25,7 +26,7 @@ def check_samples(estimator: Any, X: Any, reset: bool) -> np.ndarray:
     Raises:
         ValueError: If X has another shape, or values that are not finite.
     """
-    if np.ndim(X) != 4:
+    if not (isinstance(X, np.ndarray | torch.Tensor) and X.ndim == 4):
         array = validate_data(estimator, X, reset=reset, dtype=DTYPES)
     else:
         array = validate_data(estimator, X, reset=reset, dtype=DTYPES, ensure_2d=False, allow_nd=True)
@@ -56,6 +57,7 @@ def encode_labels(estimator: Any, y: Any, known: np.ndarray | None = None) -> tu
     y = column_or_1d(y, warn=True)
     if y.dtype.kind == "f":
         unlabeled = np.isnan(y) | (y == -1)
+        assert_all_finite(y[~unlabeled], input_name="y")
     elif y.dtype.kind == "O":
         unlabeled = np.array([one is None or one != one or one in (-1, "-1") for one in y], dtype=bool)
     else:

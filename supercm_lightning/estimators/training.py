@@ -68,6 +68,7 @@ class LightningEstimator(BaseEstimator):
     random_state: Any
     needs_labeled: bool
     model_: Method | None
+    _shift: tuple[Shift | None, ...]
 
     # ------------------------------------------------------------------------------------------------- training
     def _check_options(self) -> type[Method]:
@@ -134,7 +135,7 @@ class LightningEstimator(BaseEstimator):
     def _shifts(self, data: Any) -> tuple[Shift | None, ...]:
         """Mean and deviation that the data module took out of features; one for each domain."""
         found = data.preprocessing if self._on_features else {}
-        return ((np.float32(found["mean"]), np.float32(found["std"])) if found else None,)
+        return ((np.float32(found["mean"]), np.float32(found["std"])) if "mean" in found else None,)
 
     @property
     def _batch_sizes(self) -> dict[str, int]:
