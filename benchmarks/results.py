@@ -244,10 +244,17 @@ def rows_of(table: Table) -> str:
     details = table.average or not several
     scope = table.scopes[0]
     free = [row.name for row in table.rows if row.role == "free"]
+    extended = any(row.over for row in table.rows)
+    others = bool(free) and len(free) < len(table.rows)
     head = ["", *(table.columns if several else [])]
     if details:
         first = f"mean {table.metrics[table.first]}" if table.average else table.metrics[table.first]
-        head += [first, "seeds", "gain", "over", *(["over the best free row"] if free else [])]
+        head += [
+            first,
+            "seeds",
+            *(["gain", "over"] if extended else []),
+            *(["over the best free row"] if others else []),
+        ]
         head += [*table.metrics.values()][1:]
     lines = []
     for row in table.rows:
@@ -259,8 +266,9 @@ def rows_of(table: Table) -> str:
         if details:
             cell, gain = table.cell(row, scope), table.gain(row, scope)
             line += [str(cell or ""), str(len(cell.per_seed)) if cell and cell.per_seed else ""]
-            line += [tested(gain[0]), gain[1]] if gain else ["", ""]
-            if free:
+            if extended:
+                line += [tested(gain[0]), gain[1]] if gain else ["", ""]
+            if others:
                 more = None if row.role == "free" else table.gain(row, scope, free)
                 line.append(tested(more[0]) if more else "")
             line += [str(table.cell(row, scope, metric) or "") for metric in [*table.metrics][1:]]
