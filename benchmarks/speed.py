@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -32,14 +33,19 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_digits
+from timm.data import create_dataset, create_loader, create_transform, resolve_model_data_config
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torchvision.datasets import ImageFolder
 
 from supercm_lightning import FeatureDataModule, FixMatch, Method, SemiSupervisedDataModule, SuperCM, Supervised
 from supercm_lightning.data import Normalization, StrongAugmentation, WeakAugmentation
+from supercm_lightning.data.extraction import ImageSet, Views, feature_trainer, write_features
+from supercm_lightning.data.sources.worker_stores import FileStore, default_num_workers
 from supercm_lightning.data.transforms.strong import POOL
 from supercm_lightning.losses import clustering_loss
 from supercm_lightning.nn import ClusteringHead, WideResNet, build_backbone, evaluating
+from supercm_lightning.nn.extractor import FrozenExtractor
 from supercm_lightning.self_labeling import ClassTransitionTracker
 
 Work = Callable[[], object]
@@ -453,6 +459,56 @@ def scale() -> None:
     show("Frozen features, 50 + 50 rows of 128", ("unlabelled rows", "set-up, s", "ms a step", "ratio"), rows)
 
 
+def features() -> None:
+    """Frozen features of image files: our command, the loop that it had before, and timm's loader with its model."""
+    size, count, name = 96, 192, "tf_efficientnet_lite0"
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for side in (32, 320):
+            root, rng = Path(folder, str(side)), np.random.default_rng(0)
+            for number in range(count):
+                (root / str(number % 2)).mkdir(parents=True, exist_ok=True)
+                pixels = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((side, side))
+                pixels.save(root / str(number % 2) / f"{number}.jpg")
+            model = timm.create_model(name, num_classes=0).eval()
+            torch.save(model.state_dict(), Path(folder, "weights.pth"))
+            settings = resolve_model_data_config(model) | {"input_size": (3, size, size)}
+            images = ImageFolder(root, create_transform(**settings))
+            loaders = {
+                "before": DataLoader(images, 64, num_workers=default_num_workers()),
+                "timm": create_loader(
+                    create_dataset("", root), batch_size=256, use_prefetcher=False, num_workers=2, **settings
+                ),
+            }
+
+            def loop(loader: Any, model: nn.Module = model) -> Work:
+                def work() -> None:
+                    with torch.inference_mode():
+                        torch.cat([model(batch).float() for batch, _ in loader])
+
+                return work
+
+            extractor = FrozenExtractor(name, checkpoint=Path(folder, "weights.pth"), image_size=size)
+            files = sorted(root.rglob("*.jpg"))
+            store = FileStore(files, torch.full((count,), -1), channels=3, image_size=None)
+            trainer = feature_trainer(accelerator="cpu", devices=1, enable_progress_bar=False, callbacks=[])
+
+            def ours(side: int = side, store: Any = store, extractor: Any = extractor, trainer: Any = trainer) -> None:
+                file = Path(folder, f"{side}.npz")
+                write_features(file, ImageSet(store, Path(folder), None, name), extractor, Views(), trainer)
+                file.unlink()
+
+            seconds = in_turn(
+                {"supercm-features": ours} | {k: loop(v) for k, v in loaders.items()}, rounds=5, warm_up=1
+            )
+            rows += [
+                (f"{side} x {side}", kind, f"{count / statistics.median(found):.0f}",
+                 f"{ratio(seconds['before'], found):.2f}")
+                for kind, found in seconds.items()
+            ]  # fmt: skip
+    show(f"Features of {count} files, {name} at {size} pixels", ("files", "way", "images/s", "x before"), rows)
+
+
 def _silent(command: list[str]) -> Work:
     return lambda: subprocess.run(command, check=True, capture_output=True)
 
@@ -675,7 +731,7 @@ def gpu() -> None:
 
 TABLES = {
     work.__name__: work
-    for work in (step, clustering, transitions, weak, strong, fixmatch, lightning, scale, start, gpu)
+    for work in (step, clustering, transitions, weak, strong, fixmatch, lightning, scale, features, start, gpu)
 }
 
 

@@ -73,24 +73,30 @@ class ResNet18(ResNet):
 
 
 class MLP(nn.Module):
-    """Two linear layers with batch norm and ReLU, for frozen features and tables.
+    """One or two linear layers with batch norm and ReLU, for frozen features and tables.
 
     Args:
         in_features: Width of the input.
-        hidden_features: Width of the hidden layer.
+        hidden_features: Width of the hidden layer; None: there is none.
         num_features: Width of the output.
+        dropout: Probability that an input of a layer, or a feature of the output, is set to zero.
 
     Attributes:
         num_features: Width of the output.
     """
 
-    def __init__(self, in_features: int, hidden_features: int = 256, num_features: int = 128) -> None:
+    def __init__(
+        self, in_features: int, hidden_features: int | None = 256, num_features: int = 128, dropout: float = 0.0
+    ) -> None:
         super().__init__()
-        widths = (in_features, hidden_features, num_features)
+        widths = (
+            (in_features, num_features) if hidden_features is None else (in_features, hidden_features, num_features)
+        )
+        dropped = [nn.Dropout(dropout)] if dropout else []
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
-            layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
-        self.layers = nn.Sequential(*layers)
+            layers += [*dropped, nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
+        self.layers = nn.Sequential(*layers, *dropped)
         self.num_features = num_features
 
     def forward(self, x: Tensor) -> Tensor:
