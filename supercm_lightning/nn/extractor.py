@@ -7,11 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.data.config import resolve_model_data_config
-from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -74,6 +71,8 @@ class FrozenExtractor(nn.Module):
         if checkpoint is not None:
             load_backbone_weights(network, checkpoint)
         if isinstance(network, TimmBackbone):
+            from timm.data.config import resolve_model_data_config  # timm is slow to import
+
             self.settings = resolve_model_data_config(network.model) | {"input_size": (3, size, size)}
         else:  # as the data modules do
             self.settings = {"input_size": (3, size, size), "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0}
@@ -119,6 +118,8 @@ def shorter_side(height: int, width: int, length: int) -> tuple[int, int]:
 
 def _size_and_options(backbone: str, fetch: bool, image_size: int | None) -> tuple[int, dict[str, Any]]:
     """The side of the images, and what timm's constructor is told about weights."""
+    import timm  # slow to import
+
     if ":" in backbone or timm.is_model(backbone):
         config = timm.get_pretrained_cfg(backbone) if ":" not in backbone else None
         return image_size or (config.input_size[-1] if config is not None else 224), {"pretrained": fetch}
@@ -159,6 +160,8 @@ def _fused(network: nn.Module, size: int) -> nn.Module:
 
 def _fuse(module: nn.Module) -> None:
     """Joins each convolution and the batch norm next to it, at any depth."""
+    from timm.layers import BatchNormAct2d
+
     before: tuple[str, nn.Conv2d] | None = None
     for name, child in list(module.named_children()):
         if isinstance(child, nn.BatchNorm2d) and before is not None and before[1].out_channels == child.num_features:

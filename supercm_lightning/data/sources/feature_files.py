@@ -19,8 +19,8 @@ from supercm_lightning.data.sources.worker_stores import DatasetStore
 from supercm_lightning.utils.options import MissingFileError, SuperCMError
 
 FeatureSet = str | Path | Dataset[Any]
-"""A file, or a torch data set of (features, label), a `TensorDataset` also with views, (features, label, weak, strong);
-from Python also arrays, (features, labels) or features alone."""
+"""A file, or a torch data set of (features, label), a `TensorDataset` also with views, (features, label, weak,
+strong); from Python also arrays, (features, labels) or features alone."""
 
 Labels = Literal["required", "if known", "never"]
 """Whether the labels of a set must be there, and whether they are read."""
