@@ -51,8 +51,8 @@ def common_scale(std: Tensor) -> Tensor:
     Examples:
         >>> common_scale(torch.tensor([3.0, 4.0, 0.1, 5.0]))
         tensor([3.5359, 3.5359, 3.5359, 3.5359])
-        >>> common_scale(torch.cat([torch.tensor([3000.0]), torch.ones(9)]))[:2]
-        tensor([3000.,    1.])
+        >>> common_scale(torch.cat([torch.tensor([3000.0]), torch.ones(9)]))[:2].tolist()
+        [3000.0, 1.0]
     """
     # A constant feature has the deviation 1.
     variance = std.double()[std != 1].square()

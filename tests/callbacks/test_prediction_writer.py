@@ -168,7 +168,7 @@ def test_a_full_disk_leaves_no_half_table_and_one_line(monkeypatch, capsys):
         stream.write(b"index,cla")
         raise OSError(errno.ENOSPC, "No space left on device", "predictions.csv")
 
-    monkeypatch.setattr(prediction_writer, "_write_table", fill)
+    monkeypatch.setattr(prediction_writer, "write_table", fill)
     options = ["--data", "SemiSupervisedDataModule", "--data.num_labeled", "20", "--data.steps_per_epoch", "1"]
     quiet = ["--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
     with pytest.raises(SystemExit) as stop:

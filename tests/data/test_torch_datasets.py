@@ -67,7 +67,8 @@ def test_bytes_as_tensors_and_as_pil_are_normalised(gather, make, in_memory):
 @pytest.mark.parametrize(("cores", "workers"), [({5}, 1), (set(range(16)), 4)])
 def test_workers_are_no_more_than_the_cores(monkeypatch, cores, workers):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: cores, raising=False)
-    data = SemiSupervisedDataModule(TensorDataset(IMAGES, LABELS), num_labeled=8, num_test=8)
+    items = Items(lambda row: (IMAGES[row], int(LABELS[row])))
+    data = SemiSupervisedDataModule(items, num_labeled=8, num_test=8)
     data.setup("test")
     assert data.test_dataloader().num_workers == workers
 

@@ -386,7 +386,7 @@ def test_a_checkpoint_of_other_unlabelled_rows_is_refused(rows: int, tmp_path: P
     run = trainer(2)
     run.fit(model_of(FlexMatch), datamodule=SemiSupervisedDataModule(num_labeled=20, num_val=200))
     run.save_checkpoint(tmp_path / "a.ckpt")
-    with pytest.raises(ValueError, match=r"ckpt_path: .* \d+ unlabeled samples, .* \d+\. Resume"):
+    with pytest.raises(ValueError, match=r"ckpt_path: .*num_val"):
         trainer(4).fit(
             model_of(FlexMatch), datamodule=SemiSupervisedDataModule(num_labeled=20, num_val=rows),
             ckpt_path=tmp_path / "a.ckpt",

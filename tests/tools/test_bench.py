@@ -468,7 +468,8 @@ def test_a_table_says_how_to_run_it(file: Path, monkeypatch: pytest.MonkeyPatch)
         == len(cells)
         == len(grid.rows) * len(grid.columns) * grid.seeds
     )
-    assert all(row.over is not None or row.baseline for row in list(grid.rows.values())[1:])
+    trained = [row for row in grid.rows.values() if not row.baseline]
+    assert all(row.over is not None for row in trained[1:])
 
 
 @pytest.mark.slow

@@ -40,8 +40,8 @@ def printable(text: str) -> str:
     r"""Text without what a terminal would act on: control characters are escaped.
 
     Examples:
-        >>> printable("a" + chr(27) + "[31m.png")
-        'a\x1b[31m.png'
+        >>> print(printable("a" + chr(27) + "[31m.png"))
+        a\x1b[31m.png
     """
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
