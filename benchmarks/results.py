@@ -183,14 +183,15 @@ class Table:
         return gain, best
 
     def numbers(self) -> Iterator[tuple[float, float]]:
-        """Mean and deviation of every cell and of every gain."""
+        """Mean and deviation of every cell and of every gain, over the best free row too."""
+        free = [row.name for row in self.rows if row.role == "free"]
         for row in self.rows:
             for column in {*row.cells, "mean"}:
                 for cell in (self.cell(row, column, metric) for metric in self.metrics):
                     if cell and cell.spread is not None:
                         yield cell.center, cell.spread
-                for base in row.over:
-                    if found := self.gain(row, column, [base]):
+                for bases in [[base] for base in row.over] + ([free] if free and row.role != "free" else []):
+                    if found := self.gain(row, column, bases):
                         yield found[0]["mean"], found[0]["std"]
 
 

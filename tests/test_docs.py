@@ -363,7 +363,9 @@ def test_every_page_is_in_the_navigation() -> None:
     assert {page for page in listed - written if not page.startswith("notebooks/")} == set()
 
 
-@pytest.mark.parametrize("module", ["methods", "estimators", "data", "callbacks", "losses", "self_labeling", "metrics", "nn"])
+@pytest.mark.parametrize(
+    "module", ["methods", "estimators", "data", "callbacks", "losses", "self_labeling", "metrics", "nn"]
+)
 def test_the_reference_page_lists_the_exports_of_every_module(module: str) -> None:
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     assert re.search(rf"^::: supercm_lightning\.{module}\.\*$", text, re.M)
