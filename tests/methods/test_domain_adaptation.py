@@ -208,8 +208,8 @@ def test_every_method_beats_the_source_alone_on_rotated_moons() -> None:
     alone = accuracy_on_target(Supervised, 40.0, use_unlabeled=True)
     # Not with SuperCM: moons are no clusters around their means.
     kinds = [kind for kind in ADAPTING if not issubclass(kind, SuperCM)]
-    # The radius of deep networks is too large for a net of two layers. This one was the best of 0.0005, 0.001, 0.002 and
-    # 0.005 on moons turned by 30 degrees, with seeds 10 to 14.
+    # The radius of deep networks is too large for a net of two layers. This one was the best of 0.0005, 0.001, 0.002
+    # and 0.005 on moons turned by 30 degrees, with seeds 10 to 14.
     radius = {kind: {"sdat_rho": 0.001} if issubclass(kind, SDAT) else {} for kind in kinds}
     gains = {kind.__name__: accuracy_on_target(kind, 40.0, **radius[kind]) - alone for kind in kinds}
     assert all(gain > 0.02 for gain in gains.values()), f"source alone {alone:.3f}, gains {gains}"
