@@ -6,7 +6,7 @@ import numpy as np
 
 from supercm_lightning.baselines.classifiers import nearest, reduced
 from supercm_lightning.baselines.label_spreading import neighbor_graph
-from supercm_lightning.baselines.registry import FEW_LABELS, NO_LABELS, TWO_DOMAINS, Problem, baseline
+from supercm_lightning.baselines.registry import FEW_LABELS, NO_LABELS, TWO_DOMAINS, Problem, baseline, unit_length
 
 
 @baseline(FEW_LABELS)
@@ -57,8 +57,8 @@ def spectral(problem: Problem) -> tuple[np.ndarray, dict[str, Any]]:
     scale = diags(1 / np.sqrt(np.asarray(graph.sum(axis=1)).ravel()))
     start = np.random.default_rng(problem.seed).normal(size=len(pool))
     vectors = eigsh(scale @ graph @ scale, k=problem.num_classes, which="LA", v0=start)[1]
-    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    clusters = KMeans(problem.num_classes, n_init=10, random_state=problem.seed).fit_predict(vectors)
+    model = KMeans(problem.num_classes, n_init=10, random_state=problem.seed)
+    clusters = model.fit_predict(unit_length(vectors))
     return clusters[nearest(pool, test)], {"num_neighbors": 10}
 
 
@@ -77,10 +77,19 @@ def umap_mixture(problem: Problem) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def _started(samples: np.ndarray, problem: Problem) -> np.ndarray:
-    """Clusters of the test samples by k-means of `samples`, started from the class means."""
-    from sklearn.cluster import KMeans
+    """Clusters of the test samples by k-means of `samples`, started from the class means; spherical on unit vectors."""
+    centers = _on_sphere(problem.class_means, problem)
+    for _ in range(300):
+        own = nearest(centers, samples)
+        means = [samples[own == k].mean(axis=0) if (own == k).any() else centers[k] for k in range(problem.num_classes)]
+        before, centers = centers, _on_sphere(np.stack(means), problem)
+        if np.allclose(before, centers, rtol=0, atol=1e-6):
+            break
+    return nearest(centers, problem.test)
 
-    return KMeans(problem.num_classes, init=problem.class_means, n_init=1).fit(samples).predict(problem.test)
+
+def _on_sphere(centers: np.ndarray, problem: Problem) -> np.ndarray:
+    return unit_length(centers) if problem.has_unit_length else centers
 
 
 def _mixture(points: np.ndarray, test: np.ndarray, problem: Problem) -> np.ndarray:

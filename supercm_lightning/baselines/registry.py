@@ -24,6 +24,7 @@ class Problem:
         num_classes: Number of classes, or of clusters.
         protocol: `few labels`, `two domains` or `no labels`.
         seed: Seed of what is random.
+        has_unit_length: Whether all samples have unit length, so that cluster centers must.
     """
 
     x: np.ndarray
@@ -33,6 +34,7 @@ class Problem:
     num_classes: int
     protocol: str
     seed: int
+    has_unit_length: bool = False
 
     @property
     def train(self) -> np.ndarray:
@@ -82,3 +84,8 @@ def baseline(*protocols: str, package: str | None = None) -> Callable[[Method], 
         return method
 
     return register
+
+
+def unit_length(x: np.ndarray) -> np.ndarray:
+    """Vectors (n, d) divided by their length; zero stays zero."""
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

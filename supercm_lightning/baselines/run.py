@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from supercm_lightning.baselines.classifiers import reduced
-from supercm_lightning.baselines.registry import BASELINES, FEW_LABELS, NO_LABELS, TWO_DOMAINS, Problem
+from supercm_lightning.baselines.registry import BASELINES, FEW_LABELS, NO_LABELS, TWO_DOMAINS, Problem, unit_length
 from supercm_lightning.contracts import ArrayData
 from supercm_lightning.metrics import ClusteringAccuracy
 from supercm_lightning.utils.options import SuperCMError
@@ -70,11 +70,12 @@ def prepare(datamodule: ArrayData) -> tuple[Problem, np.ndarray]:
         x, y = _vectors(datamodule, "labeled")
     else:
         x, y, protocol = pool[:0], labels[:0], NO_LABELS
+    unit = len(datamodule.input_shape) == 1
     if test.shape[1] > 2048:
         train, test = reduced(np.concatenate([x, pool]), test, 256, 0)
-        x, pool = train[: len(x)], train[len(x) :]
+        x, pool, unit = train[: len(x)], train[len(x) :], False
     seed = torch.initial_seed() % 2**31
-    return Problem(x, y, pool, test, datamodule.num_classes, protocol, seed), labels
+    return Problem(x, y, pool, test, datamodule.num_classes, protocol, seed, unit), labels
 
 
 def run_baseline(name: str, problem: Problem, labels: np.ndarray) -> dict[str, Any]:
@@ -103,5 +104,5 @@ def _clustering_scores(clusters: np.ndarray, classes: np.ndarray, count: int) ->
 def _vectors(datamodule: ArrayData, split: str) -> tuple[np.ndarray, np.ndarray]:
     x, y = datamodule.arrays(split)
     if x.ndim == 2:
-        x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+        x = unit_length(x)
     return x.reshape(len(x), -1), y

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -84,7 +86,18 @@ def test_k_means_starts_from_the_class_means(name: str) -> None:
         centers = np.stack([samples[of == label].mean(0) for label in range(4)])
     expected = ((test[:, None] - centers) ** 2).sum(-1).argmin(1)
     found, _ = BASELINES[name].method(problem(x, y, pool, test, BASELINES[name].protocols[0]))
-    assert (found == expected).mean() > 0.95  # scikit-learn stops a little before the fixed point
+    assert (found == expected).all()
+
+
+def test_k_means_of_unit_vectors_keeps_its_centers_on_the_sphere() -> None:
+    # Opposite to a tight class lies a spread one, whose mean is short and near to everything if it stays where it is.
+    narrow, wide = np.array([[1.0, 0.1], [1.0, -0.1]]), np.array([[-0.5, 1.0], [-0.5, -1.0]])
+    x = np.concatenate([narrow, wide]) / np.linalg.norm(np.concatenate([narrow, wide]), axis=1, keepdims=True)
+    test = np.array([[np.cos(1.5), np.sin(1.5)]])
+    labels = np.array([0, 0, 1, 1])
+    data = Problem(x, labels, x, test, 2, "two domains", 0, has_unit_length=True)
+    assert BASELINES["source_kmeans"].method(data)[0] == [0]
+    assert BASELINES["source_kmeans"].method(replace(data, has_unit_length=False))[0] == [1]
 
 
 def test_spectral_clustering_finds_rings() -> None:
