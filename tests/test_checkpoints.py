@@ -82,7 +82,7 @@ class Code:
         return Path.touch, (Path("it_ran"),)
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9/a.ckpt", "file:///tmp/a.ckpt", "s3://bucket/a.ckpt"])
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/a.ckpt", "file:///nowhere/a.ckpt", "s3://bucket/a.ckpt"])
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
 def test_a_url_is_refused(url: str, command: str) -> None:
     with pytest.raises(SuperCMError, match=r"a\.ckpt: checkpoints are read from files alone\. Download it"):

@@ -27,6 +27,7 @@ from supercm_lightning.data.transforms.strong import StrongAugmentation
 from supercm_lightning.data.transforms.weak import Normalization, WeakAugmentation
 from supercm_lightning.nn.extractor import FrozenExtractor
 from supercm_lightning.utils.files import write_atomically
+from supercm_lightning.utils.loggers import logger_level
 from supercm_lightning.utils.options import SuperCMError, check_range
 from supercm_lightning.utils.random import generator
 
@@ -140,14 +141,9 @@ def write_features(
 
 def feature_trainer(**options: Any) -> Trainer:
     """A trainer that predicts and leaves no files; `options` are those of Lightning's Trainer."""
-    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = log.level
-    log.setLevel(logging.WARNING)  # it lists the devices that are not there
-    try:
-        off: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    off: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    with logger_level(logging.WARNING, "lightning.pytorch.utilities.rank_zero"):  # it lists devices that are not there
         return Trainer(**off | {"use_distributed_sampler": False, "callbacks": [_Progress()]} | options)
-    finally:
-        log.setLevel(level)
 
 
 class _Progress(RichProgressBar):

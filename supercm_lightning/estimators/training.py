@@ -24,6 +24,7 @@ from supercm_lightning import methods
 from supercm_lightning.data.transforms.weak import Normalization
 from supercm_lightning.estimators.inputs import check_samples
 from supercm_lightning.methods import Method
+from supercm_lightning.utils.loggers import logger_level
 from supercm_lightning.utils.options import SuperCMError, check_choice, check_range
 
 Shift = tuple[np.ndarray, np.ndarray]
@@ -214,14 +215,6 @@ class LightningEstimator(BaseEstimator):
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silences what Lightning says about devices, loaders and itself."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), logger_level(logging.ERROR, "lightning.pytorch", "lightning.fabric"):
         warnings.simplefilter("ignore")
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+        yield

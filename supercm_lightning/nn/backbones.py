@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from supercm_lightning.nn.batch_norm import evaluating
 from supercm_lightning.nn.small import MLP, Identity, ResNet18, SmallCNN
 from supercm_lightning.nn.wide_resnet import WideResNet
+from supercm_lightning.utils.loggers import logger_level
 from supercm_lightning.utils.options import SuperCMError
 
 _FEATURE_BACKBONES: dict[str, Callable[..., nn.Module]] = {
@@ -46,11 +47,9 @@ class TimmBackbone(nn.Module):
         super().__init__()
         import timm
 
-        hub = logging.getLogger("huggingface_hub")
-        level = hub.level
-        hub.setLevel(logging.ERROR)  # it warns of every retry
         try:
-            self.model = timm.create_model(name, num_classes=0, in_chans=input_shape[0], **kwargs)
+            with logger_level(logging.ERROR, "huggingface_hub"):  # it warns of every retry
+                self.model = timm.create_model(name, num_classes=0, in_chans=input_shape[0], **kwargs)
         except OSError as error:
             raise SuperCMError(
                 f"timm's {name}: the weights could not be fetched ({str(error).splitlines()[0]}). Without a network "
@@ -58,8 +57,6 @@ class TimmBackbone(nn.Module):
                 "checkpoint), or fill the cache: on a machine with a network run "
                 f"`timm.create_model({name!r}, pretrained=True)` and copy its ~/.cache/huggingface."
             ) from error
-        finally:
-            hub.setLevel(level)
         # timm's own num_features is not the width of the output in every family (MobileNetV3 has a layer behind it).
         try:
             with evaluating(self.model), torch.no_grad():

@@ -1,6 +1,7 @@
 """How the commands beside `supercm` read their arguments and report errors."""
 
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,16 @@ def errors_in_one_line() -> Iterator[None]:
             message = message.splitlines()[-1].partition(": ")[2]
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Answers SIGTERM like Ctrl-C, and then as before."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def parse(

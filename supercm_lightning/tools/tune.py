@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import re
-import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,15 +17,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import matplotlib.pyplot as plt
 import yaml
-from lightning.pytorch import Callback, LightningModule, Trainer
 
 from supercm_lightning.cli import run
-from supercm_lightning.contracts import ViewData
-from supercm_lightning.tools.arguments import check_installed, errors_in_one_line, parse, read_config
+from supercm_lightning.tools.arguments import (
+    check_installed,
+    errors_in_one_line,
+    parse,
+    read_config,
+    sigterm_interrupts,
+)
+from supercm_lightning.tools.trial_watch import TrialWatch, UnmeasurableError
 from supercm_lightning.utils.files import write_atomically
+from supercm_lightning.utils.loggers import logger_level
 from supercm_lightning.utils.options import SuperCMError, check_range
 from supercm_lightning.utils.parser import find_local_modules
-from supercm_lightning.utils.trainer import datamodule_of
 
 if TYPE_CHECKING:
     import optuna
@@ -63,54 +67,6 @@ def _value(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
-
-
-class UnmeasurableError(SuperCMError):
-    """No run of the search can be measured."""
-
-
-class TrialWatch(Callback):
-    """Reports every validation of a run to Optuna's trial, as number `first_step` and so on, and omits the test.
-
-    A run that is pruned is stopped. Without a metric it is `val/score` for data of two domains, else `val/acc`.
-    """
-
-    def __init__(self, trial: Any, metric: str | None, first_step: int = 0) -> None:
-        self.trial = trial
-        self.metric = metric
-        self.step = first_step
-        self.samples = 0
-        self.value: float | None = None
-        self.pruned = False
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Switches the test off, which no choice may depend on."""
-        trainer.limit_test_batches = 0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Checks processes and validation samples before the first step."""
-        if trainer.world_size > 1:
-            raise UnmeasurableError("A trial runs in one process: --fixed trainer.devices=1, and several workers.")
-        if not sum(trainer.num_val_batches):
-            raise UnmeasurableError("There is no validation to choose by: give validation samples (data.num_val).")
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reports the metric; the validation before the first step only shows whether there is one."""
-        data = datamodule_of(trainer)
-        domains = isinstance(data, ViewData) and data.is_domain_adaptation
-        self.samples = len(data.samples.get("val", ())) if isinstance(data, ViewData) else 0
-        self.metric = self.metric or ("val/score" if domains else "val/acc")
-        early = trainer.sanity_checking and self.metric == "val/score"  # which needs a step before
-        if self.metric not in trainer.callback_metrics and not early:
-            known = ", ".join(trainer.callback_metrics)
-            raise UnmeasurableError(f"metric={self.metric!r} is not logged by the validation; choose of {known}.")
-        if trainer.sanity_checking:
-            return
-        self.value = float(trainer.callback_metrics[self.metric])
-        self.trial.report(self.value, self.step)
-        self.step += 1
-        if self.trial.should_prune():
-            self.pruned = trainer.should_stop = True
 
 
 def tune(
@@ -186,8 +142,6 @@ def tune(
     found = _study(storage, study, identity, samplers(seed=0 if storage is None else None), pruner)
     common = [argument for file in config for argument in ("--config", str(file))]
     common += [*(f"--{option}" for option in fixed or ()), *(f"--trainer.{name}=false" for name in _QUIET)]
-    for logger in ("lightning.pytorch", "lightning.fabric", "optuna"):  # which announce machine, folder, study
-        logging.getLogger(logger).setLevel(logging.WARNING)
     state = optuna.trial.TrialState
     while len(ended := _ended(found)) < trials:
         if not grid and len(ended) >= 5 and all(trial.state == state.FAIL for trial in ended):
@@ -202,7 +156,8 @@ def tune(
         arguments = [*common, *(f"--{option}" for option in chosen)]
         result, end, said = None, state.FAIL, "interrupted"
         try:
-            result = _measure(trial, arguments, metric, repeats, vary or ["seed_everything"], output)
+            with logger_level(logging.WARNING, "lightning.pytorch", "lightning.fabric"):  # which announce the machine
+                result = _measure(trial, arguments, metric, repeats, vary or ["seed_everything"], output)
             end, said = (state.PRUNED, "pruned") if result is None else (state.COMPLETE, f"{result:.4f}")
         except (SuperCMError, FloatingPointError) as error:
             said = str(error)
@@ -214,7 +169,8 @@ def tune(
             said = "its options are refused"
         finally:
             trial.set_user_attr("result", said)
-            found.tell(trial, result, end)
+            with logger_level(logging.WARNING, "optuna"):  # the line below says it
+                found.tell(trial, result, end)
             _write(found, config, output)
         print(f"trial {trial.number} of {trials}: {said} ({', '.join(chosen)})")
     complete = found.get_trials(False, (state.COMPLETE,))
@@ -322,8 +278,8 @@ def main(args: list[str] | None = None) -> None:
         args: Arguments without the program's name; None: those of the process.
     """
     find_local_modules()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        tune(**parse(tune, args, several=("config", "search", "fixed", "vary")))
+        with sigterm_interrupts():
+            tune(**parse(tune, args, several=("config", "search", "fixed", "vary")))
     except KeyboardInterrupt:
         sys.exit(130)

@@ -12,7 +12,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -398,28 +397,19 @@ def test_a_gain_is_over_the_better_partner_and_over_the_best_free_row() -> None:
     assert json.loads(Path("out/results.json").read_text())["table"][2]["values"] == pytest.approx({"0": 80, "1": 80})
 
 
-def test_a_free_method_runs_on_the_data_of_the_first_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = {}
-
-    def run_baselines(datamodule: Any, names: list[str]) -> list[dict[str, Any]]:
-        seen.update(datamodule.hparams, names=names)
-        return [{"method": names[0], "test/acc": 0.75, "seconds": 0.1}]
-
-    monkeypatch.setitem(sys.modules, "supercm_lightning.baselines", SimpleNamespace(run_baselines=run_baselines))
+def test_a_free_method_runs_on_the_data_of_the_first_row() -> None:
     rows = {"free": {"method": "baseline: label_spreading"}, **GRID["rows"]}
     free, quick, *_ = Grid.read(write_grid(rows=rows, seeds=2)).cells(Path("out"))
     assert free.folder.parts[1:4] == ("free", "features", "seed0")
     assert "--trainer.max_epochs" not in "".join(free.arguments)
     jobs.run_cell(replace(free, arguments=(*free.arguments, "--data.num_labeled=9")))
-    assert (seen["names"], seen["labeled"], seen["num_labeled"], seen["split_seed"]) == (
-        ["label_spreading"],
-        "a.npz",
-        9,
-        0,
-    )
+    (run,) = json.loads((free.folder / "baselines.json").read_text())["runs"]
+    assert (run["seed"], run["data"]["labeled"], run["data"]["num_labeled"]) == (0, "a.npz", 9)
+    (row,) = run["rows"]
+    assert row["method"] == "label_spreading"
     summary = free.summary()
     assert summary is not None
-    assert summary["metrics"] == {"test/acc": 0.75}
+    assert summary["metrics"]["test/acc"] == row["test/acc"]
     assert quick.summary() is None
 
 

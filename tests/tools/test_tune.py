@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from supercm_lightning.cli import run
-from supercm_lightning.tools.tune import TrialWatch, main, read_range, tune
+from supercm_lightning.tools.trial_watch import TrialWatch
+from supercm_lightning.tools.tune import main, read_range, tune
 from supercm_lightning.utils.options import SuperCMError
 
 optuna = pytest.importorskip("optuna")

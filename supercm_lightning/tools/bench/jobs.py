@@ -8,19 +8,19 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
-from lightning.pytorch import LightningDataModule, seed_everything
+from rich.console import Console
 from submitit import AutoExecutor, Job, SlurmJob
 from submitit.helpers import Checkpointable, environment_variables
 
+from supercm_lightning.baselines import FLOOR_FILE
 from supercm_lightning.cli import main
-from supercm_lightning.tools.arguments import read_config
+from supercm_lightning.tools.arguments import sigterm_interrupts
+from supercm_lightning.tools.baselines import read_options, tabulate
 from supercm_lightning.tools.bench.grid import Cell
 from supercm_lightning.utils.files import write_atomically
 from supercm_lightning.utils.options import SuperCMError
@@ -46,10 +46,9 @@ class CellJob(Checkpointable):
         """Runs the cell, unless it is finished or another process runs it."""
         if self.device is not None:  # submitit hides every GPU from a local job that it did not give it to
             os.environ["CUDA_VISIBLE_DEVICES"] = self.device
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         if self.cell.summary() is not None:
             return
-        with attempt(self.cell.folder) as own:
+        with sigterm_interrupts(), attempt(self.cell.folder) as own:
             if own and self.cell.summary() is None:
                 run_cell(self.cell)
 
@@ -59,15 +58,8 @@ def run_cell(cell: Cell) -> None:
     if cell.baseline is None:
         main(cell.command[1:])
         return
-    config, *options = cell.arguments
-    parser = ArgumentParser()
-    parser.add_argument("--seed_everything", type=int, default=0)
-    parser.add_subclass_arguments(LightningDataModule, "data")
-    data = json.dumps(read_config(Path(config.partition("=")[2]))["data"])
-    given = parser.parse_args([f"--data={data}", *options])
-    seed_everything(given.seed_everything)
-    run_baselines = import_module("supercm_lightning.baselines").run_baselines
-    (row,) = run_baselines(parser.instantiate_classes(given).data, names=[cell.baseline])
+    parser, options = read_options([*cell.command[1:], f"--output={cell.folder / FLOOR_FILE}"])
+    (row,), _ = tabulate(parser, options, Console(quiet=True))
     summary = {
         "status": "completed",
         "model": cell.baseline,
@@ -184,18 +176,17 @@ def run_here(cells: Sequence[Cell], jobs: int | None = None) -> dict[str, str]:
 @contextmanager
 def _stopping(running: Mapping[Job[None], Any]) -> Iterator[None]:
     """Answers SIGTERM like Ctrl-C, and leaves no run behind however the block ends."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for job in running:
-            os.kill(int(job.job_id), signal.SIGTERM)  # submitit's number of a local job is that of its process
-        deadline = time.monotonic() + _GRACE
-        while any(not job.done() for job in running) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        for job in running:
-            job.cancel()
-        signal.signal(signal.SIGTERM, before)
+    with sigterm_interrupts():
+        try:
+            yield
+        finally:
+            for job in running:
+                os.kill(int(job.job_id), signal.SIGTERM)  # submitit's number of a local job is that of its process
+            deadline = time.monotonic() + _GRACE
+            while any(not job.done() for job in running) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            for job in running:
+                job.cancel()
 
 
 def devices() -> list[str]:

@@ -1,0 +1,29 @@
+"""How much the loggers of other libraries say."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def logger_level(level: int, *names: str) -> Iterator[None]:
+    """Sets the level of loggers, and gives them their own back.
+
+    Args:
+        level: The level, such as `logging.ERROR`.
+        *names: Names of the loggers.
+
+    Examples:
+        >>> with logger_level(logging.ERROR, "lightning.pytorch"):
+        ...     logging.getLogger("lightning.pytorch").isEnabledFor(logging.WARNING)
+        False
+    """
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger, own in zip(loggers, before, strict=True):
+            logger.setLevel(own)
