@@ -9,12 +9,9 @@ from torch import Tensor
 from supercm_lightning.contracts import Batch, Step, Terms
 from supercm_lightning.methods.self_labeled import SelfLabeled
 from supercm_lightning.nn import evaluating
-from supercm_lightning.utils.collectives import all_gather_shards, mean_over_ranks, rank_slice
+from supercm_lightning.utils.collectives import mean_over_ranks
 from supercm_lightning.utils.random import generator, run_seed
 from supercm_lightning.utils.trainer import datamodule_of
-
-CHUNK = 500
-"""Candidates for prototypes that are forwarded at a time."""
 
 
 class ASD(SelfLabeled):
@@ -60,12 +57,9 @@ class ASD(SelfLabeled):
 
     @torch.no_grad()
     def _averaged_features(self, index: Tensor) -> Tensor:
-        """Features (n, d) of unlabeled samples without augmentation; each process forwards its shard."""
-        data, features = datamodule_of(self.trainer), []
+        """Features (n, d) of unlabeled samples without augmentation."""
         with evaluating(self.average):
-            for chunk in index[rank_slice()].split(CHUNK):
-                features.append(self.average(data.views_of("unlabeled", chunk, ("clean",), "pool")[0]))
-        return all_gather_shards(torch.cat(features), len(index))
+            return self.of_samples("unlabeled", index, self.average)
 
     def labeled_samples(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The chosen samples in their views; y is the tensor that `observe` fills once there are features."""

@@ -1,22 +1,20 @@
 """Label propagation: labels spread over a graph of nearest neighbors become targets of the network."""
 
-from typing import Any, ClassVar, cast
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from supercm_lightning.baselines.label_spreading import neighbor_graph, spread_over_graph
 from supercm_lightning.contracts import Step, ViewData
 from supercm_lightning.methods.per_sample import PerSampleState
 from supercm_lightning.nn import evaluating
-from supercm_lightning.utils.collectives import all_gather_shards, rank_slice
 from supercm_lightning.utils.options import SuperCMError, check_decay, check_range
 from supercm_lightning.utils.random import generator, run_seed
 from supercm_lightning.utils.trainer import datamodule_of
-
-CHUNK = 500
 
 
 class LabelPropagation(PerSampleState):
@@ -79,6 +77,12 @@ class LabelPropagation(PerSampleState):
         super().__init__(**kwargs)
         self.register_buffer("propagated_label", torch.empty(0, dtype=torch.int64))
         self.register_buffer("propagated_certainty", torch.empty(0))
+        self._input_graph: Any = None
+
+    def reset_samples(self, num_samples: int) -> None:
+        """Forgets all labels, and the graph of other inputs."""
+        super().reset_samples(num_samples)
+        self._input_graph = None
 
     def observe(self, step: Step) -> None:
         """Spreads the labels anew, when they are due."""
@@ -91,27 +95,23 @@ class LabelPropagation(PerSampleState):
         data, given = datamodule_of(self.trainer), self.hparams
         if not isinstance(data, ViewData):
             raise SuperCMError(f"{type(self).__name__} needs all samples at once. Use one of supercm_lightning.data.")
-        inputs = (
-            given.propagation_inputs
-            if self.progress >= given.propagation_start
-            else float(given.propagation_inputs > 0)
-        )
-        has_features = self.progress >= given.propagation_start and inputs < 1
+        has_features = self.progress >= given.propagation_start
+        inputs = given.propagation_inputs if has_features else float(given.propagation_inputs > 0)
         if not (inputs or has_features):
             return
         stream = generator(run_seed(self.trainer), "propagation", self.trainer.fit_loop.total_batch_idx)
-        chosen = {
-            split: torch.randperm(len(data.samples[split]), generator=stream)[: given.propagation_samples]
-            for split in ("labeled", "unlabeled")
-        }
-        labels = data.samples["labeled"].labels[chosen["labeled"]]
-        labels = torch.cat([labels, torch.full((len(chosen["unlabeled"]),), -1)]).numpy()
+        chosen = {split: self._chosen(len(data.samples[split]), stream) for split in ("labeled", "unlabeled")}
+        is_whole = all(len(index) == len(data.samples[split]) for split, index in chosen.items())
         graph: Any = 0
-        for weight, of_features in ((inputs, False), (1 - inputs if has_features else 0, True)):
-            if weight:
-                samples = torch.cat([self._samples(split, index, of_features) for split, index in chosen.items()])
-                points = F.normalize(samples.flatten(1), dim=1).cpu().numpy()
-                graph = graph + weight * neighbor_graph(points, given.propagation_neighbors)
+        if inputs:
+            graph = self._input_graph if self._input_graph is not None else self._graph(chosen, nn.Flatten())
+            self._input_graph = graph if is_whole else None  # the same every time
+            graph = inputs * graph
+        if inputs < 1:
+            with evaluating(self):
+                graph = graph + (1 - inputs) * self._graph(chosen, self.features)
+        labels = data.samples["labeled"].labels[chosen["labeled"]].cpu()
+        labels = torch.cat([labels, torch.full_like(chosen["unlabeled"], -1)]).numpy()
         # The classes of a target domain need not have the proportions of the source.
         uniform = np.full(self.num_classes, 1 / self.num_classes) if data.is_domain_adaptation else None
         soft = spread_over_graph(
@@ -123,14 +123,15 @@ class LabelPropagation(PerSampleState):
         self.propagated_label[index] = found.argmax(dim=1).to(self.device)
         self.propagated_certainty[index] = (1 - entropy / np.log(self.num_classes)).float().to(self.device)
 
-    def _samples(self, split: str, index: Tensor, of_features: bool) -> Tensor:
-        """Inputs (n, …) or features (n, d) of samples without augmentation; each process reads its shard."""
-        data, found = cast(ViewData, datamodule_of(self.trainer)), []
-        with evaluating(self):
-            for chunk in index[rank_slice()].split(CHUNK):
-                x = data.views_of(split, chunk, ("clean",), "propagation")[0]
-                found.append((self.features(x) if of_features else x).float())
-        return all_gather_shards(torch.cat(found), len(index))
+    def _chosen(self, count: int, stream: torch.Generator) -> Tensor:
+        """Positions of the samples of a split that are in a graph: all of them, or some at random."""
+        limit = self.hparams.propagation_samples
+        return torch.arange(count) if count <= limit else torch.randperm(count, generator=stream)[:limit]
+
+    def _graph(self, chosen: dict[str, Tensor], points_of: Callable[[Tensor], Tensor]) -> Any:
+        """The graph of nearest neighbors (n, n), sparse, of what a function makes of the samples."""
+        points = torch.cat([self.of_samples(split, index, points_of).float() for split, index in chosen.items()])
+        return neighbor_graph(F.normalize(points, dim=1).cpu().numpy(), self.hparams.propagation_neighbors)
 
     def losses(self, step: Step) -> dict[str, Tensor]:
         """Adds the term `propagation`."""

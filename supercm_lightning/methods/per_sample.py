@@ -1,14 +1,20 @@
 """Mixin of methods that keep state for every unlabeled sample."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from supercm_lightning.contracts import KnownUnlabeledData, UnlabeledData
 from supercm_lightning.methods.base import Method
 from supercm_lightning.nn import resize_buffers
+from supercm_lightning.utils.collectives import all_gather_shards, rank_slice
 from supercm_lightning.utils.options import SuperCMError
 from supercm_lightning.utils.trainer import datamodule_of
+
+CHUNK = 500
+"""Samples that are forwarded at a time beside a training step."""
 
 
 class PerSampleState(Method):
@@ -105,3 +111,16 @@ class PerSampleState(Method):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         resize_buffers(self, self._all_sample_buffers(), state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def of_samples(self, split: str, index: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """What a function makes of samples without augmentation, (n, d); each process computes its shard.
+
+        Args:
+            split: Split of the samples.
+            index: Their positions, (n,).
+            function: From inputs (m, *input_shape) to (m, d).
+        """
+        data, found = datamodule_of(self.trainer), []
+        for chunk in index[rank_slice()].split(CHUNK):
+            found.append(function(data.views_of(split, chunk, ("clean",), "chosen")[0]))
+        return all_gather_shards(torch.cat(found), len(index))
