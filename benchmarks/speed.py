@@ -739,9 +739,9 @@ def main() -> None:
     """Measures the tables that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="*", choices=[*TABLES, []], help="tables to measure; all but gpu by default")
+    names = parser.parse_args().tables or [name for name in TABLES if name != "gpu"]
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    names = parser.parse_args().tables or [name for name in TABLES if name != "gpu"]
     Console().print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, Python {sys.version.split()[0]}")
     for name in names:
         TABLES[name]()
