@@ -7,6 +7,7 @@ from supercm_lightning.callbacks import (
     CentroidUpdate,
     FeatureProjection,
     KMeansBaseline,
+    PredictionCollapse,
     PredictionWriter,
     RunSummary,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "FeatureDataModule",
     "FeatureProjection",
     "KMeansBaseline",
+    "PredictionCollapse",
     "PredictionWriter",
     "RunSummary",
     "SemiSupervisedDataModule",

@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import logging
 import re
 import signal
 import sys
@@ -23,14 +24,17 @@ from torch import distributed
 # Importing them is what makes their short names known to the parser.
 from supercm_lightning import __version__, callbacks, data, methods  # noqa: F401
 from supercm_lightning.baselines import FLOOR_FILE, below_floor
-from supercm_lightning.callbacks import AdaptationScores, PredictionWriter, RunSummary
+from supercm_lightning.callbacks import AdaptationScores, PredictionCollapse, PredictionWriter, RunSummary
 from supercm_lightning.callbacks.runs.continued_run import ContinuedRun
 from supercm_lightning.callbacks.runs.run_folder import RunFolder, local_folder, run_folder
+from supercm_lightning.callbacks.runs.run_summary import accuracy_interval
+from supercm_lightning.callbacks.runs.run_text import result_lines, run_title
 from supercm_lightning.callbacks.runs.saved_config import SavedConfig
 from supercm_lightning.callbacks.runs.slurm_requeue import SlurmRequeue
 from supercm_lightning.data import ViewDataModule
 from supercm_lightning.methods import predict_files
 from supercm_lightning.utils.checkpoints import AtomicCheckpointIO, check_classes, check_method, read_checkpoint
+from supercm_lightning.utils.help import asked_help, class_help, overview
 from supercm_lightning.utils.options import SuperCMError, user_error
 from supercm_lightning.utils.parser import HELP, CommandParser, find_local_modules
 from supercm_lightning.utils.saved_options import agreed_options
@@ -86,6 +90,9 @@ class SuperCMCLI(LightningCLI):
             SuperCMError: If `ckpt_path` does not exist, is damaged, could run code, belongs to another method, or has
                 other values of options; or if another command than `fit` has none, or `last`.
         """
+        for section, name in asked_help(sys.argv[1:] if args is None else args):
+            print(class_help(section, name))
+            sys.exit(0)
         try:
             super().parse_arguments(parser, args)
         except UnicodeDecodeError as error:
@@ -104,6 +111,9 @@ class SuperCMCLI(LightningCLI):
         if path not in (None, "last", "best", "hpc"):
             parse: Any = parser.parse_object if isinstance(args, dict | Namespace) else parser.parse_args
             self._take_options(parser, parse(args, defaults=False)[command], path)
+        ends = trainer.max_epochs, trainer.max_time, trainer.fast_dev_run or None, trainer.barebones or None
+        if command == "fit" and trainer.max_steps == -1 and all(end is None for end in ends):
+            raise SuperCMError("trainer.max_epochs: give it, or trainer.max_steps; Lightning would train 1,000 epochs.")
 
     def _take_options(self, parser: LightningArgumentParser, given: Namespace, path: Any) -> None:
         """Takes the options of a checkpoint: those of its method, and how its samples were prepared."""
@@ -138,7 +148,9 @@ class SuperCMCLI(LightningCLI):
         writer; atomic checkpoints; and, for data of two domains, scores that need no target label.
         """
         config = self.config_init[self.subcommand].get("trainer") or {}
-        additions: list[Callback] = [RunSummary(), PredictionWriter()]
+        if config.get("enable_model_summary") is None:
+            kwargs["enable_model_summary"] = False  # it has FLOPs, all 0; `before_fit` prints the parameters
+        additions: list[Callback] = [PredictionCollapse(), RunSummary(), PredictionWriter()]
         if isinstance(self.datamodule, ViewDataModule) and self.datamodule.is_domain_adaptation:
             additions.insert(0, AdaptationScores())
         if self.subcommand == "fit" and SLURMEnvironment.detect():
@@ -159,6 +171,32 @@ class SuperCMCLI(LightningCLI):
         present += [own for own in additions if not any(isinstance(callback, type(own)) for callback in present)]
         return trainer
 
+    def before_fit(self) -> None:
+        """Prints what is trained."""
+        options = self.datamodule.hparams if self.datamodule is not None else {}
+        title = run_title(type(self.model).__name__, type(self.datamodule).__name__, options)
+        rank_zero_info(f"{title}: {sum(p.numel() for p in self.model.parameters()):,} parameters")
+
+    def test(self, verbose: bool = True, **options: Any) -> None:
+        """Tests, and prints the results with four decimals."""
+        results = self.trainer.test(verbose=False, **options)
+        if verbose and self.trainer.is_global_zero:
+            interval = accuracy_interval(self.trainer, results[0]) if results else None
+            self._print(results, ("target ", "source "), interval)
+
+    def validate(self, verbose: bool = True, **options: Any) -> None:
+        """Validates, and prints the results with four decimals."""
+        results = self.trainer.validate(verbose=False, **options)
+        if verbose and self.trainer.is_global_zero:
+            self._print(results, ("source ", "target "), None)
+
+    def _print(self, results: Any, domains: tuple[str, str], interval: tuple[float, float] | None) -> None:
+        is_adaptation = isinstance(self.datamodule, ViewDataModule) and self.datamodule.is_domain_adaptation
+        for domain, metrics in zip(domains if is_adaptation else ("",) * len(results), results, strict=False):
+            if metrics:
+                print("\n".join(result_lines(metrics, interval, domain)))
+            interval = None
+
     def after_fit(self) -> None:
         """Tests the final weights, where there is a test set, and prints the run's folder.
 
@@ -169,7 +207,7 @@ class SuperCMCLI(LightningCLI):
             samples.setup("test")  # the processes that have read the data are gone (ddp_spawn)
         has_test = not isinstance(samples, ViewDataModule) or samples.has_test
         if has_test and self.trainer.limit_test_batches and not self.trainer.interrupted:
-            self.trainer.test(self.model, datamodule=self.datamodule)
+            self.test(model=self.model, datamodule=self.datamodule)
             self._compare_with_floor()
         if not is_dry_run(self.trainer):
             rank_zero_info(f"The run's folder is {self.trainer.log_dir}")
@@ -181,6 +219,10 @@ class SuperCMCLI(LightningCLI):
             file = Path(self.trainer.default_root_dir, FLOOR_FILE)
             if (line := below_floor(file, self.datamodule.hparams, float(metrics["test/acc"]))) is not None:
                 rank_zero_info(line)
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return "Tip: For seamless cloud" not in record.getMessage()
 
 
 def run(args: ArgsType = None, extra_callbacks: Sequence[Callback] = ()) -> SuperCMCLI:
@@ -197,6 +239,7 @@ def run(args: ArgsType = None, extra_callbacks: Sequence[Callback] = ()) -> Supe
         SuperCMError: If an option, a file or the data cannot be used; the message names it.
         SystemExit: If the arguments cannot be parsed; the reason is printed.
     """
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
     with warnings.catch_warnings():
         for message in _WARNINGS:
             warnings.filterwarnings("ignore", message)
@@ -227,8 +270,8 @@ def _fail(message: object) -> int:
 def main(args: ArgsType = None) -> None:
     """The console script: prints a `SuperCMError` as one line and exits with status 2."""
     given = sys.argv[1:] if args is None else args
-    if not given:
-        print(HELP, end="")
+    if not given or given in (["-h"], ["--help"]):
+        print(overview() if given else HELP.rstrip())
         return
     find_local_modules()
     for stream in (sys.stdout, sys.stderr):

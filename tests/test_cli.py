@@ -13,8 +13,9 @@ import torch
 import yaml
 from PIL import Image
 
-from supercm_lightning import SuperCM, Supervised
+from supercm_lightning import SuperCM, Supervised, methods
 from supercm_lightning.cli import main, run
+from supercm_lightning.utils.options import SuperCMError
 
 DIGITS = ["--data", "SemiSupervisedDataModule", "--data.num_labeled", "20", "--data.steps_per_epoch", "3"]
 QUICK = [
@@ -159,6 +160,67 @@ def test_a_wrong_option_is_one_line_with_what_was_meant(
     assert line.startswith("error: ")
     assert name in line
     assert meant in line.split(name, 1)[1]
+
+
+def test_help_of_a_method_and_of_data_is_short(capsys: pytest.CaptureFixture[str]) -> None:
+    for section, name, option in (("model", "SuperCM", "beta"), ("data", "DomainAdaptationDataModule", "source")):
+        with pytest.raises(SystemExit) as stop:
+            main(["fit", f"--{section}.help", name])
+        assert stop.value.code == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) < 80
+        assert any(line.strip().startswith(f"--{section}.{option}") for line in lines)
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--model.help", "SuperCn"])
+    assert stop.value.code == 2
+    assert "did you mean SuperCM?" in capsys.readouterr().err
+
+
+def test_help_lists_every_method_and_data_module_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    first = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    kinds = {name: getattr(methods, name) for name in methods.__all__}
+    assert {name for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, methods.Method)} <= set(
+        first
+    )
+    assert {"SemiSupervisedDataModule", "FeatureDataModule"} <= set(first)
+
+
+def test_a_command_that_does_not_exist_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["fitt", "--model", "SuperCM"])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "did you mean fit?" in line
+
+
+def test_a_package_that_is_missing_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lightning.pytorch.loggers import WandbLogger
+
+    def missing(self: WandbLogger, *args: object, **kwargs: object) -> None:
+        raise ModuleNotFoundError("Requirement 'wandb' not met.\nHINT: pip install wandb")
+
+    monkeypatch.setattr(WandbLogger, "__init__", missing)
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--model", "SuperCM", *DIGITS, *QUICK, "--trainer.logger", "WandbLogger"])
+    assert stop.value.code == 2
+    assert "pip install wandb" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_training_without_an_end_is_refused() -> None:
+    with pytest.raises(SuperCMError, match=r"trainer\.max_epochs"):
+        run(["fit", "--model", "SuperCM", *DIGITS, *QUICK[2:]])
+
+
+def test_results_have_four_decimals_and_an_interval(capsys: pytest.CaptureFixture[str]) -> None:
+    run(["fit", "--model", "SuperCM", *DIGITS, *QUICK])
+    printed = capsys.readouterr()
+    (line,) = re.findall(r"test/acc .*", printed.out)
+    assert re.fullmatch(r"test/acc +0\.\d{4} \(95 % interval 0\.\d{4} to 0\.\d{4}\)", line)
+    assert "Tip" not in printed.err
+    assert "FLOPs" not in printed.out
 
 
 def test_without_arguments_there_is_an_example(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from supercm_lightning.callbacks.evaluation.adaptation_scores import AdaptationScores
 from supercm_lightning.callbacks.evaluation.feature_projection import FeatureProjection
 from supercm_lightning.callbacks.evaluation.kmeans_baseline import KMeansBaseline
+from supercm_lightning.callbacks.evaluation.prediction_collapse import PredictionCollapse
 from supercm_lightning.callbacks.evaluation.prediction_writer import PredictionWriter
 from supercm_lightning.callbacks.runs.run_summary import RunSummary
 from supercm_lightning.callbacks.training.centroid_update import CentroidUpdate
@@ -16,6 +17,7 @@ __all__ = [
     "CentroidUpdate",
     "FeatureProjection",
     "KMeansBaseline",
+    "PredictionCollapse",
     "PredictionWriter",
     "RunSummary",
     "averaged_weights",

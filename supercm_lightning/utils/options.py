@@ -37,6 +37,8 @@ def user_error(error: BaseException) -> SuperCMError | None:
     """
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, SuperCMError):
+        if isinstance(cause, ModuleNotFoundError) and "pip install" in str(cause):
+            return SuperCMError(" ".join(str(cause).split()))
         cause = cause.__cause__
     if cause is None or not str(cause).startswith("Caught "):
         return cause

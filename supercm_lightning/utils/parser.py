@@ -15,13 +15,12 @@ from lightning.pytorch.cli import LightningArgumentParser
 HELP = """supercm COMMAND [options]: learning from few labels, across domains, or with none
 
   supercm fit --model SuperCM --data SemiSupervisedDataModule --data.num_labeled 20 --trainer.max_epochs 3
-
-trains on the digits of scikit-learn with 20 labels and tests the result. Commands: fit, validate, test, predict.
-
-  supercm predict --run FOLDER photo.jpg  classes of images, by the model of a run alone
+                                          trains on the digits of scikit-learn with 20 labels, and tests
   supercm fit --config FILE.yaml          options from a file
-  supercm fit --model.help SuperCM        options of a method; --data.help, --trainer.help likewise
-  supercm fit --help                      all options
+  supercm test --config FILE.yaml --ckpt_path FILE.ckpt
+  supercm predict --run FOLDER photo.jpg  classes of new files, by the run in that folder
+
+supercm --help lists methods and data; supercm fit --model.help SuperCM the options of one.
 """
 
 
@@ -59,15 +58,20 @@ def explain(message: str) -> str:
         name = unknown[1] or unknown[2]
         trainer = (f"trainer.{option}" for option in inspect.signature(Trainer).parameters)
         options = ("config", "model", "data", "trainer", "ckpt_path", "seed_everything", *trainer)
-        return f"there is no option {name}{_did_you_mean(name, options)}"
+        return f"there is no option {name}{did_you_mean(name, options)}"
+    if unknown := re.search(r"invalid choice: '(\S+)' \(choose from (.*)\)", message):
+        commands = re.findall(r"\w+", unknown[2])
+        return f"there is no command {unknown[1]}{did_you_mean(unknown[1], commands)}; there are {', '.join(commands)}"
     outer = re.search(r'Parser key "([\w.]+)"', message)
     key = outer[1] if outer else ""
     if unknown := re.search(r"class_path '([\w.]+)':\s+Option '(\w+)' is not accepted", message):
         kind, name = unknown[1], unknown[2]
-        return f"{key}.{name}: {kind.rpartition('.')[2]} has no such option{_did_you_mean(name, _options(kind))}"
+        return f"{key}.{name}: {kind.rpartition('.')[2]} has no such option{did_you_mean(name, _options(kind))}"
     if unknown := re.search(r"Expected a dot import path string: (\S+)", message):
-        classes = (kind.__name__ for base in (LightningModule, LightningDataModule, Callback) for kind in _below(base))
-        return f"{key}={unknown[1]}: there is no such class{_did_you_mean(unknown[1], classes)}"
+        classes = (
+            kind.__name__ for base in (LightningModule, LightningDataModule, Callback) for kind in subclasses_of(base)
+        )
+        return f"{key}={unknown[1]}: there is no such class{did_you_mean(unknown[1], classes)}"
     problem = re.search(r"Problem with given class_path '[\w.]+':\n(.*?)(?=\n    - |\Z)", message, re.DOTALL)
     inner = problem[1] if problem else message
     keys = ([key] if problem else []) + re.findall(r'Parser key "([\w.]+)"', inner)
@@ -86,7 +90,8 @@ def find_local_modules() -> None:
         sys.path.insert(0, os.getcwd())
 
 
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message: the known name that is close to the given one, if there is one."""
     names = sorted(set(known))
     close = difflib.get_close_matches(name, names, n=1) or [option for option in names if option.startswith(name)]
     return f"; did you mean {close[0]}?" if close else ""
@@ -100,7 +105,8 @@ def _options(class_path: str) -> set[str]:
     return {name for signature in signatures for name in signature.parameters} - {"self", "args", "kwargs"}
 
 
-def _below(kind: type[Any]) -> Iterator[type[Any]]:
+def subclasses_of(kind: type[Any]) -> Iterator[type[Any]]:
+    """Every class below a class, as far as it is imported."""
     for below in kind.__subclasses__():
         yield below
-        yield from _below(below)
+        yield from subclasses_of(below)

@@ -98,10 +98,11 @@ def test_the_test_follows_a_fit_in_spawned_processes() -> None:
     assert "test/acc" in json.loads(file.read_text())["metrics"]
 
 
-def test_a_command_that_fails_before_its_first_step_leaves_no_folder() -> None:
+@pytest.mark.parametrize("wrong", [["--data.num_val", "5000"], ["--data.num_labeled", "null"]], ids=["setup", "loader"])
+def test_a_command_that_fails_before_its_first_step_leaves_no_folder(wrong: list[str]) -> None:
     new_run(Path())
     with pytest.raises(SuperCMError):
-        run([*FIT, "--data.num_val", "5000"])
+        run([*FIT, *wrong])
     assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
 
 

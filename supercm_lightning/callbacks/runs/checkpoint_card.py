@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from supercm_lightning.callbacks.runs.run_text import result_lines, run_title
+
 
 def checkpoint_card(summary: Mapping[str, Any]) -> str:
     """Describes the checkpoints of a run as Markdown tables.
@@ -17,16 +19,19 @@ def checkpoint_card(summary: Mapping[str, Any]) -> str:
     steps = f"{summary['steps']:,} steps, {summary['epochs']} epochs, {summary['status']}"
     speed = f"{summary['fit_seconds']} s on {summary['world_size']} x {summary['device']}"
     best, score = summary["best_checkpoint"], summary["best_score"]
+    accuracy, interval = summary["metrics"].get("test/acc"), summary.get("test_accuracy_interval")
     facts = {
-        "method": summary["model"],
-        "data": summary["data"],
+        "test accuracy": result_lines({"": accuracy}, interval)[0].strip() if accuracy is not None else None,
+        "warning": summary["collapse"],
         "samples": ", ".join(f"{count:,} {split}" for split, count in summary["samples"].items() if count),
         "training": f"{steps}; {speed}; seed {summary['seed']}",
         "best checkpoint": Path(best).name + (f", score {score:.4f}" if score is not None else "") if best else None,
         "last checkpoint": Path(summary["last_checkpoint"]).name if summary["last_checkpoint"] else None,
     }
     tables = {
-        f"{summary['model']}": facts,
+        run_title(summary["model"], summary["data"], summary["data_options"]): {
+            name: value for name, value in facts.items() if value is not None
+        },
         "Metrics at the end": summary["metrics"],
         "Options of the method": summary["model_options"],
         "Options of the data": summary["data_options"],

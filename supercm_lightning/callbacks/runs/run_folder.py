@@ -1,5 +1,6 @@
 """The folder of a run: a new one, or that of the run that is resumed."""
 
+import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from supercm_lightning.utils.options import SuperCMError
 
 _FOLDER = "lightning_logs"
 _LOCK = ".lock"
+_TRACES = (_LOCK, "config.yaml", "hparams.yaml", "summary.json")  # of a command that failed before its first step
 _PATIENCE = 15  # seconds; loader processes of a run that was killed hold its lock until they miss it
 
 
@@ -62,8 +64,8 @@ class RunFolder:
         self.lock.release()
         folder = Path(self.lock.lock_file).parent
         files = list(folder.iterdir()) if folder.is_dir() else []
-        is_trace = [file.name in (_LOCK, "config.yaml") or "tfevents" in file.name for file in files]
-        if failed and self.steps is None and all(is_trace):
+        is_trace = [file.name in _TRACES or "tfevents" in file.name for file in files]
+        if failed and self.steps is None and all(is_trace) and not _steps_of(folder):
             for file in files:
                 file.unlink()
             for empty in (folder, folder.parent):
@@ -193,6 +195,14 @@ def resumed_run(root: Path, config: dict[str, Any], elsewhere: Iterable[Path], o
             rank_zero_info(f"Going on with the run in {folder} from {path or 'its beginning'}.")
             return RunFolder(root, folder.name, path, steps, lock)
     return None
+
+
+def _steps_of(folder: Path) -> int:
+    """Number of steps in the summary of a run; 0 without one."""
+    try:
+        return int(json.loads((folder / "summary.json").read_text(encoding="utf-8"))["steps"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def _lock(folder: Path) -> FileLock:

@@ -13,14 +13,16 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from scipy.stats import binomtest
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from supercm_lightning.callbacks.evaluation.prediction_collapse import PredictionCollapse
 from supercm_lightning.callbacks.runs.checkpoint_card import checkpoint_card
 from supercm_lightning.contracts import ViewData
 from supercm_lightning.utils.files import write_atomically
 from supercm_lightning.utils.random import run_seed
-from supercm_lightning.utils.trainer import datamodule_of, is_dry_run
+from supercm_lightning.utils.trainer import callbacks_of, datamodule_of, is_dry_run
 
 _CHECKPOINTS = ("best_checkpoint", "last_checkpoint")
 _PLAIN = (bool, int, float, str, type(None))
@@ -32,7 +34,9 @@ class RunSummary(Callback):
     The same content as a page, `card.md`, is written beside the checkpoints.
 
     The file holds `status` (`completed`, `interrupted` by the user or the scheduler, or `failed`, with the exception as
-    `error`), `metrics` (the last value of everything logged), `best_checkpoint`, `best_score`, `last_checkpoint`,
+    `error`), `metrics` (the last value of everything logged), `test_accuracy_interval` (95 %, Wilson's),
+    `collapse` (that nearly all predictions are of one class), `best_checkpoint` and `best_score` (null where no metric
+    is monitored), `last_checkpoint`,
     `seed`, `model`, `model_options`, `data`, `data_options` (the `hparams` of module and data module), `samples` (their
     number in each split), `versions`, `device`, `world_size`, `steps`, `epochs`, `fit_seconds` and `images_per_second`:
     samples of training batches, every view counted, of all ranks, divided by the time from the first batch on without
@@ -111,7 +115,10 @@ class RunSummary(Callback):
         if not trainer.is_global_zero or self._path is None:
             return
         summary = self._read(pl_module) or self._describe(trainer, pl_module, "completed")
-        summary["metrics"] |= _metrics(trainer)
+        metrics = _metrics(trainer)
+        summary["metrics"] |= metrics
+        summary["collapse"] = _collapse(trainer)
+        summary["test_accuracy_interval"] = accuracy_interval(trainer, metrics)
         self._write(trainer, summary)
 
     def _read(self, pl_module: LightningModule) -> dict[str, Any]:
@@ -128,14 +135,18 @@ class RunSummary(Callback):
         checkpoint = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
         best_score = checkpoint.best_model_score if checkpoint is not None else None
         data = datamodule_of(trainer)
+        chosen = checkpoint is not None and checkpoint.monitor is not None
+        saved = (checkpoint.best_model_path or None) if checkpoint is not None else None
+        last = (checkpoint.last_model_path or None) if checkpoint is not None else None
         fitted = trainer.state.fn == TrainerFn.FITTING
         speed = self._samples * trainer.world_size / self._training_seconds if self._training_seconds else None
         return {
             "status": status,
             "metrics": _metrics(trainer),
-            "best_checkpoint": (checkpoint.best_model_path or None) if checkpoint is not None else None,
+            "collapse": _collapse(trainer),
+            "best_checkpoint": saved if chosen else None,
             "best_score": float(best_score) if best_score is not None else None,
-            "last_checkpoint": (checkpoint.last_model_path or None) if checkpoint is not None else None,
+            "last_checkpoint": last or (None if chosen else saved),
             "seed": run_seed(trainer),
             "model": type(pl_module).__name__,
             "model_options": _plain(pl_module.hparams),
@@ -177,6 +188,25 @@ def _metrics(trainer: Trainer) -> dict[str, float]:
         return {name: float(value) for name, value in trainer.callback_metrics.items()}
     except RuntimeError:  # a failed device gives nothing back, and the failure itself must reach the file
         return {}
+
+
+def _collapse(trainer: Trainer) -> str | None:
+    return next((c.message for c in callbacks_of(trainer) if isinstance(c, PredictionCollapse)), None)
+
+
+def accuracy_interval(trainer: Trainer, metrics: Mapping[str, float]) -> tuple[float, float] | None:
+    """95 % interval of `test/acc`; None where the number of its samples is not known, and for clusters.
+
+    Args:
+        trainer: The trainer that has tested.
+        metrics: What it found.
+    """
+    data = datamodule_of(trainer)
+    count = len(data.samples.get("test", ())) if isinstance(data, ViewData) else 0
+    shortened = isinstance(trainer.limit_test_batches, int) or trainer.limit_test_batches != 1
+    if "test/acc" not in metrics or "test/nmi" in metrics or not count or shortened:
+        return None
+    return tuple(binomtest(round(metrics["test/acc"] * count), count).proportion_ci(method="wilson"))
 
 
 def _forwarded_samples(batch: Any) -> int:

@@ -19,6 +19,7 @@ from scipy.stats import binned_statistic, binomtest
 from sklearn.metrics import ConfusionMatrixDisplay
 from torchmetrics.functional.classification import binary_calibration_error
 
+from supercm_lightning.callbacks.runs.run_text import run_title
 from supercm_lightning.utils.options import MissingFileError, SuperCMError
 
 _TEMPLATES = Environment(
@@ -55,8 +56,7 @@ def report(run: Path, output: Path | None = None) -> Path:
     config = folder / "config.yaml"
     predictions = _predictions(folder / "test_predictions.csv", clusters="test/nmi" in summary["metrics"])
     page = _TEMPLATES.get_template("report.html").render(
-        title=f"{summary['model']} on {summary['data_options'].get('dataset') or summary['data']}"
-        + (f", {domains['source']} → {domains['target']}" if domains else ""),
+        title=run_title(summary["model"], summary["data"], summary["data_options"]),
         summary=summary,
         domains=domains,
         facts=({"test accuracy": predictions["accuracy"]} if predictions else {}) | _facts(folder, summary, domains),
@@ -89,6 +89,7 @@ def _facts(folder: Path, summary: Mapping[str, Any], domains: Mapping[str, str])
     samples = (f"{n:,} {split}" + (f" ({roles[split]})" if split in roles else "") for split, n in counts.items())
     return {
         "folder": folder,
+        **({"warning": f"{summary['collapse']}: the model has collapsed"} if summary.get("collapse") else {}),
         "status": summary["status"] + (f", {summary['error']}" if "error" in summary else ""),
         "training": f"{summary['steps']:,} steps, {summary['epochs']} epochs, seed {summary['seed']}",
         "time": f"{summary['fit_seconds']} s, {summary['images_per_second']} images per second, "
