@@ -61,10 +61,10 @@ def test_a_number_that_nobody_measured_is_found(tmp_path, known):
 def test_a_table_is_made_from_a_benchmark(tmp_path, monkeypatch):
     """Roles follow from methods; a gain is over the better of two rows."""
     monkeypatch.setattr(results, "RESULTS", tmp_path)
-    grid = results.ROOT / "configs" / "bench" / "small" / "labels.yaml"
+    grid = results.ROOT / "configs" / "bench" / "small" / "methods.yaml"
     values = {"supervised": (0.5, 0.6), "SuperCM": (0.7, 0.9), "SuperCM + FreeMatch": (0.9, 1.0)}
     lines = [
-        {"row": row, "column": "20", "seed": seed, "test/acc": value, "device": "cpu", "torch": "2.14.1"}
+        {"row": row, "column": "digits", "seed": seed, "test/acc": value, "device": "cpu", "torch": "2.14.1"}
         for row, pair in values.items()
         for seed, value in enumerate(pair)
     ]
@@ -73,8 +73,8 @@ def test_a_table_is_made_from_a_benchmark(tmp_path, monkeypatch):
     results.add("made", *arguments)
     table = results.read(tmp_path / "made.json")
     assert [row.role for row in table.rows] == ["supervised", "supercm", "combination"]
-    assert str(table.cell(table.row("SuperCM"), "20")) == "80.0 ± 14.1"
-    gain, over = table.gain(table.row("SuperCM"), "20")
+    assert str(table.cell(table.row("SuperCM"), "digits")) == "80.0 ± 14.1"
+    gain, over = table.gain(table.row("SuperCM"), "digits")
     assert (round(gain["mean"], 6), over) == (25.0, "supervised")
     with pytest.raises(SuperCMError, match="--replace"):
         results.add("made", *arguments)
