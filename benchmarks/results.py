@@ -229,53 +229,89 @@ def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines)) + "\n"
 
 
-def whole(table: Table) -> str:
-    """What was done, the command, and all rows."""
-    versions = ", ".join(f"{name} {version}" for name, version in table.versions.items())
-    parts = [table.settings, table.choice, f"Machine: {table.machine}; {versions}."]
-    command = "\n".join(["```bash", *table.command, "```"])
-    text = f"{' '.join(part for part in parts if part)}\n\n{command}\n\n{rows_of(table)}"
-    kept = all(cell.per_seed for row in table.rows for cells in row.cells.values() for cell in cells.values())
-    return text if kept else text + "\nOf some cells only mean and deviation were kept.\n"
+def described(shared: Sequence[Table]) -> str:
+    """Settings and choice of some tables, and their commands; once where they are equal or differ in numbers alone."""
+    texts: dict[str, list[str]] = {}
+    for table in shared:
+        texts.setdefault(f"{table.settings} {table.choice}".strip(), []).append(table.name)
+    notes = [f"- `{'`, `'.join(names)}`: {text}" for text, names in texts.items()] if len(texts) > 1 else [*texts]
+    commands: dict[str, str] = {}
+    for line in (line for table in shared for line in table.command):
+        commands.setdefault(re.sub(r"\d+", "0", line), line)
+    return "\n".join([*notes, "", "```bash", *commands.values(), "```", ""])
 
 
-def rows_of(table: Table) -> str:
-    """All rows: in several columns with the gain in brackets, else with gain, p-value and number of seeds."""
-    several = len(table.columns) > 1
-    details = table.average or not several
-    scope = table.scopes[0]
-    free = [row.name for row in table.rows if row.role == "free"]
-    extended = any(row.over for row in table.rows)
-    others = bool(free) and len(free) < len(table.rows)
-    head = ["", *(table.columns if several else [])]
-    if details:
-        first = f"mean {table.metrics[table.first]}" if table.average else table.metrics[table.first]
-        head += [
-            first,
-            "seeds",
-            *(["gain", "over"] if extended else []),
-            *(["over the best free row"] if others else []),
-        ]
-        head += [*table.metrics.values()][1:]
+def rows_of(shared: Sequence[Table]) -> str:
+    """All rows of a table with gain, p-value and seeds, or in its columns; of several tables, one below the other."""
+    table = shared[0]
+    if len(table.columns) > 1:
+        return columns_of(shared)
+    if len(shared) > 1:
+        return stacked(shared)
     lines = []
     for row in table.rows:
-        line = [row.name]
-        for column in table.columns if several else []:
-            gain = None if table.average else table.gain(row, column)
-            bracket = f" ({with_std(gain[0]['mean'], None, '+')})" if gain else ""
-            line.append(f"{table.cell(row, column) or ''}{bracket}")
-        if details:
-            cell, gain = table.cell(row, scope), table.gain(row, scope)
-            line += [str(cell or ""), str(len(cell.per_seed)) if cell and cell.per_seed else ""]
-            if extended:
-                line += [tested(gain[0]), gain[1]] if gain else ["", ""]
-            if others:
-                more = None if row.role == "free" else table.gain(row, scope, free)
-                line.append(tested(more[0]) if more else "")
-            line += [str(table.cell(row, scope, metric) or "") for metric in [*table.metrics][1:]]
-        lines.append(line)
-    text = markdown(head, lines)
-    return text if details else text + "\nIn brackets: the gain over the row that it extends.\n"
+        cell, gain = table.cell(row, table.scopes[0]), table.gain(row, table.scopes[0])
+        seeds = str(len(cell.per_seed)) if cell and cell.per_seed else ""
+        others = (table.cell(row, table.scopes[0], metric) for metric in [*table.metrics][1:])
+        compared = [tested(gain[0]), gain[1]] if gain else ["", ""]
+        lines.append([row.name, str(cell or ""), seeds, *compared, *(str(cell or "") for cell in others)])
+    first, *more = table.metrics.values()
+    return markdown(["", first, "seeds", "gain", "over", *more], lines)
+
+
+def stacked(shared: Sequence[Table]) -> str:
+    """Rows of several tables, one below the other; of metrics but the first the mean alone."""
+    metrics = dict(pair for table in shared for pair in table.metrics.items())
+    lines = []
+    for table in shared:
+        for row in table.rows:
+            others = (table.cell(row, table.scopes[0], metric) for metric in [*metrics][1:])
+            means = [with_std(cell.center, None) if cell else "" for cell in others]
+            data = table.data if row is table.rows[0] else ""
+            lines.append([data, row.name, marked(table, row.name, table.scopes[0]), *means])
+    return markdown(["data", "", *metrics.values()], lines)
+
+
+def columns_of(shared: Sequence[Table]) -> str:
+    """Rows of one name side by side: the columns of some tables, or the mean over them."""
+    scopes = [(table, scope) for table in shared for scope in table.scopes]
+    heads = [table.data if scope == "mean" or len(table.columns) == 1 else scope for table, scope in scopes]
+    names = dict.fromkeys(row.name for table in shared for row in table.rows)
+    return markdown(["", *heads], [[name, *(marked(table, name, scope) for table, scope in scopes)] for name in names])
+
+
+def pairs_of(shared: Sequence[Table]) -> str:
+    """Each method alone and with SuperCM, for several data; the first line is cross-entropy and SuperCM."""
+    scopes = [(table, table.scopes[-1]) for table in shared]
+    head = ["", *(text for table in shared for text in (table.data, "with SuperCM"))]
+    names = dict.fromkeys(row.name for table in shared for row in table.rows if row.role in ("supervised", "method"))
+    lines = []
+    for name in names:
+        pair = "SuperCM" if name in ("supervised", "source only") else f"SuperCM + {name}"
+        lines.append([name, *(marked(table, row, scope) for table, scope in scopes for row in (name, pair))])
+    return markdown(head, lines)
+
+
+def marked(table: Table, name: str, scope: str) -> str:
+    """A cell; with a star where the paired t-test tells it from the row that it extends at the level of 5 %."""
+    row = next((row for row in table.rows if row.name == name), None)
+    if row is None or (cell := table.cell(row, scope)) is None:
+        return ""
+    gain = table.gain(row, scope)
+    return f"{cell}{' *' if gain and gain[0]['p'] < 0.05 else ''}"
+
+
+def one_method(every: Sequence[Table], name: str) -> str:
+    """A method in all tables of the summary: the row that it extends, itself, and with SuperCM."""
+    lines = []
+    for table in (table for table in every if table.summary):
+        for row in (row for row in table.rows if row.name == name):
+            scope, gain = table.scopes[-1], table.gain(row, table.scopes[-1])
+            rows = (gain[1] if gain else "", name, f"SuperCM + {name}")
+            lines.append([table.data, *(marked(table, each, scope) for each in rows)])
+    paired_too = any(line[-1] for line in lines)
+    head = ["data", "cross-entropy", name, *(["with SuperCM"] if paired_too else [])]
+    return markdown(head, lines if paired_too else [line[:-1] for line in lines])
 
 
 def tested(gain: dict[str, float]) -> str:
@@ -293,7 +329,7 @@ def summary(every: Sequence[Table]) -> str:
         "SuperCM": "supercm",
         "recommended recipe": "recipe",
         "best other method": "method",
-        "best combination with SuperCM": "combination",
+        "best with SuperCM": "combination",
     }
     lines = []
     for task in ("few labels", "two domains", "no labels"):
@@ -304,9 +340,9 @@ def summary(every: Sequence[Table]) -> str:
                 for row in table.rows:
                     cell = table.cell(row, table.scopes[-1])
                     if cell and (row.role not in found or cell.center > found[row.role][1].center):
-                        found[row.role] = row.name.removeprefix("baseline: ").replace("_", " "), cell
+                        found[row.role] = row.name.removeprefix("SuperCM + ").replace("_", " "), cell
             best = max(found[role][1].center for role in kinds.values() if role in found)
-            line = [task, data]
+            line = [task if task not in {line[0] for line in lines} else "", data]
             for role in kinds.values():
                 name, cell = found.get(role, ("", None))
                 text = str(cell) if cell else ""
@@ -314,17 +350,6 @@ def summary(every: Sequence[Table]) -> str:
                 line.append(text if role in ("supercm", "recipe", "supervised") or not cell else f"{name} {text}")
             lines.append(line)
     return markdown(["task", "data", *kinds], lines)
-
-
-def rows_named(every: Sequence[Table], names: Sequence[str]) -> str:
-    """The rows with these names of all tables of the summary, with their gains."""
-    lines = []
-    for table in (table for table in every if table.summary):
-        for row in (row for row in table.rows if row.name in names):
-            cell, gain = table.cell(row, table.scopes[-1]), table.gain(row, table.scopes[-1])
-            over = [with_std(gain[0]["mean"], gain[0]["std"], "+"), gain[1]] if gain else ["", ""]
-            lines.append([table.data, row.name, str(cell or ""), *over])
-    return markdown(["data", "", "accuracy", "gain", "over"], lines)
 
 
 def methods() -> str:
@@ -347,10 +372,12 @@ def block(name: str, every: dict[str, Table]) -> str:
         SuperCMError: If the name is none of those in results/README.md.
     """
     kind, _, rest = name.partition(" ")
-    if kind == "table" and rest in every:
-        return whole(every[rest])
-    if kind == "rows":
-        return rows_named([*every.values()], rest.split("; "))
+    kinds = {"table": rows_of, "columns": columns_of, "pairs": pairs_of}
+    if kind in kinds and every.keys() >= {*rest.split("; ")}:
+        shared = [every[each] for each in rest.split("; ")]
+        return f"{described(shared)}\n{kinds[kind](shared)}"
+    if kind == "method":
+        return one_method([*every.values()], rest)
     if name == "summary":
         return summary([*every.values()])
     if name == "methods":
