@@ -24,7 +24,13 @@ from torch import distributed
 # Importing them is what makes their short names known to the parser.
 from supercm_lightning import __version__, callbacks, data, methods  # noqa: F401
 from supercm_lightning.baselines import FLOOR_FILE, below_floor
-from supercm_lightning.callbacks import AdaptationScores, PredictionCollapse, PredictionWriter, RunSummary
+from supercm_lightning.callbacks import (
+    AdaptationScores,
+    ClusterGallery,
+    PredictionCollapse,
+    PredictionWriter,
+    RunSummary,
+)
 from supercm_lightning.callbacks.runs.continued_run import ContinuedRun
 from supercm_lightning.callbacks.runs.run_folder import RunFolder, local_folder, run_folder
 from supercm_lightning.callbacks.runs.run_summary import accuracy_interval
@@ -144,13 +150,13 @@ class SuperCMCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds what a run needs beside its configuration, unless the configuration has its own.
 
-        TensorBoard and CSV logs in one folder, which a resumed run goes on with; the run's summary; the prediction
-        writer; atomic checkpoints; and, for data of two domains, scores that need no target label.
+        TensorBoard and CSV logs in one folder, which a resumed run goes on with; the run's summary; predictions and
+        their gallery; atomic checkpoints; and, for data of two domains, scores that need no target label.
         """
         config = self.config_init[self.subcommand].get("trainer") or {}
         if config.get("enable_model_summary") is None:
             kwargs["enable_model_summary"] = False  # it has FLOPs, all 0; `before_fit` prints the parameters
-        additions: list[Callback] = [PredictionCollapse(), RunSummary(), PredictionWriter()]
+        additions: list[Callback] = [PredictionCollapse(), RunSummary(), PredictionWriter(), ClusterGallery()]
         if isinstance(self.datamodule, ViewDataModule) and self.datamodule.is_domain_adaptation:
             additions.insert(0, AdaptationScores())
         if self.subcommand == "fit" and SLURMEnvironment.detect():
@@ -211,6 +217,8 @@ class SuperCMCLI(LightningCLI):
             self._compare_with_floor()
         if not is_dry_run(self.trainer):
             rank_zero_info(f"The run's folder is {self.trainer.log_dir}")
+            if Path(self.trainer.log_dir or "", "gallery.png").is_file():
+                rank_zero_info("Its gallery.png shows images of each class or cluster.")
 
     def _compare_with_floor(self) -> None:
         """Says so where the run ends below what `supercm-baselines` reached on its data."""

@@ -1,6 +1,7 @@
 """Callbacks: centroids, averages of the weights, scores without labels, and what a run leaves behind."""
 
 from supercm_lightning.callbacks.evaluation.adaptation_scores import AdaptationScores
+from supercm_lightning.callbacks.evaluation.cluster_gallery import ClusterGallery
 from supercm_lightning.callbacks.evaluation.feature_projection import FeatureProjection
 from supercm_lightning.callbacks.evaluation.kmeans_baseline import KMeansBaseline
 from supercm_lightning.callbacks.evaluation.prediction_collapse import PredictionCollapse
@@ -15,6 +16,7 @@ __all__ = [
     "SWA",
     "AdaptationScores",
     "CentroidUpdate",
+    "ClusterGallery",
     "FeatureProjection",
     "KMeansBaseline",
     "PredictionCollapse",

@@ -17,6 +17,7 @@ from supercm_lightning.cli import run
 from supercm_lightning.tools.bench import main
 from supercm_lightning.tools.bench.report import _reliability
 
+GALLERY = "Gallery of the predicted classes"
 CLASSES = ("owl & co", "cat", "10", "9")
 
 
@@ -46,10 +47,12 @@ def pictures(page: str) -> dict[str, bytes]:
 
 
 def test_the_page_holds_everything_and_fetches_nothing(folder: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40), "u1")).save(folder / "gallery.png")
     main(["report", str(folder.parents[1]), "--output", "page.html"])
+    (folder / "gallery.png").unlink()
     page = Path("page.html").read_text()
     shown = pictures(page)
-    assert set(shown) == {"Learning curves", "Confusion and reliability", "features_epoch_0002", "features"}
+    assert set(shown) == {"Learning curves", "Confusion and reliability", "features_epoch_0002", "features", GALLERY}
     assert shown["features_epoch_0002"] == (folder / "features_epoch_0002.png").read_bytes()
     for png in shown.values():
         assert np.asarray(Image.open(io.BytesIO(png)).convert("L")).std() > 10
@@ -170,7 +173,7 @@ def test_no_file_that_a_link_leads_to_is_on_the_page(folder: Path) -> None:
     Path("copy").mkdir()
     shutil.copy(folder / "summary.json", "copy")
     Path("secret").write_bytes(b"secret of another folder")
-    for name in ("features.png", "config.yaml"):
+    for name in ("features.png", "gallery.png", "config.yaml"):
         Path("copy", name).symlink_to(Path("secret").resolve())
     main(["report", "copy"])
     page = Path("copy/report.html").read_text()

@@ -63,10 +63,11 @@ def report(run: Path, output: Path | None = None) -> Path:
         metrics={name: f"{summary['metrics'][name]:.4f}" for name in sorted(summary["metrics"], key=_stage)},
         curves=_curves(folder / "metrics.csv"),
         predictions=predictions,
+        gallery=_embedded(folder / "gallery.png"),
         pictures=[
-            (file.stem, _caption(file.stem), base64.b64encode(file.read_bytes()).decode())
-            for file in [*sorted(folder.glob("features_epoch_*.png")), *folder.glob("features.png")]
-            if not file.is_symlink()  # the page may be sent on, and a link may lead to any file
+            (file.stem, _caption(file.stem), picture)
+            for file in [*sorted(folder.glob("features_epoch_*.png")), folder / "features.png"]
+            if (picture := _embedded(file))
         ],
         configuration=config.read_text() if config.is_file() and not config.is_symlink() else None,
     )
@@ -204,6 +205,11 @@ def _reliability(axes: Any, confidence: np.ndarray, right: np.ndarray) -> None:
     axes.plot([0, 1], [0, 1], color="gray", linestyle="--", label="accuracy = confidence")
     axes.set(title="Reliability diagram", xlabel="confidence", xlim=(0, 1), ylim=(0, 1), aspect="equal")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
+
+
+def _embedded(file: Path) -> str | None:
+    """A picture of the run; no link, as the page may be sent on, and a link may lead to any file."""
+    return base64.b64encode(file.read_bytes()).decode() if file.is_file() and not file.is_symlink() else None
 
 
 def _caption(name: str) -> str:
