@@ -1,6 +1,6 @@
-"""Input that is wrong or unusual, and what becomes of it: the table of docs/reliability.md.
+"""Input that is wrong or unusual, and what becomes of it: the list in docs/reliability.md.
 
-`python tests/test_bad_input.py` writes the table into the page.
+`python tests/test_bad_input.py` writes the list into the page.
 """
 
 import csv
@@ -37,7 +37,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the table.
+    """One item of the list.
 
     Attributes:
         area: Heading under which it stands.
@@ -58,7 +58,7 @@ CASES: list[Case] = []
 
 
 def case(area: str, tried: str, result: str, error: type[BaseException] | None = None) -> Callable[..., Any]:
-    """Adds the function to the table."""
+    """Adds the function to the list."""
 
     def add(do: Callable[[pytest.MonkeyPatch], Any]) -> Callable[[pytest.MonkeyPatch], Any]:
         CASES.append(Case(area, tried, result, do, error))
@@ -135,7 +135,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     read()
 
 
-@case(FILES, "zero bytes, images not held in memory", "bad.png: cannot be read as an image", SuperCMError)
+@case(FILES, "the same, images not held in memory", "bad.png: cannot be read as an image", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     images().joinpath("train/cat/bad.png").touch()
     read(in_memory=False)
@@ -170,7 +170,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @case(
     FILES,
-    "three bad files with `on_bad_image: skip`",
+    "three bad files with `on_bad_image: skip` (a warning)",
     "a warning with their number, names and reasons; they are in no set, and the split knows nothing of them",
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +228,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @case(
     FILES,
-    "the same with `on_bad_image: skip`",
+    "the same among those to be clustered",
     "a warning with their number, names and reasons; they are neither clustered nor tested",
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +252,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @case(
     FILES,
-    "grey, grey with alpha, RGBA, palette, CMYK, 1-bit and 16-bit files beside RGB ones",
+    "gray, gray with alpha, RGBA, palette, CMYK, 1-bit and 16-bit files beside RGB ones",
     "read as RGB; 16 bits are scaled to 8, transparent pixels are white",
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +266,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.samples["labeled"].store.data[8:].unique().tolist() == [255]
 
 
-@case(FILES, "grey files alone", "read with one channel")
+@case(FILES, "gray files alone", "read with one channel")
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     for file in images().glob("train/*/*.png"):
         Image.open(file).convert("L").save(file)
@@ -367,7 +367,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @case(
     FOLDERS,
-    "a class in `test` that the labelled tree lacks",
+    "a class in `test` that the labeled tree lacks",
     "class 'owl' does not occur in images/train",
     SuperCMError,
 )
@@ -405,7 +405,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ label files
-LISTS = "Label files: lists of two domains, and given clusters"
+LISTS = "Lists of two domains, and given clusters"
 
 
 def domains(old: str = "", new: str | bytes = "") -> DomainAdaptationDataModule:
@@ -500,7 +500,10 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @case(
-    LISTS, "given clusters for other rows, or none", "clusters of shape (0,); expected one for each of 2", SuperCMError
+    LISTS,
+    "given clusters for other samples, or none",
+    "clusters of shape (0,); expected one for each of 2",
+    SuperCMError,
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     np.save("c.npy", np.array([0, 1, 1]))
@@ -573,13 +576,15 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     digits(num_labeled=5)
 
 
-@case(SPLITS, "more labels than rows", "num_labeled=1700, num_val=150 and num_test=450 ask for more than", SuperCMError)
+@case(
+    SPLITS, "more labels than samples", "num_labeled=1700, num_val=150 and num_test=450 ask for more than", SuperCMError
+)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     digits(num_labeled=1700)
 
 
 @case(
-    SPLITS, "every row labelled, with a method that needs unlabelled ones", "The unlabeled set is empty", SuperCMError
+    SPLITS, "every sample labeled, with a method that needs unlabeled ones", "The unlabeled set is empty", SuperCMError
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     run(["fit", "--model", "SuperCM", "--data", "SemiSupervisedDataModule", *QUIET])
@@ -592,7 +597,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli.model.head.updates.tolist() == [2] * 10
 
 
-@case(SPLITS, "a batch of no rows", "labeled_batch_size=0: must be at least 1", SuperCMError)
+@case(SPLITS, "a batch of no samples", "labeled_batch_size=0: must be at least 1", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     digits(num_labeled=20, labeled_batch_size=0)
 
@@ -617,7 +622,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @case(
     SPLITS,
-    "a split file with words or fractions for rows",
+    "a split file with words or fractions for samples",
     "split.json: not a split … sample numbers must be integers",
     SuperCMError,
 )
@@ -628,7 +633,10 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @case(
-    SPLITS, "a split file with a row twice", "split.json: sample 3 occurs twice in labeled, val and test", SuperCMError
+    SPLITS,
+    "a split file with a sample twice",
+    "split.json: sample 3 occurs twice in labeled, val and test",
+    SuperCMError,
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     split_file(val=[3, 3])
@@ -636,7 +644,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @case(
     SPLITS,
-    "a split file with a row outside the data",
+    "a split file with a sample outside the data",
     "split.json: sample 1797 is not one of the 1797 samples",
     SuperCMError,
 )
@@ -684,7 +692,11 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     read(image_size=-3)
 
 
-@case(FILES, "GIF, AVIF, HEIC and other kinds that are not read", "left out, with a warning that counts and names them")
+@case(
+    FILES,
+    "GIF, AVIF, HEIC and other kinds (left out with a warning)",
+    "left out, with a warning that counts and names them",
+)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     images()
     for name in ("a.gif", "b.HEIC", "c.avif"):
@@ -879,7 +891,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     features(features=None, labels=None, x=X, y=Y)
 
 
-@case(FEATURES, "more labels than rows", "features of shape (60, 5) with 61 labels", SuperCMError)
+@case(FEATURES, "more labels than samples", "features of shape (60, 5) with 61 labels", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     features(labels=np.append(Y, 0))
 
@@ -896,7 +908,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     features(labels=Y - 2)
 
 
-@case(FEATURES, "a class without a row", "labeled: 1 of 4 classes have no labeled sample (2)", SuperCMError)
+@case(FEATURES, "a class without a sample", "labeled: 1 of 4 classes have no labeled sample (2)", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     features(labels=np.where(Y == 2, 3, Y))
 
@@ -916,12 +928,12 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     features(labels=np.zeros(60, dtype=int))
 
 
-@case(FEATURES, "one row", "labeled: 1 class, where at least two are needed", SuperCMError)
+@case(FEATURES, "one sample", "labeled: 1 class, where at least two are needed", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     features(features=X[:1], labels=Y[:1])
 
 
-@case(FEATURES, "no rows", "features of shape (0, 5) with 0 labels", SuperCMError)
+@case(FEATURES, "no samples", "features of shape (0, 5) with 0 labels", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     features(features=X[:0], labels=Y[:0])
 
@@ -1184,28 +1196,29 @@ def test_input_has_the_outcome_of_the_table(
 
 
 def lines() -> str:
-    """The table as Markdown."""
+    """The cases as Markdown, by area."""
     found = []
     for area in dict.fromkeys(c.area for c in CASES):
-        found += [f"| **{area}** | |"]
-        for c in (c for c in CASES if c.area == area):
-            if c.error is None:
-                outcome = f"accepted: {c.result}"
-            elif c.error is SystemExit:
-                outcome = f"exit status 2, a message that names `{c.result}`"
-            else:
-                outcome = f"{c.error.__name__}: {c.result}".replace("<", r"\<").replace("_", r"\_")
-            found.append(f"| {c.tried} | {outcome} |")
-    return "\n".join(["| tried | what happens |", "|---|---|", *found])
+        cases = [c for c in CASES if c.area == area]
+        for kind, tried in (
+            ("refused", [c.tried for c in cases if c.error]),
+            ("read", [c.tried for c in cases if not c.error]),
+        ):
+            found += [f"- **{area}**, {kind}: {'; '.join(tried)}."] if tried else []
+    return "\n".join(found)
 
 
-def test_the_page_has_this_table() -> None:
-    assert lines() in PAGE.read_text(encoding="utf-8"), "run python tests/test_bad_input.py, which writes the table"
+def page() -> str:
+    """The page with these cases between its two comments."""
+    before, start, rest = PAGE.read_text(encoding="utf-8").partition("<!-- cases -->\n")
+    _, end, after = rest.partition("<!-- end of cases -->")
+    assert end, f"{PAGE}: no place for the cases"
+    return f"{before}{start}\n{lines()}\n{end}{after}"
+
+
+def test_the_page_has_these_cases() -> None:
+    assert page() == PAGE.read_text(encoding="utf-8"), "run python tests/test_bad_input.py, which writes the page"
 
 
 if __name__ == "__main__":
-    text = PAGE.read_text(encoding="utf-8")
-    before, heading, section = text.partition("\n## Wrong and unusual input\n")
-    section, count = re.subn(r"^(?:\|.*\n)+", lambda _: lines() + "\n", section, count=1, flags=re.M)
-    assert count, f"{PAGE}: no table below the heading"
-    PAGE.write_text(before + heading + section, encoding="utf-8")
+    PAGE.write_text(page(), encoding="utf-8")

@@ -213,7 +213,7 @@ def test_a_run_of_two_processes_is_that_of_one(kind: type[Method], two_processes
     ranks = two_processes(weights_of_a_run_of_two, kind)
     off = {name: max(relative_difference(rank[name], value) for rank in ranks) for name, value in alone.items()}
     worst = max(off, key=off.__getitem__)
-    print(f"| {kind.__name__} | {off[worst]:.1e} | {worst} |")  # the table of docs/reliability.md
+    print(f"| {kind.__name__} | {off[worst]:.1e} | {worst} |")  # docs/reliability.md has the largest
     assert off[worst] <= 1e-5, worst
 
 
