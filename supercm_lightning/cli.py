@@ -1,6 +1,5 @@
 """The command `supercm`: LightningCLI over every method and data module."""
 
-import errno
 import io
 import json
 import logging
@@ -42,7 +41,7 @@ from supercm_lightning.methods import predict_files
 from supercm_lightning.utils.checkpoints import AtomicCheckpointIO, check_classes, check_method, read_checkpoint
 from supercm_lightning.utils.help import asked_help, class_help, overview
 from supercm_lightning.utils.options import SuperCMError, user_error
-from supercm_lightning.utils.parser import HELP, CommandParser, find_local_modules
+from supercm_lightning.utils.parser import HELP, CommandParser, errors_in_one_line, find_local_modules
 from supercm_lightning.utils.saved_options import agreed_options
 from supercm_lightning.utils.text import printable
 from supercm_lightning.utils.trainer import callbacks_of, is_dry_run
@@ -58,7 +57,6 @@ _WARNINGS = (
     # The commands beside `supercm` have arguments of their own.
     "LightningCLI's args parameter is intended to run from within Python",
 )
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 class SuperCMCLI(LightningCLI):
@@ -172,7 +170,10 @@ class SuperCMCLI(LightningCLI):
         plugins = list(plugins) if isinstance(plugins, Sequence) and not isinstance(plugins, str) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (TypeError, ValueError) as error:
+            raise user_error(error) or SuperCMError(f"trainer: {error}") from error
         present = callbacks_of(trainer)
         present += [own for own in additions if not any(isinstance(callback, type(own)) for callback in present)]
         return trainer
@@ -270,11 +271,6 @@ def run(args: ArgsType = None, extra_callbacks: Sequence[Callback] = ()) -> Supe
             raise cause from None  # without the parser's account of all that it was given
 
 
-def _fail(message: object) -> int:
-    print(f"error: {printable(str(message))}", file=sys.stderr)
-    return 2
-
-
 def main(args: ArgsType = None) -> None:
     """The console script: prints a `SuperCMError` as one line and exits with status 2."""
     given = sys.argv[1:] if args is None else args
@@ -287,16 +283,11 @@ def main(args: ArgsType = None) -> None:
             stream.reconfigure(errors="backslashreplace")  # names that the terminal's encoding lacks
     warnings.formatwarning = lambda message, *_: f"warning: {printable(str(message))}\n"
     try:
-        if isinstance(given, list) and given[0] == "predict" and any(re.match("--run(=|$)", one) for one in given):
-            predict_files.main(given[1:])
-        else:
-            run(args)
-    except SuperCMError as error:
-        sys.exit(_fail(error))
-    except OSError as error:
-        if error.errno not in _DISK:
-            raise
-        sys.exit(_fail(f"{error.filename or 'a file'}: {error.strerror}. Free the disk, or write elsewhere."))
+        with errors_in_one_line():
+            if isinstance(given, list) and given[0] == "predict" and any(re.match("--run(=|$)", one) for one in given):
+                predict_files.main(given[1:])
+            else:
+                run(args)
     except SIGTERMException:
         sys.exit(128 + signal.SIGTERM)  # Lightning means 0, with which a script would go on
     # A thread of gloo that releases a tensor while the interpreter shuts down aborts the process, although nothing

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 
 from supercm_lightning import SuperCM, Supervised, methods
 from supercm_lightning.cli import main, run
+from supercm_lightning.tools import bench, export, features, tune
 from supercm_lightning.utils.options import SuperCMError
 
 DIGITS = ["--data", "SemiSupervisedDataModule", "--data.num_labeled", "20", "--data.steps_per_epoch", "3"]
@@ -145,7 +147,9 @@ def test_a_local_method_runs_from_both_entries(entry: list[str]) -> None:
         (["--model", "SuperCM", "--trainer.max_epochs", "many"], "trainer.max_epochs=many", "int"),
         (["--model", "SuperCM", "--trainer.callbacks+=EMA", "--trainer.callbacks.dekay", "1"], "dekay", "decay"),
         (["--model", "SuperCM", "--seed", "1"], "seed", "seed_everything"),
-        ([], "required: fit.model", ""),
+        ([], "model", "must be given"),
+        (["--model.beta", "1"], "model.beta", "--model NAME"),
+        (["--model", "SuperCM", "--data", "SemiSupervised"], "SemiSupervised", "SemiSupervisedDataModule"),
         (["--config", "none.yaml"], "not exist", "none.yaml"),
     ],
 )
@@ -160,6 +164,33 @@ def test_a_wrong_option_is_one_line_with_what_was_meant(
     assert line.startswith("error: ")
     assert name in line
     assert meant in line.split(name, 1)[1]
+
+
+@pytest.mark.parametrize(
+    ("tool", "options", "named"),
+    [
+        (bench.main, ["grid.yaml", "--sedes", "3"], "sedes; did you mean seeds?"),
+        (bench.main, [], "grid: must be given; supercm-bench --help"),
+        (tune.main, ["--serch", "x"], "serch; did you mean search?"),
+        (export.main, ["--formt", "onnx"], "formt; did you mean format?"),
+        (features.main, ["--rot", "x"], "rot; did you mean root?"),
+    ],
+)
+def test_a_wrong_option_of_a_tool_is_one_line(
+    tool: Callable[[list[str]], None], options: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        tool(options)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert named in line
+
+
+def test_what_lightning_cannot_do_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for option, value in (("devices", "2x"), ("precision", "16-true")):
+        with pytest.raises(SystemExit, match="2"):
+            main(["fit", "--model", "SuperCM", *DIGITS, *QUICK, f"--trainer.{option}", value])
+        assert re.search(rf"^error: trainer.*{option}", capsys.readouterr().err, re.M)
+    assert not Path("lightning_logs").exists()
 
 
 def test_help_of_a_method_and_of_data_is_short(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jsonargparse import ArgumentParser
 
 from supercm_lightning.callbacks.evaluation.prediction_writer import write_table
 from supercm_lightning.data.sources.folder import images_under
@@ -13,6 +12,7 @@ from supercm_lightning.data.sources.npz import load_npz
 from supercm_lightning.methods.prediction import Prediction, load_model
 from supercm_lightning.utils.files import write_atomically
 from supercm_lightning.utils.options import MissingFileError, SuperCMError
+from supercm_lightning.utils.parser import CommandParser
 
 
 def predict_files(
@@ -88,7 +88,7 @@ def _of_features(predictor: Any, file: Path, top_k: int) -> list[Prediction]:
 
 def main(args: Sequence[str]) -> None:
     """Reads the arguments of `supercm predict --run`, without the command's name."""
-    parser = ArgumentParser(prog="supercm predict", description="Predictions of files by a trained model alone.")
+    parser = CommandParser(prog="supercm predict", description="Predictions of files by a trained model alone.")
     parser.add_argument("inputs", nargs="+", help="image files, folders of images, or .npz files with features")
     parser.add_function_arguments(predict_files, skip={"inputs"}, as_positional=False)
     predict_files(**vars(parser.instantiate_classes(parser.parse_args(list(args)))))

@@ -1,5 +1,6 @@
 """How the commands beside `supercm` read their arguments and report errors."""
 
+import inspect
 import re
 import signal
 import sys
@@ -9,9 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, get_loader
+from jsonargparse import get_loader
 
-from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.utils.parser import CommandParser
 
 
 def check_installed(extra: str, *packages: str) -> None:
@@ -22,19 +23,6 @@ def check_installed(extra: str, *packages: str) -> None:
     """
     if missing := [name for name in packages if find_spec(name) is None]:
         raise ModuleNotFoundError(f"{', '.join(missing)} not found: pip install 'supercm-lightning[{extra}]'.")
-
-
-@contextmanager
-def errors_in_one_line() -> Iterator[None]:
-    """Prints an error of the input, the files or the installation without its traceback, and exits with status 2."""
-    try:
-        yield
-    except (SuperCMError, OSError, ModuleNotFoundError) as error:
-        message = str(error)
-        if message.startswith("Caught "):  # in a worker of a loader; its traceback ends with the message
-            message = message.splitlines()[-1].partition(": ")[2]
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(2)
 
 
 @contextmanager
@@ -63,10 +51,12 @@ def parse(
         several: Options that add to a list each time they are given.
         skip: Arguments of the function that the command line has no option for.
         positional: Whether what has no default is given without its name.
-        **texts: Texts of the help, `prog` and `epilog`.
+        **texts: Texts of the help, `prog` and `description`; without the latter what the function says of itself.
     """
-    parser = ArgumentParser(**texts)  # auto_cli would keep the name --config for itself
-    parser.add_function_arguments(function, as_positional=positional, skip=set(skip))
+    purpose = (inspect.getdoc(function) or "").partition("\n\n")[0]
+    # auto_cli would keep the name --config for itself
+    parser = CommandParser(**{"description": purpose} | texts, allow_abbrev=False)
+    parser.add_function_arguments(function, as_group=False, as_positional=positional, skip=set(skip))
     # jsonargparse spells that with a plus sign.
     repeated = re.compile(rf"--({'|'.join(several)})(?==|$)")
     arguments = [

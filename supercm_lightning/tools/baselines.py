@@ -24,9 +24,10 @@ from supercm_lightning.baselines import (
     run_baseline,
 )
 from supercm_lightning.data import ViewDataModule
-from supercm_lightning.tools.arguments import errors_in_one_line, read_config
+from supercm_lightning.tools.arguments import read_config
+from supercm_lightning.utils.help import asked_help, class_help
 from supercm_lightning.utils.options import MissingFileError, SuperCMError, check_range
-from supercm_lightning.utils.parser import CommandParser, find_local_modules
+from supercm_lightning.utils.parser import CommandParser, errors_in_one_line, find_local_modules
 
 
 def read_options(given: Sequence[str]) -> tuple[CommandParser, Namespace]:
@@ -141,7 +142,11 @@ def main(args: list[str] | None = None) -> None:
         args: Arguments without the program's name; None: those of the process.
     """
     find_local_modules()
-    parser, options = read_options(sys.argv[1:] if args is None else args)
+    given = sys.argv[1:] if args is None else args
+    for section, name in asked_help(given):
+        print(class_help(section, name))
+        return
+    parser, options = read_options(given)
     console = Console()
     rows, num_labeled = tabulate(parser, options, console)
     console.print(table_of(rows))

@@ -9,14 +9,14 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
-from jsonargparse import auto_cli
 from torch import Tensor, nn
 
 from supercm_lightning.methods import Method
 from supercm_lightning.methods.prediction import load_model
-from supercm_lightning.tools.arguments import check_installed, errors_in_one_line
+from supercm_lightning.tools.arguments import check_installed, parse
 from supercm_lightning.utils.checkpoints import checkpoint_of
 from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.utils.parser import errors_in_one_line
 
 _SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
 
@@ -167,4 +167,4 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: Arguments without the program's name; None: those of the process.
     """
-    auto_cli(export_model, args=args, as_positional=False)
+    export_model(**parse(export_model, args, prog="supercm-export"))

@@ -21,7 +21,6 @@ import yaml
 from supercm_lightning.cli import run
 from supercm_lightning.tools.arguments import (
     check_installed,
-    errors_in_one_line,
     parse,
     read_config,
     sigterm_interrupts,
@@ -30,7 +29,7 @@ from supercm_lightning.tools.trial_watch import TrialWatch, UnmeasurableError
 from supercm_lightning.utils.files import write_atomically
 from supercm_lightning.utils.loggers import logger_level
 from supercm_lightning.utils.options import SuperCMError, check_range
-from supercm_lightning.utils.parser import find_local_modules
+from supercm_lightning.utils.parser import errors_in_one_line, find_local_modules
 
 if TYPE_CHECKING:
     import optuna
@@ -280,6 +279,6 @@ def main(args: list[str] | None = None) -> None:
     find_local_modules()
     try:
         with sigterm_interrupts():
-            tune(**parse(tune, args, several=("config", "search", "fixed", "vary")))
+            tune(**parse(tune, args, several=("config", "search", "fixed", "vary"), prog="supercm-tune"))
     except KeyboardInterrupt:
         sys.exit(130)

@@ -1,17 +1,26 @@
 """The parser of the command line: an error is one line that names the option and what was probably meant."""
 
 import difflib
+import errno
 import inspect
 import os
 import pydoc
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
 
+from supercm_lightning.utils.options import user_error
+from supercm_lightning.utils.text import printable
+
+_EXPECTED = (OSError, ModuleNotFoundError, FloatingPointError, MisconfigurationException)
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 HELP = """supercm COMMAND [options]: learning from few labels, across domains, or with none
 
   supercm fit --model SuperCM --data SemiSupervisedDataModule --data.num_labeled 20 --trainer.max_epochs 3
@@ -22,6 +31,23 @@ HELP = """supercm COMMAND [options]: learning from few labels, across domains, o
 
 supercm --help lists methods and data; supercm fit --model.help SuperCM the options of one.
 """
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Prints an error of the input, the files or the installation without its traceback, and exits with status 2."""
+    try:
+        yield
+    except Exception as error:
+        message: object = user_error(error)
+        if isinstance(error, OSError) and error.errno in _DISK:
+            message = f"{error.filename or 'a file'}: {error.strerror}. Free the disk, or write elsewhere."
+        elif message is None and isinstance(error, _EXPECTED):
+            message = " ".join(str(error).split()) or repr(error)
+        if message is None:
+            raise
+        print(f"error: {printable(str(message))}", file=sys.stderr)
+        sys.exit(2)
 
 
 class CommandParser(LightningArgumentParser):
@@ -37,15 +63,20 @@ class CommandParser(LightningArgumentParser):
         """Prints what is wrong and exits with status 2; the parsers of nested options raise."""
         if not self.exit_on_error:
             super().error(message, ex)
-        print(f"error: {explain(message)}", file=sys.stderr)
+        known = (name for name in self.get_defaults().keys() if name not in ("config", "subcommand"))  # noqa: SIM118
+        if missing := re.search(r"arguments are required: (.*)", message):
+            message = f"{re.sub(r'(?:fit|validate|test|predict)[.]', '', missing[1])}: must be given; "
+            message += f"{self.prog} --help says how"
+        print(f"error: {explain(message, known)}", file=sys.stderr)
         sys.exit(2)
 
 
-def explain(message: str) -> str:
+def explain(message: str, known: Iterable[str] = ()) -> str:
     """Shortens a message of jsonargparse to one line.
 
     Args:
         message: The message.
+        known: Options that there are; empty: those of `supercm`.
 
     Returns:
         The option, what is wrong with it, and names that are close to the one that was given.
@@ -57,8 +88,8 @@ def explain(message: str) -> str:
     if unknown := re.search(r"unrecognized arguments: -*([\w.]+)|does not accept option '([\w.]+)'", message):
         name = unknown[1] or unknown[2]
         trainer = (f"trainer.{option}" for option in inspect.signature(Trainer).parameters)
-        options = ("config", "model", "data", "trainer", "ckpt_path", "seed_everything", *trainer)
-        return f"there is no option {name}{did_you_mean(name, options)}"
+        options = ("config", "model", "data", "trainer", "ckpt_path", "seed_everything", "version", *trainer)
+        return f"there is no option {name}{did_you_mean(name, tuple(known) or options)}"
     if unknown := re.search(r"invalid choice: '(\S+)' \(choose from (.*)\)", message):
         commands = re.findall(r"\w+", unknown[2])
         return f"there is no command {unknown[1]}{did_you_mean(unknown[1], commands)}; there are {', '.join(commands)}"
@@ -66,11 +97,12 @@ def explain(message: str) -> str:
     key = outer[1] if outer else ""
     if unknown := re.search(r"class_path '([\w.]+)':\s+Option '(\w+)' is not accepted", message):
         kind, name = unknown[1], unknown[2]
+        if kind.startswith("lightning."):
+            return f"{key}.{name}: give --{key} NAME before its options"
         return f"{key}.{name}: {kind.rpartition('.')[2]} has no such option{did_you_mean(name, _options(kind))}"
     if unknown := re.search(r"Expected a dot import path string: (\S+)", message):
-        classes = (
-            kind.__name__ for base in (LightningModule, LightningDataModule, Callback) for kind in subclasses_of(base)
-        )
+        base = {"model": LightningModule, "data": LightningDataModule, "trainer.logger": Logger}.get(key, Callback)
+        classes = (kind.__name__ for kind in subclasses_of(base))
         return f"{key}={unknown[1]}: there is no such class{did_you_mean(unknown[1], classes)}"
     problem = re.search(r"Problem with given class_path '[\w.]+':\n(.*?)(?=\n    - |\Z)", message, re.DOTALL)
     inner = problem[1] if problem else message
@@ -81,7 +113,7 @@ def explain(message: str) -> str:
     expected.pop("NoneType", None)
     if keys and value and expected:
         return f"{'.'.join(keys)}={value[1]}: expected {' or '.join(expected)}"
-    return " ".join(message.split(" Given value type:")[0].split())
+    return re.sub(r'Parser key "([\w.]+)":', r"\1:", " ".join(message.split(" Given value type:")[0].split()))
 
 
 def find_local_modules() -> None:

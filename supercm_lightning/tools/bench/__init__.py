@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from supercm_lightning.tools.arguments import check_installed, errors_in_one_line, parse
+from supercm_lightning.tools.arguments import check_installed, parse
 from supercm_lightning.tools.bench.grid import Cell, Column, Grid, Row
 from supercm_lightning.utils.options import SuperCMError, check_range
+from supercm_lightning.utils.parser import errors_in_one_line
 
 __all__ = ["Cell", "Column", "Grid", "Row", "bench"]
 
@@ -102,7 +103,9 @@ def main(args: list[str] | None = None) -> None:
         several=("only", "columns"),
         skip=("more",),
         positional=True,
-        epilog="`supercm-bench report RUN` writes the report of a run.",
+        prog="supercm-bench",
+        description="supercm-bench GRID runs a table of methods by data by seeds; supercm-bench report RUN writes the "
+        "report of a run.",
     )
     try:
         good = bench(**options, more=tuple(given[end + 1 :]))
