@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from filelock import FileLock
@@ -17,8 +17,8 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from supercm_lightning.data.extraction import ImageSet, Views, announce, feature_trainer, write_features
 from supercm_lightning.data.sources.domain_files import find_files, folder_set
 from supercm_lightning.data.sources.domains import DOMAIN_SETS
-from supercm_lightning.data.sources.folder import scan_clusters, scan_folder
-from supercm_lightning.data.sources.images import BadImage, check_bad_image_policy
+from supercm_lightning.data.sources.folder import Files, scan_clusters, scan_folder
+from supercm_lightning.data.sources.images import BadImage
 from supercm_lightning.data.sources.worker_stores import FileStore
 from supercm_lightning.nn.extractor import FrozenExtractor
 from supercm_lightning.utils.options import SuperCMError, check_choice, check_range
@@ -97,7 +97,7 @@ def extract_features(
         SuperCMError: If an option contradicts the data or the model, an image cannot be read, or weights cannot be
             fetched.
     """
-    check_bad_image_policy(on_bad_image)
+    check_choice(on_bad_image=(on_bad_image, get_args(BadImage)))
     check_range(1, batch_size=batch_size, num_nodes=num_nodes)
     check_range(0, num_workers=num_workers)
     check_choice(dtype=(dtype, ("float16", "float32")))
@@ -129,9 +129,6 @@ def extract_features(
     return written
 
 
-Files = Sequence[tuple[Path, int]]
-
-
 def _find(
     root: Path, dataset: str, source: list[str] | None, target: str | None, folders_are_classes: bool
 ) -> tuple[dict[str, Files], Sequence[str] | None]:
@@ -144,20 +141,13 @@ def _find(
         spec = DOMAIN_SETS[dataset] if dataset in DOMAIN_SETS else folder_set(root)
         sources = [spec.find(dataset, "source", name) for name in source]
         domains = find_files(dataset, spec, root, sources, spec.find(dataset, "target", target))
-        return dict(domains.files), domains.class_names
+        return domains.files, domains.class_names
     if dataset != "folder":
         raise SuperCMError(f"dataset={dataset!r}: a set of domains needs source and target.")
     if not folders_are_classes:
-        found, _ = scan_clusters(root, None, None)
+        found, _ = scan_clusters(root, None)
         return {split: [(file, -1) for file, _ in files] for split, files in found.items()}, None
-    layout = scan_folder(root)
-    splits: dict[str, Files] = {
-        layout.tree or "train": layout.labeled,
-        "unlabeled": [(file, -1) for file in layout.unlabeled],
-        "val": layout.val or [],
-        "test": layout.test or [],
-    }
-    return {split: files for split, files in splits.items() if files}, layout.class_names
+    return scan_folder(root)
 
 
 def cached_features(root: Path, cache: Path, backbone: str, options: Mapping[str, Any]) -> tuple[Path, dict[str, Path]]:

@@ -37,8 +37,7 @@ class Source(ABC):
         sample_shape: Shape of a stored sample.
         input_size: Side of what the model receives, where images are cropped from `sample_shape`; else None.
         defaults: Values of options that the data set suggests.
-        is_fixed: Whether the samples are those of a published set, which are split by number as in published tables,
-            rather than by name.
+        is_fixed: Whether it is a published set, which is split by number as in published tables, rather than by name.
         can_download: Whether `download` fetches what is missing.
         train_sizes: Number of samples of each domain in `train`, once it is read.
 
@@ -59,7 +58,7 @@ class Source(ABC):
     sample_shape: tuple[int, ...]
     input_size: int | None = None
     defaults: Defaults = Defaults()
-    is_fixed = False
+    is_fixed: bool = False
     can_download = False
     train_sizes: Sequence[int] = ()
 

@@ -3,19 +3,17 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from supercm_lightning.data.sources.domains import DOMAIN_LAYOUT, Domain, DomainSet, plain_name
-from supercm_lightning.data.sources.folder import class_folders, images_under, subfolders
+from supercm_lightning.data.sources.folder import Files, class_folders, images_under, subfolders
 from supercm_lightning.data.sources.names import normalized
 from supercm_lightning.utils.options import MissingFileError, SuperCMError
 
 LIST_FOLDERS = ("image_list", "list", "lists")
-
-Files = list[tuple[Path, int]]
 
 
 @dataclass
@@ -23,7 +21,7 @@ class DomainFiles:
     """The image files of the requested domains.
 
     Attributes:
-        files: Files and labels of each domain, -1 where unknown; the training set, where a domain has a test set too.
+        files: Files and labels of each domain; the training set, where a domain has a test set too.
         num_classes: Number of classes.
         class_names: Their names in the order of the labels, or None where list files do not tell.
         tests: Files and labels of the test set of each domain that has one.
@@ -38,16 +36,12 @@ class DomainFiles:
 
 
 def folder_set(root: Path) -> DomainSet:
-    """The domains of a user's own folder: its subfolders, and the names of its list files.
-
-    Raises:
-        MissingFileError: If it is no folder, or has no domain.
-    """
+    """The domains of a user's own folder: its subfolders, and the names of its list files."""
     if not root.is_dir():
         raise MissingFileError(f"dataset=folder: root={root} is not a folder. Expected there: {DOMAIN_LAYOUT}.")
     domains = [Domain(name, name) for name in sorted(subfolders(root) - set(LIST_FOLDERS))]
-    for file in (file for folder in _list_folders(root) for file in sorted(folder.glob("*.txt"))):
-        if not any(_is_list_of(file, domain) for domain in domains):
+    for file in _list_files(root):
+        if not any(_is_list_of(file, domain, suffix) for domain in domains for suffix in ("", "_train", "_test")):
             name = re.sub("_(train|test)$", "", file.stem)
             domains.append(Domain(name, name))
     if not domains:
@@ -69,18 +63,15 @@ def find_files(dataset: str, spec: DomainSet, root: Path, source: Sequence[Domai
         source: The source domains.
         target: The target domain; its images may be without labels.
 
-    Returns:
-        The files.
-
     Raises:
         MissingFileError: If a domain is missing; the message tells the layout and where to get the data.
         SuperCMError: If the classes of the domains differ, or a list file is not as expected.
     """
-    base = _base(dataset, spec, root, (*source, target))
-    lists = {domain.name: _list_file(base, domain) for domain in (*source, target)}
-    if all(lists.values()):
-        tests = {domain.name: _list_file(base, domain, "test") for domain in (*source, target)}
-        found = _from_lists(lists, tests, base, (*source, target), dataset != "folder")
+    domains = (*source, target)
+    base = _base(dataset, spec, root, domains)
+    lists = {split: {domain: _list_file(base, domain, split) for domain in domains} for split in ("train", "test")}
+    if all(lists["train"].values()):
+        found = _from_lists(lists, base, dataset != "folder")
     else:
         found = _from_folders(dataset, spec, base, source, target)
     if spec.num_classes is not None and found.num_classes != spec.num_classes:
@@ -91,61 +82,64 @@ def find_files(dataset: str, spec: DomainSet, root: Path, source: Sequence[Domai
     for domain in source:
         if any(label < 0 for _, label in found.files[domain.name]):
             raise SuperCMError(f"{dataset}: images of the source domain {domain.name} have no label. Leave them out.")
-    for domain in (*source, target):
+    for domain in domains:
         count = len(found.files[domain.name]) + len(found.tests.get(domain.name, ()))
         if domain.count is not None and count != domain.count:
             rank_zero_warn(
                 f"{dataset}: {domain.name} has {count:,} images in {base}, where {domain.count:,} were expected. "
                 "Results are not comparable with those of the whole data set."
             )
-    _check_same_classes(dataset, found, source, target)
-    return replace(found, base=base)
+    numbers = {name: {label for _, label in files} - {-1} for name, files in found.files.items()}
+    names_of = found.class_names or tuple(map(str, range(found.num_classes)))
+    _check_same_classes(dataset, {name: {names_of[k] for k in labels} for name, labels in numbers.items()})
+    found.base = base
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------- locations
 def _base(dataset: str, spec: DomainSet, root: Path, domains: Sequence[Domain]) -> Path:
     """The data set's folder."""
     wanted = {plain_name(name) for name in spec.folders}
-    inside = sorted(root / name for name in subfolders(root) if plain_name(name) in wanted) if root.is_dir() else []
+    inside = sorted(root / name for name in subfolders(root) if plain_name(name) in wanted)
     places = [*inside, root]
+    first: list[str] = []
     for place in places:
         missing = [d.name for d in domains if _domain_folder(place, d) is None and _list_file(place, d) is None]
         if not missing:
             return place
-    missing = [d.name for d in domains if _domain_folder(places[0], d) is None and _list_file(places[0], d) is None]
+        first = first or missing
     where = f" Get it from {spec.origin}." if spec.origin else ""
     folder = f" or {root / spec.folders[0]}" if spec.folders and not inside else ""
     raise MissingFileError(
-        f"{dataset}: {' and '.join(missing)} not found in {places[0]}{folder}. Expected there: {spec.layout}.{where} "
+        f"{dataset}: {' and '.join(first)} not found in {places[0]}{folder}. Expected there: {spec.layout}.{where} "
         "It is not downloaded."
     )
 
 
 def _domain_folder(base: Path, domain: Domain) -> Path | None:
-    found = sorted(name for name in subfolders(base) if domain.is_called(name)) if base.is_dir() else []
+    found = sorted(name for name in subfolders(base) if domain.is_called(name))
     if len(found) > 1:
         raise SuperCMError(f"{base}: {' and '.join(found)} are both names of the domain {domain.name}. Remove one.")
     return base / found[0] if found else None
 
 
-def _list_folders(base: Path) -> list[Path]:
-    return [folder for name in LIST_FOLDERS if (folder := base / name).is_dir()]
+def _list_files(base: Path) -> list[Path]:
+    return [file for name in LIST_FOLDERS for file in sorted((base / name).glob("*.txt"))]
 
 
 def _list_file(base: Path, domain: Domain, split: str = "train") -> Path | None:
     """The list file of a domain: of this split, or the only one, which counts as that of the training set."""
-    files = [file for folder in _list_folders(base) for file in sorted(folder.glob("*.txt"))]
-    of_split = [*files, *sorted(base.glob(f"*_{split}.txt"))]
+    files = _list_files(base)
+    of_split = [
+        file for file in (*files, *sorted(base.glob(f"*_{split}.txt"))) if _is_list_of(file, domain, "_" + split)
+    ]
     whole = [file for file in files if split == "train" and _is_list_of(file, domain, "")]
-    return next((file for file in of_split if _is_list_of(file, domain, f"_{split}")), whole[0] if whole else None)
+    return next(iter([*of_split, *whole]), None)
 
 
-def _is_list_of(file: Path, domain: Domain, suffix: str | None = None) -> bool:
-    """Whether a list file is that of a domain: with this suffix, or, without one given, of any split."""
-    if suffix is None:
-        return any(_is_list_of(file, domain, each) for each in ("", "_train", "_test"))
+def _is_list_of(file: Path, domain: Domain, suffix: str) -> bool:
     stem = file.stem.removesuffix(suffix)
-    if suffix and stem == file.stem:
+    if not file.stem.endswith(suffix):
         return False
     return domain.is_called(stem) or domain.is_called(plain_name(stem).removesuffix("list"))
 
@@ -164,49 +158,41 @@ def _from_folders(dataset: str, spec: DomainSet, base: Path, source: Sequence[Do
         nested = images.is_dir() and (bool(subfolders(images)) or subfolders(folder) == {"images"})
         trees[domain.name] = images if nested else folder
     folders = {name: class_folders(tree) for name, tree in trees.items()}
-    classes = {name: set(found) for name, found in folders.items()}
-    first = source[0].name
     for domain in source:
-        if not classes[domain.name]:
+        if not folders[domain.name]:
             raise MissingFileError(
                 f"{dataset}: the source domain {domain.name} has no class folders in {trees[domain.name]}. Expected "
                 f"there: {spec.layout}."
             )
-    names = tuple(sorted(classes[first]))
-    for domain in (*source, target):
-        if classes[domain.name] and (differ := classes[domain.name] ^ classes[first]):
-            raise _classes_differ(dataset, source[0], domain, differ & classes[first], differ - classes[first])
+    _check_same_classes(dataset, {name: set(found) for name, found in folders.items()})
+    names = tuple(sorted(folders[source[0].name]))
     files = {}
     for name, tree in trees.items():
-        if classes[name]:
-            files[name] = [(file, k) for k, kind in enumerate(names) for file in images_under(folders[name][kind])]
-        else:
-            files[name] = [(file, -1) for file in images_under(tree)]
+        places = [(folders[name][kind], k) for k, kind in enumerate(names)] if folders[name] else [(tree, -1)]
+        files[name] = [(file, label) for place, label in places for file in images_under(place)]
         if not files[name]:
             raise MissingFileError(f"{dataset}: no images of {name} in {tree}. Expected: {spec.layout}.")
     return DomainFiles(files, len(names), names)
 
 
-def _from_lists(
-    lists: Mapping[str, Path | None],
-    tests: Mapping[str, Path | None],
-    base: Path,
-    domains: Sequence[Domain],
-    published: bool,
-) -> DomainFiles:
-    folder_of = {domain.name: _domain_folder(base, domain) for domain in domains}
-
-    def read(files: Mapping[str, Path | None]) -> dict[str, Files]:
-        return {name: read_list(file, base, folder_of[name]) for name, file in files.items() if file is not None}
-
-    train, test = read(lists), read(tests)
-    listed = {str(file): train[name] for name, file in lists.items() if file is not None}
-    listed |= {str(file): test[name] for name, file in tests.items() if file is not None}
+def _from_lists(lists: Mapping[str, Mapping[Domain, Path | None]], base: Path, published: bool) -> DomainFiles:
+    listed = {
+        file: read_list(file, base, _domain_folder(base, domain))
+        for files in lists.values()
+        for domain, file in files.items()
+        if file is not None
+    }
     told = {file: _told_classes(entries) for file, entries in listed.items()}
-    labeled = {file for file, entries in listed.items() if any(label >= 0 for _, label in entries)}
-    several = {file for file in labeled if len({label for _, label in listed[file]} - {-1}) > 1}
-    labeled = several or labeled  # one class alone tells nothing
-    if not all(told[file] for file in labeled):
+    labels = {file: {label for _, label in entries} - {-1} for file, entries in listed.items()}
+    labeled = {file for file in listed if len(labels[file]) > 1}  # one class alone tells nothing
+    labeled = labeled or {file for file in listed if labels[file]}
+    classes: tuple[str, ...] | None = None
+    if all(told[file] for file in labeled):
+        # Lists may number the classes differently: the folders' names say what a number means in each.
+        classes = tuple(sorted({name for names in told.values() for name in names.values()}))
+        count = len(classes)
+        place = {file: {label: classes.index(name) for label, name in names.items()} for file, names in told.items()}
+    else:
         # The lists of a published set number the classes alike.
         if not published and (named := sorted(file for file in labeled if told[file])):
             other = min(labeled - set(named))
@@ -214,18 +200,17 @@ def _from_lists(
                 f"{named[0]} and {other}: the folders of the first tell the classes, those of the second do not, and "
                 "nothing says that their numbers mean the same. Put the images of each class into a folder of its name."
             )
-        return DomainFiles(train, max(label for entries in listed.values() for _, label in entries) + 1, None, test)
-    # Lists may number the classes differently: the folders' names say what a number means in each.
-    classes = sorted({name for names in told.values() for name in names.values()})
-    place = {file: {label: classes.index(name) for label, name in names.items()} for file, names in told.items()}
-
-    def renumbered(of: Mapping[str, Files], files: Mapping[str, Path | None]) -> dict[str, Files]:
-        return {
-            name: [(image, place[str(files[name])].get(label, -1)) for image, label in entries]
-            for name, entries in of.items()
+        count = max(max(found, default=-1) for found in labels.values()) + 1
+        place = {file: {label: label for label in found} for file, found in labels.items()}
+    train, test = (
+        {
+            domain.name: [(image, place[file].get(label, -1)) for image, label in listed[file]]
+            for domain, file in lists[split].items()
+            if file is not None
         }
-
-    return DomainFiles(renumbered(train, lists), len(classes), tuple(classes), renumbered(test, tests))
+        for split in ("train", "test")
+    )
+    return DomainFiles(train, count, classes, test)
 
 
 def _told_classes(entries: Files) -> dict[int, str]:
@@ -239,37 +224,29 @@ def _told_classes(entries: Files) -> dict[int, str]:
     return names if clear else {}
 
 
-def read_list(file: Path, base: Path, folder: Path | None = None) -> list[tuple[Path, int]]:
+def read_list(file: Path, base: Path, folder: Path | None = None) -> Files:
     """Reads a list file: lines of a path, which may contain spaces, and a label.
 
     Lists come with the paths of their authors' machines. Leading folders are removed until the first image is found
-    in `base` or the domain's folder; as many are removed from the other lines.
-
-    Args:
-        file: The list file.
-        base: The data set's folder.
-        folder: The domain's folder, or None.
-
-    Returns:
-        Files and labels; -1 stands for an unknown label.
+    in `base`, the data set's folder, or in `folder`, the domain's; as many are removed from the other lines.
 
     Raises:
         SuperCMError: If a line has no path or no label, an image is listed twice, or there is no line; the message
             names the line.
         MissingFileError: If the first image is nowhere to be found.
     """
-    entries: list[tuple[Path, int]] = []
+    entries: Files = []
     line_of: dict[str, int] = {}
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise SuperCMError(f"{file}: not a list of images in UTF-8 ({error}).") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if not line:
             continue
-        path, label = [*line.strip().rsplit(maxsplit=1), ""][:2]
+        path, label = [*line.rsplit(maxsplit=1), ""][:2]
         if not label.removeprefix("-").isdecimal() or int(label) < -1:
-            raise SuperCMError(f"{file}, line {number}: {line.strip()!r} is not a path, a space and a label from 0 on.")
+            raise SuperCMError(f"{file}, line {number}: {line!r} is not a path, a space and a label from 0 on.")
         if line_of.setdefault(path, number) != number:
             raise SuperCMError(f"{file}, line {number}: {path} is already listed in line {line_of[path]}. Remove one.")
         entries.append((Path(path), int(label)))
@@ -300,24 +277,18 @@ def _located(file: Path, place: Path, start: int, entries: Files) -> Files:
     return list(found.items())
 
 
-# ------------------------------------------------------------------------------------------------------ classes
-def _check_same_classes(dataset: str, found: DomainFiles, source: Sequence[Domain], target: Domain) -> None:
-    labels = {name: {label for _, label in files} - {-1} for name, files in found.files.items()}
-    names = found.class_names or {label: str(label) for known in labels.values() for label in known}
-    first = labels[source[0].name]
-    for domain in (*source, target):
-        if labels[domain.name] and (differ := labels[domain.name] ^ first):
-            less, more = ({names[k] for k in kind} for kind in (differ & first, differ - first))
-            raise _classes_differ(dataset, source[0], domain, less, more)
-
-
-def _classes_differ(dataset: str, first: Domain, other: Domain, less: set[str], more: set[str]) -> SuperCMError:
-    parts = [
-        f"{', '.join(sorted(kind)[:10])}{', …' if len(kind) > 10 else ''} only in {domain.name}"
-        for domain, kind in ((first, less), (other, more))
-        if kind
-    ]
-    return SuperCMError(
-        f"{dataset}: the classes of {first.name} and {other.name} differ: {'; '.join(parts)}. Both "
-        "domains must have the same classes: rename or remove those that differ."
-    )
+def _check_same_classes(dataset: str, classes: Mapping[str, set[str]]) -> None:
+    """Compares the classes of each domain that has any with those of the first."""
+    (first, expected), *others = classes.items()
+    for name, found in others:
+        if not found or found == expected:
+            continue
+        parts = [
+            f"{', '.join(sorted(kind)[:10])}{', …' if len(kind) > 10 else ''} only in {domain}"
+            for domain, kind in ((first, expected - found), (name, found - expected))
+            if kind
+        ]
+        raise SuperCMError(
+            f"{dataset}: the classes of {first} and {name} differ: {'; '.join(parts)}. Both domains must have the same "
+            "classes: rename or remove those that differ."
+        )

@@ -23,12 +23,7 @@ class Domain:
         name: Its name.
         code: The short code of task names such as A→W.
         count: Number of its images, or None where that is not known.
-        aliases: Other names of the domain in options, folders and list files. Case, spaces, hyphens and underscores are
-            ignored.
-
-    Examples:
-        >>> Domain("Real World", "Rw", aliases=("real",)).is_called("real_world")
-        True
+        aliases: Other names; in all of them case, spaces, hyphens and underscores are ignored.
     """
 
     name: str
@@ -45,10 +40,8 @@ class Domain:
 class DomainSet:
     """A data set of several domains before it is read.
 
-    A domain has one set of images, which is trained and tested on, or, by list files, a training and a test set.
-
     Attributes:
-        domains: Its domains.
+        domains: Its domains, each with one set of images or, by list files, a training and a test set.
         num_classes: Number of classes, or None where the files tell.
         folders: Names of its folder under the root, in any spelling; the root itself may be that folder too.
         origin: Where to get it.
@@ -66,11 +59,7 @@ class DomainSet:
     layout: str = DOMAIN_LAYOUT
 
     def find(self, dataset: str, option: str, name: str) -> Domain:
-        """The domain of a name, code or alias.
-
-        Raises:
-            SuperCMError: If there is none; the message lists the domains.
-        """
+        """The domain of a name, code or alias; if there is none, the error lists the domains."""
         for domain in self.domains:
             if domain.is_called(name):
                 return domain

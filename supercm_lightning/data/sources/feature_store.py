@@ -87,12 +87,9 @@ class FeatureStore(ArrayStore):
 
 
 def statistics(parts: Iterable[tuple[Store, Tensor]], correction: int = 0) -> Statistics:
-    """Mean and standard deviation of each feature, computed in double precision, some thousand samples at a time.
+    """Mean and standard deviation of each feature of some samples, in double precision, a few thousand at a time.
 
-    Args:
-        parts: Stores of features with the numbers of the samples that count.
-        correction: Subtracted from the number of samples in the variance.
-
+    `correction` is subtracted from their number in the variance.
     """
     count, mean, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for store, index in parts:

@@ -116,17 +116,7 @@ def _common_views(labeled: Sequence[FeatureStore], unlabeled: Sequence[FeatureSt
 
 
 def check_origin(option: str, found: Mapping[str, str], other: str, expected: Mapping[str, str]) -> None:
-    """Checks that two sets of features are of one network, as far as the files say.
-
-    Args:
-        option: Option of the set, for the message.
-        found: Its `backbone`, `weights` and `image_size`, those that are known.
-        other: Option of what it is compared with.
-        expected: The same of this one.
-
-    Raises:
-        SuperCMError: If they differ.
-    """
+    """Checks that features of `option` are of one network with those of `other`, as far as their files say."""
     for name in found.keys() & expected.keys():
         if found[name] != expected[name]:
             raise SuperCMError(

@@ -4,23 +4,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from supercm_lightning.data.sources.base import Defaults, Source
-from supercm_lightning.data.sources.folder import images_under
-from supercm_lightning.data.sources.images import BadImage, check_bad_image_policy, common_shape
+from supercm_lightning.data.sources.folder import Files, images_under
+from supercm_lightning.data.sources.images import BadImage, common_shape
 from supercm_lightning.data.sources.stores import Store
 from supercm_lightning.data.sources.worker_stores import FileStore
-from supercm_lightning.utils.options import SuperCMError, check_range
+from supercm_lightning.utils.options import SuperCMError, check_choice, check_range
 
 MEMORY = 4 * 2**30
 """Bytes up to which a data set is held in memory unless the user decides."""
-
-Files = Sequence[tuple[Path, int]]
-"""Image files and their labels, -1 where unknown."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +27,7 @@ class Reading:
     Attributes:
         image_size: Images are brought to this square; None: they have one size.
         in_memory: Whether to read all images at once; None: if they take at most 4 GiB.
-        on_bad_image: What to do about a file that cannot be read as an image: `error` or `skip`, which leaves it out,
-            counts and lists it.
+        on_bad_image: What to do about a file that cannot be read: `error`, or `skip`, which leaves it out and lists it.
         keep_aspect: Resize the shorter side and cut out the center square, instead of resizing both sides.
     """
 
@@ -41,7 +37,7 @@ class Reading:
     keep_aspect: bool = True
 
     def __post_init__(self) -> None:
-        check_bad_image_policy(self.on_bad_image)
+        check_choice(on_bad_image=(self.on_bad_image, get_args(BadImage)))
         check_range(1, image_size=self.image_size)
 
 
@@ -50,10 +46,8 @@ def file_stores(
 ) -> dict[str, Store]:
     """Stores of the image files of several splits, all in memory or all read by workers.
 
-    Their samples are known by their paths below `root`.
-
-    Raises:
-        SuperCMError: If a file is no image or is not of this shape (C, H, W), or none of a split can be read.
+    Their samples are known by their paths below `root`. A file that is no image or not of this shape (C, H, W), or a
+    split of which none can be read, is an error.
     """
     in_memory = reading.in_memory
     if in_memory is None:
@@ -77,16 +71,47 @@ def file_stores(
     return stores
 
 
-class FileSource(Source):
+class ImageSource(Source):
+    """Images, to which a folder of further ones can be added for prediction.
+
+    Attributes:
+        reading: How files are read.
+    """
+
+    reading: Reading
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """How new files are read, plain values for a checkpoint."""
+        shape, aspect = list(self.sample_shape), self.reading.keep_aspect
+        return {"stored_shape": shape, "keep_aspect": aspect, "interpolation": "bilinear"}
+
+    def read_new(self, path: Path) -> Store:
+        """Reads the images at any depth of a folder, brought to the shape (C, H, W) of the stored ones."""
+        files = images_under(path)
+        if not files:
+            raise SuperCMError(f"predict_on={path}: {'no images in this folder' if path.is_dir() else 'not a folder'}.")
+        channels, height, width = self.sample_shape
+        reading = replace(self.reading, image_size=height if height == width else None)
+        if common_shape(files, reading.image_size, reading.on_bad_image)[0] > channels:
+            rank_zero_warn(f"predict_on={path}: has images in color; they are read in gray, as those of the training.")
+        return file_stores({"predict": [(file, -1) for file in files]}, self.sample_shape, reading)["predict"]
+
+
+_OF_FOLDERS = Defaults(flip=True)
+
+
+@dataclass(eq=False)
+class FileSource(ImageSource):
     """Image files with labels.
 
-    Args:
+    Attributes:
         name: Name of the data set.
         splits: Files and labels of each split.
+        reading: How to read the files.
         class_names: Names of the classes, or None.
         num_classes: Number of classes; None: that of the names.
-        reading: How to read the files.
-        shape: Shape (C, H, W) to which all images are brought; None: that of `common_shape`.
+        sample_shape: Shape (C, H, W) to which all images are brought; empty: that of `common_shape`.
         input_size: Side of what the model receives, if smaller.
         defaults: Values of options; None: those of photographs of a user.
         domains: Files of each domain in `train`, where it has several.
@@ -94,30 +119,27 @@ class FileSource(Source):
         is_fixed: Whether these are the files of a published set.
     """
 
-    def __init__(
-        self,
-        name: str,
-        splits: Mapping[str, Files],
-        class_names: tuple[str, ...] | None,
-        reading: Reading,
-        num_classes: int | None = None,
-        shape: tuple[int, ...] | None = None,
-        input_size: int | None = None,
-        defaults: Defaults | None = None,
-        domains: Sequence[Files] = (),
-        root: Path | None = None,
-        is_fixed: bool = False,
-    ) -> None:
-        self.name, self.root, self.is_fixed = name, root, is_fixed
-        self.splits = {split: files for split, files in splits.items() if files}
-        self.class_names = class_names
-        self.num_classes = len(class_names) if num_classes is None and class_names else num_classes
-        self.reading = reading
-        files = [file for files in self.splits.values() for file, _ in files]
-        self.sample_shape = shape or common_shape(files, reading.image_size, reading.on_bad_image)
-        self.input_size = input_size
-        self.defaults = defaults or Defaults(flip=True, shift=min(self.sample_shape[1:]) // 8)
-        self.domains = domains
+    name: str
+    splits: Mapping[str, Files]
+    reading: Reading
+    class_names: tuple[str, ...] | None = None
+    num_classes: int | None = None
+    sample_shape: tuple[int, ...] = ()
+    input_size: int | None = None
+    defaults: Defaults = _OF_FOLDERS
+    domains: Sequence[Files] = ()
+    root: Path | None = None
+    is_fixed: bool = False
+
+    def __post_init__(self) -> None:
+        self.splits = {split: files for split, files in self.splits.items() if files}
+        if self.num_classes is None and self.class_names:
+            self.num_classes = len(self.class_names)
+        if not self.sample_shape:
+            files = [file for files in self.splits.values() for file, _ in files]
+            self.sample_shape = common_shape(files, self.reading.image_size, self.reading.on_bad_image)
+        if self.defaults is _OF_FOLDERS:
+            self.defaults = replace(self.defaults, shift=min(self.sample_shape[1:]) // 8)
 
     def read(self) -> dict[str, Store]:
         """Decodes the files, or checks them if workers are to decode them."""
@@ -125,28 +147,3 @@ class FileSource(Source):
         kept = set(stores["train"].names or ())
         self.train_sizes = [sum(str(file) in kept for file, _ in files) for files in self.domains]
         return stores
-
-    @property
-    def preparation(self) -> dict[str, Any]:
-        """How new files are read."""
-        return preparation_of(self.sample_shape, self.reading)
-
-    def read_new(self, path: Path) -> Store:
-        """Reads the images at any depth of a folder."""
-        return new_images(path, self.sample_shape, self.reading)
-
-
-def preparation_of(shape: Sequence[int], reading: Reading) -> dict[str, Any]:
-    """What `new_images` does to the images of a folder, as plain values for a checkpoint."""
-    return {"stored_shape": list(shape), "keep_aspect": reading.keep_aspect, "interpolation": "bilinear"}
-
-
-def new_images(folder: Path, shape: tuple[int, ...], reading: Reading) -> Store:
-    """Images at any depth of a folder, brought to the shape (C, H, W) of those that a model was trained on."""
-    files = images_under(folder)
-    if not files:
-        raise SuperCMError(f"predict_on={folder}: {'no images in this folder' if folder.is_dir() else 'not a folder'}.")
-    reading = replace(reading, image_size=shape[1] if shape[1] == shape[2] else None)
-    if common_shape(files, reading.image_size, reading.on_bad_image)[0] > shape[0]:
-        rank_zero_warn(f"predict_on={folder}: has images in color; they are read in gray, as those of the training.")
-    return file_stores({"predict": [(file, -1) for file in files]}, shape, reading)["predict"]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
-from supercm_lightning.utils.options import SuperCMError, check_choice
+from supercm_lightning.utils.options import SuperCMError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jfif"})
 OTHER_IMAGES = frozenset({".gif", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".svg", ".psd", ".tga", ".dng"})
@@ -24,35 +24,16 @@ BadImage = Literal["error", "skip"]
 REMEDY = " Repair or remove the file, or leave such files out with on_bad_image: skip."
 
 _ORIENTATION = 0x0112
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_TURNS = dict(
+    enumerate(
+        ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"), 2
+    )
+)
 """What brings an image of each EXIF orientation upright."""
-
-
-def printable(text: str) -> str:
-    r"""Text without what a terminal would act on: control characters are escaped.
-
-    Examples:
-        >>> print(printable("a" + chr(27) + "[31m.png"))
-        a\x1b[31m.png
-    """
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 class UnreadableImage(SuperCMError):
     """A file that cannot be read as an image."""
-
-
-def check_bad_image_policy(on_bad_image: str) -> None:
-    """Checks the name of a policy for files that cannot be read."""
-    check_choice(on_bad_image=(on_bad_image, get_args(BadImage)))
 
 
 def is_rank_zero() -> bool:
@@ -75,11 +56,7 @@ def in_threads(work: Callable[[Any], Any], items: Sequence[Any], what: str, thre
 
 
 def image_shape(file: Path | str, image_size: int | None) -> tuple[int, int, int]:
-    """Shape (C, H, W) that a file will have: gray files have one channel, all others three. Reads the header only.
-
-    Raises:
-        UnreadableImage: If the file cannot be read; the message names it.
-    """
+    """Shape (C, H, W) that a file will have, from its header: gray files have one channel, all others three."""
     try:
         with Image.open(file) as image:
             channels, (width, height) = channels_of(image), image.size
@@ -95,14 +72,10 @@ def image_shape(file: Path | str, image_size: int | None) -> tuple[int, int, int
 def common_shape(
     files: Sequence[Path], image_size: int | None, on_bad_image: BadImage = "error"
 ) -> tuple[int, int, int]:
-    """Shape (C, H, W) to which a set of files is brought: the size of the first, three channels if any has color.
+    """Shape (C, H, W) to which files are brought: the size of the first, three channels if any has color.
 
     About a hundred files are looked at first, which settles most sets; while all are gray, the headers of the others
-    follow.
-
-    Raises:
-        UnreadableImage: If a file cannot be read and `on_bad_image` is `error`.
-        SuperCMError: If none can be read.
+    follow. Files that cannot be read are an error, with `skip` only if none can.
     """
 
     def inspect(file: Path) -> tuple[int, int, int] | None:
@@ -125,7 +98,7 @@ def common_shape(
 
 
 def _unreadable(file: Path | str, error: Exception) -> UnreadableImage:
-    return UnreadableImage(f"{printable(str(file))}: cannot be read as an image ({printable(str(error))}).{REMEDY}")
+    return UnreadableImage(f"{file}: cannot be read as an image ({error}).{REMEDY}")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -146,11 +119,7 @@ def channels_of(image: Image.Image) -> int:
 def read_image(
     file: Path | str, channels: int, image_size: int | None, keep_aspect: bool = True, at_most: int | None = None
 ) -> Tensor:
-    """Pixels of a file, uint8 (C, H, W); the arguments are those of `pixels_of`.
-
-    Raises:
-        UnreadableImage: If the file cannot be read; the message names it.
-    """
+    """Pixels of a file, uint8 (C, H, W); the arguments are those of `pixels_of`."""
     try:
         with Image.open(file) as image:
             return pixels_of(image, channels, image_size, keep_aspect, at_most)
@@ -161,7 +130,7 @@ def read_image(
 def pixels_of(
     image: Image.Image, channels: int, image_size: int | None, keep_aspect: bool = True, at_most: int | None = None
 ) -> Tensor:
-    """Pixels of an image, turned upright as its EXIF orientation says; what is transparent shows white.
+    """Pixels of an image, uint8 (C, H, W), turned upright as its EXIF orientation says; transparent ones are white.
 
     Args:
         image: The image.
@@ -169,10 +138,6 @@ def pixels_of(
         image_size: The image is brought to this square; None keeps its size.
         keep_aspect: Resize the shorter side and cut out the center square, instead of resizing both sides.
         at_most: Without `image_size`, a longer shorter side is brought to this length, bicubic.
-
-    Returns:
-        The pixels, uint8 (C, H, W).
-
     """
     turn = _TURNS.get(_orientation(image))
     if (side := image_size or (at_most and 2 * at_most)) is not None:
@@ -190,7 +155,7 @@ def pixels_of(
         opaque = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", opaque.size, (255, 255, 255, 255)), opaque)
     image = image.convert("L" if channels == 1 else "RGB")
-    image = image if turn is None else image.transpose(turn)
+    image = image if turn is None else image.transpose(Image.Transpose[turn])
     if image_size is not None and image.size != (image_size, image_size):
         scale = image_size / min(image.size)
         width, height = (max(image_size, round(side * scale)) if keep_aspect else image_size for side in image.size)

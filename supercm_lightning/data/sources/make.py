@@ -14,8 +14,7 @@ from supercm_lightning.data.sources.feature_files import located
 from supercm_lightning.data.sources.features import FeatureSource
 from supercm_lightning.data.sources.files import FileSource, Reading
 from supercm_lightning.data.sources.folder import scan_clusters, scan_folder
-from supercm_lightning.data.sources.registered import DATASETS
-from supercm_lightning.data.sources.registered_source import RegisteredSource
+from supercm_lightning.data.sources.registered import DATASETS, RegisteredSource
 from supercm_lightning.data.sources.torch_datasets import TorchSource
 from supercm_lightning.utils.options import MissingFileError, SuperCMError, check_choice
 
@@ -23,30 +22,22 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _PHOTOGRAPHS = Defaults(flip=True, mean=IMAGENET_MEAN, std=IMAGENET_STD, crop="resized")
 
+Others = Mapping[str, Dataset[Any] | None]
+"""Torch data sets of further splits, or None for each."""
+
 
 def make_source(
-    dataset: str | Dataset[Any],
-    root: str | Path,
-    reading: Reading,
-    others: Mapping[str, Dataset[Any] | None] | None = None,
-    num_classes: int | None = None,
+    dataset: str | Dataset[Any], root: str | Path, reading: Reading, others: Others, num_classes: int | None = None
 ) -> Source:
-    """The source of a data set with few labels.
-
-    Args:
-        dataset: Name of a registered data set, `folder`, or a torch data set.
-        root: Folder of the data.
-        reading: How image files are read.
-        others: Torch data sets of further splits, or None for each.
-        num_classes: Number of classes, for torch data sets.
+    """The source of a data set with few labels, by the options of `SemiSupervisedDataModule`.
 
     Examples:
-        >>> make_source("digits", "data", Reading()).input_shape
+        >>> make_source("digits", "data", Reading(), {}).input_shape
         (1, 8, 8)
     """
-    _check_others(dataset, others or {})
+    _check_others(dataset, others)
     if not isinstance(dataset, str):
-        return TorchSource([dataset], others or {}, num_classes, reading.in_memory)
+        return TorchSource([dataset], others, num_classes, reading.in_memory)
     check_choice(dataset=(dataset, (*DATASETS, "folder")))
     root = Path(root).expanduser()
     if dataset != "folder":
@@ -54,12 +45,12 @@ def make_source(
         splits = {"train": [(dataset, "train")] + [(dataset, "unlabeled")] * spec.has_unlabeled}
         splits |= {} if spec.num_test else {"test": [(dataset, "test")]}
         return RegisteredSource(dataset, root, splits, reading, reading.image_size if spec.of_files else None)
-    folder = scan_folder(root)
-    files = {"train": [*folder.labeled, *((file, -1) for file in folder.unlabeled)]}
-    files |= {"val": folder.val or [], "test": folder.test or []}
-    source = FileSource("folder", files, folder.class_names, reading, root=root)
+    files, classes = scan_folder(root)
     # Where a few images were labeled by hand, all of them are trained on unless the user decides otherwise.
-    source.defaults = replace(source.defaults, num_val=0.1 if folder.fully_labeled else 0)
+    num_val = 0.1 if "train" in files else 0
+    train = [*files.pop("labeled", []), *files.pop("train", []), *files.pop("unlabeled", [])]
+    source = FileSource("folder", {"train": train, **files}, reading, classes, root=root)
+    source.defaults = replace(source.defaults, num_val=num_val)
     return source
 
 
@@ -79,16 +70,17 @@ def make_cluster_source(
         return {split: list(parts) for split, parts in splits.items()}
 
     _check_others(dataset, {"test": test})
-    if isinstance(dataset, TensorDataset) and dataset.tensors[0].ndim == 2:
-        policy: Any = {"train": "if known", "test": "if known"}
-        vectors = {"train": [dataset]} | ({} if test is None else {"test": [test]})
-        return FeatureSource(arranged(vectors), policy, {"train": "dataset"}, defaults=Defaults(noise=0.1))
+    root = Path(root).expanduser()
+    features = Defaults(noise=0.1)
     if not isinstance(dataset, str):
-        splits = arranged({"train": [dataset]} | ({} if test is None else {"test": [test]}))
+        given: dict[str, Any] = {"train": [dataset]} | ({} if test is None else {"test": [test]})
+        if isinstance(dataset, TensorDataset) and dataset.tensors[0].ndim == 2:
+            policy: Any = dict.fromkeys(("train", "test"), "if known")
+            return FeatureSource(arranged(given), policy, {"train": "dataset"}, defaults=features)
+        splits = arranged(given)
         held_out = splits.get("test", [None])[0]
         return TorchSource(splits["train"], {"test": held_out}, None, reading.in_memory, without_labels=True)
     check_choice(dataset=(dataset, (*DATASETS, "folder", "features")))
-    root = Path(root).expanduser()
     if dataset == "features":
         given = {"train": [root]}
         if root.is_dir():
@@ -96,14 +88,13 @@ def make_cluster_source(
             given = {split: [file] for split, file in found.items() if isinstance(file, Path) and file.is_file()}
             if "train" not in given:
                 raise MissingFileError(f"dataset=features: there is no train.npz or train.pt in root={root}.")
-        policy = dict.fromkeys(given, "if known")
-        return FeatureSource(arranged(given), policy, defaults=Defaults(noise=0.1))
+        return FeatureSource(arranged(given), dict.fromkeys(given, "if known"), defaults=features)
     if dataset != "folder":
         spec = DATASETS[dataset]
         sets = {split: [(dataset, split)] for split in (("train",) if spec.num_test else ("train", "test"))}
         return RegisteredSource(dataset, root, arranged(sets), reading, reading.image_size if spec.of_files else None)
-    files, classes = scan_clusters(root, None, num_classes)
-    return FileSource("folder", arranged(files), classes, reading, root=root)
+    files, classes = scan_clusters(root, num_classes)
+    return FileSource("folder", arranged(files), reading, classes, root=root)
 
 
 def make_domain_source(
@@ -112,7 +103,7 @@ def make_domain_source(
     source: Any,
     target: Any,
     reading: Reading,
-    others: Mapping[str, Dataset[Any] | None],
+    others: Others,
     num_classes: int | None = None,
 ) -> Source:
     """The source of two domains, by the options of `DomainAdaptationDataModule`.
@@ -151,12 +142,12 @@ def make_domain_source(
     size = reading.image_size or 224
     stored = size * 8 // 7  # 256 for 224, as in published experiments; both sides are resized, whatever the aspect
     domains = [found.files[domain.name] for domain in sources]
-    files = {"train": [entry for files in domains for entry in files], "unlabeled": found.files[to.name]}
+    train = [entry for files in domains for entry in files]
     return FileSource(
         dataset,
-        files | {"test": found.tests.get(to.name, [])},
-        found.class_names,
+        {"train": train, "unlabeled": found.files[to.name], "test": found.tests.get(to.name, [])},
         replace(reading, image_size=stored, keep_aspect=False),
+        found.class_names,
         found.num_classes,
         (3, stored, stored),
         size,
@@ -167,7 +158,7 @@ def make_domain_source(
     )
 
 
-def _check_others(dataset: Any, others: Mapping[str, Dataset[Any] | None]) -> None:
+def _check_others(dataset: Any, others: Others) -> None:
     given = [name for name, data in others.items() if data is not None]
     if isinstance(dataset, str) and given:
         raise SuperCMError(f"{given[0]}: goes with torch data sets; dataset={dataset!r} brings its own.")

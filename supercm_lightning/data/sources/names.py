@@ -72,12 +72,7 @@ def content_number(data: Tensor, *more: Any) -> int:
 
 
 def order_of(keys: Keys, seed: int) -> Keys:
-    """A random order of samples, (n,) int64, in which a sample that comes or goes moves no other.
-
-    Args:
-        keys: Number of each sample.
-        seed: Seed of the order.
-    """
+    """A random order of samples with these keys, (n,) int64, in which one that comes or goes moves no other."""
     # The finalizer of SplitMix64 (Steele, Lea and Flood, 2014).
     x = keys.astype(np.uint64) + np.uint64(seed)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

@@ -18,17 +18,11 @@ from supercm_lightning.utils.options import SuperCMError
 
 
 def load_npz(path: Path, names: Collection[str]) -> tuple[dict[str, np.ndarray], set[str]]:
-    """Arrays of an .npz file by name; those stored without compression, as by `np.savez`, are mapped from the disk.
+    """The named arrays of an .npz file, and the names of all that it has.
 
-    A mapped array takes no memory but for what is touched, and changes to it stay in memory. Its checksum is compared
-    once a process, in one pass over the file. Nothing is unpickled.
-
-    Args:
-        path: The file.
-        names: Names of the wanted arrays; those that the file lacks are left out.
-
-    Returns:
-        The arrays, and the names of all that the file has.
+    Those stored without compression, as by `np.savez`, are mapped from the disk: a mapped array takes no memory but for
+    what is touched, and changes to it stay in memory. Its checksum is compared once a process, in one pass over the
+    file. Nothing is unpickled.
 
     Raises:
         ValueError: If a wanted array holds Python objects.
@@ -83,13 +77,7 @@ def _check_sum(file: FileIO, start: int, info: zipfile.ZipInfo) -> None:
 
 @dataclass(frozen=True)
 class Blocks:
-    """An array that comes in blocks.
-
-    Attributes:
-        shape: Its shape, (n, …).
-        dtype: Its type, to which the blocks are converted.
-        blocks: Its samples, n in all.
-    """
+    """An array (n, …) of a shape and a type that comes in blocks, which have n samples in all."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -99,16 +87,8 @@ class Blocks:
 def save_npz(path: Path, parts: Mapping[str, Blocks], arrays: Mapping[str, np.ndarray]) -> None:
     """Writes an .npz file as `np.savez` does, some of its arrays block by block, so that they need not fit into memory.
 
-    A reader never sees half a file.
-
-    Args:
-        path: The file.
-        parts: The arrays that come in blocks, by name.
-        arrays: The other arrays by name.
-
-    Raises:
-        ValueError: If an array holds Python objects.
-        SuperCMError: If the blocks have another number of samples.
+    A reader never sees half a file. Arrays of Python objects are a `ValueError`, blocks of another number of samples a
+    `SuperCMError`.
     """
 
     def write(stream: object) -> None:

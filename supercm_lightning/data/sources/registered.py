@@ -1,17 +1,21 @@
 """The registry of image data sets, and the source that reads them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
-from supercm_lightning.data.sources.files import Files
-from supercm_lightning.data.sources.folder import images_under
+from supercm_lightning.data.sources.base import Defaults
+from supercm_lightning.data.sources.files import ImageSource, Reading, file_stores
+from supercm_lightning.data.sources.folder import Files, images_under
+from supercm_lightning.data.sources.stores import ArrayStore, Store, join
 from supercm_lightning.utils.options import MissingFileError
 
 Content = tuple[Tensor, Tensor] | Files
@@ -60,11 +64,7 @@ class DatasetSpec:
     of_files: bool = False
 
     def read(self, name: str, root: Path, split: str, download: bool = False) -> Any:
-        """Reads one split.
-
-        Raises:
-            MissingFileError: If the files are not there; the message gives the layout and the download option.
-        """
+        """Reads one split; if files are not there, the error gives the layout and the download option."""
         try:
             return self.load(root, split, download)
         except (RuntimeError, OSError) as error:
@@ -214,3 +214,63 @@ DATASETS |= {
     )
     for name, ids in IMAGENET_SUBSETS.items()
 }
+
+
+class RegisteredSource(ImageSource):
+    """Registered data sets, alone or as domains of one task.
+
+    Args:
+        name: Name of the task.
+        root: Folder of the data.
+        splits: For each split the registered sets and their splits that make it up, in order; those of `train` are the
+            domains. Their images are brought to one shape.
+        reading: How to read files.
+        image_size: Side of the images; None: the largest of the sets'.
+        defaults: Values of options; None: those of the set.
+    """
+
+    can_download = True
+    is_fixed = True
+
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        splits: Mapping[str, Sequence[tuple[str, str]]],
+        reading: Reading,
+        image_size: int | None = None,
+        defaults: Defaults | None = None,
+    ) -> None:
+        self.name, self.root, self.splits, self.reading = name, root, splits, reading
+        specs = [DATASETS[dataset] for parts in splits.values() for dataset, _ in parts]
+        spec, largest = specs[0], max(spec.input_shape[1] for spec in specs)
+        size = image_size or largest
+        self.sample_shape = (max(spec.input_shape[0] for spec in specs), size, size)
+        self.num_classes, self.class_names = spec.num_classes, spec.class_names
+        shift = spec.shift * size // largest
+        self.defaults = defaults or Defaults(spec.flip, shift, spec.noise, spec.num_val, spec.num_test)
+
+    def download(self) -> None:
+        """Fetches what is missing."""
+        for dataset, split in chain(*self.splits.values()):
+            DATASETS[dataset].read(dataset, self.root, split, download=True)
+
+    def read(self) -> dict[str, Store]:
+        """Reads the sets and brings them to one shape."""
+        found = {split: [DATASETS[d].read(d, self.root, p) for d, p in parts] for split, parts in self.splits.items()}
+        if all(DATASETS[dataset].of_files for dataset, _ in chain(*self.splits.values())):
+            files = {split: list(chain(*parts)) for split, parts in found.items() if any(parts)}
+            reading = Reading(self.sample_shape[1], self.reading.in_memory, self.reading.on_bad_image)
+            return file_stores(files, self.sample_shape, reading, self.root)
+        self.train_sizes = [len(labels) for _, labels in found["train"]]
+        return {
+            split: join([ArrayStore(_as_shape(images, self.sample_shape), labels) for images, labels in parts])
+            for split, parts in found.items()
+        }
+
+
+def _as_shape(images: Tensor, shape: Sequence[int]) -> Tensor:
+    if images.shape[2:] != torch.Size(shape[1:]):
+        resized = F.interpolate(images.float(), tuple(shape[1:]), mode="bilinear", antialias=True)
+        images = resized.round_().clamp_(0, 255).to(torch.uint8)
+    return images.expand(-1, shape[0], -1, -1).contiguous()

@@ -36,15 +36,7 @@ class Store(ABC):
 
     @abstractmethod
     def fetch(self, index: Tensor, device: torch.device) -> Tensor:
-        """Samples by number.
-
-        Args:
-            index: Numbers of the samples, (n,) int64.
-            device: Where to bring them.
-
-        Raises:
-            SuperCMError: If one cannot be read; the message names it.
-        """
+        """Samples by number, (n,) int64, on a device; one that cannot be read is a `SuperCMError` that names it."""
 
     def load(self, index: Tensor) -> Tensor | None:
         """What a loader reads in its worker: the samples, or None where they are fetched later, on the device."""
@@ -69,11 +61,7 @@ class Store(ABC):
 
     @cached_property
     def keys(self) -> Keys:
-        """What each sample is known by, (N,) int64: its name, else the contents of all and its number among them.
-
-        Raises:
-            SuperCMError: If two samples have one name.
-        """
+        """What each sample is known by, (N,) int64: its name, of which no two may be the same, else its number."""
         names = self.ids if self.ids is not None else self.names
         if names is None:
             return np.int64(self.content()) + np.arange(len(self))
@@ -91,10 +79,6 @@ class ArrayStore(Store):
 
     Attributes:
         data: uint8 images (N, C, H, W), or floats of any shape (N, …), used as they are.
-        labels: Labels (N,) int64, -1 where unknown.
-        names: File of each sample, or None.
-        ids: Names that stay the same wherever the data lies, or None.
-        marks: A number for the contents of each file, (N,) int64, or None.
     """
 
     data: Tensor
@@ -126,11 +110,7 @@ class ArrayStore(Store):
 
 
 class ConcatStore(Store):
-    """Several stores, one after the other.
-
-    Args:
-        stores: The stores; samples have one shape and type.
-    """
+    """Several stores, one after the other; samples have one shape and type."""
 
     def __init__(self, stores: Sequence[Store]) -> None:
         self.stores = list(stores)

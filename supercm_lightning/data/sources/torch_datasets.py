@@ -39,14 +39,11 @@ class TorchSource(Source):
         option: str = "dataset",
         image_size: int | None = None,
     ) -> None:
-        self.name = type(train[0]).__name__
-        self.in_memory = in_memory
-        self.without_labels = without_labels
-        self.input_size = image_size
+        self.name, self.input_size = type(train[0]).__name__, image_size
+        self.in_memory, self.without_labels = in_memory, without_labels
         self.splits = {"train": list(train)}
         self.splits |= {split: [dataset] for split, dataset in others.items() if dataset is not None}
-        names = getattr(train[0], "classes", None)
-        self.class_names = tuple(map(str, () if names is None else names)) or None
+        self.class_names = _classes(train[0]) or None
         first = _item(train[0])
         self.sample_shape = tuple(first.shape)
         if len(self.sample_shape) != 3 and not without_labels:
@@ -54,21 +51,19 @@ class TorchSource(Source):
                 f"{option}: items of shape {self.sample_shape}, where images (C, H, W) were expected. Vectors go into "
                 "FeatureDataModule."
             )
-        for split, datasets in self.splits.items():
+        every = [(split, dataset) for split, datasets in self.splits.items() for dataset in datasets]
+        for split, dataset in every:
             # uint8 images are normalized and floats are not: together they would be two different inputs.
-            for dataset in datasets:
-                if (found := _item(dataset).dtype) != first.dtype:
-                    split = "target" if option == "source" and split == "unlabeled" else split
-                    raise SuperCMError(f"{split}: images of type {found}, but those of {option} are {first.dtype}.")
-        for split, datasets in self.splits.items():
-            for dataset in datasets if split != "unlabeled" else ():
-                given = getattr(dataset, "classes", None)
-                other = tuple(normalized(str(name)) for name in (() if given is None else given))
-                if other and self.class_names and other != tuple(map(normalized, self.class_names)):
-                    raise SuperCMError(
-                        f"{split}: its classes are {', '.join(other[:5])}, those of {option} "
-                        f"{', '.join(self.class_names[:5])}, in this order. Number both alike."
-                    )
+            if (found := _item(dataset).dtype) != first.dtype:
+                split = "target" if option == "source" and split == "unlabeled" else split
+                raise SuperCMError(f"{split}: images of type {found}, but those of {option} are {first.dtype}.")
+        for split, dataset in every:
+            other, expected = (tuple(map(normalized, names or ())) for names in (_classes(dataset), self.class_names))
+            if split != "unlabeled" and other and expected and other != expected:
+                raise SuperCMError(
+                    f"{split}: its classes are {', '.join(other[:5])}, those of {option} {', '.join(expected[:5])}, in "
+                    "this order. Number both alike."
+                )
         self._train = None if num_classes or self.class_names else self._stores("train")
         largest = max((int(store.labels.max()) for store in self._train or ()), default=-1)
         self.num_classes = num_classes or len(self.class_names or ()) or (largest + 1) or None
@@ -91,12 +86,16 @@ class TorchSource(Source):
         stores["train"] = self._train or stores["train"]
         self.train_sizes = [len(store) for store in stores["train"]]
         if self.in_memory:
-            stores = {s: [_in_memory(store) for store in found] for s, found in stores.items()}
+            stores = {
+                split: [store.in_memory() if isinstance(store, DatasetStore) else store for store in found]
+                for split, found in stores.items()
+            }
         return {split: join(found) for split, found in stores.items()}
 
 
-def _in_memory(store: Store) -> Store:
-    return store.in_memory() if isinstance(store, DatasetStore) else store
+def _classes(dataset: Dataset[Any]) -> tuple[str, ...]:
+    names = getattr(dataset, "classes", None)
+    return tuple(map(str, () if names is None else names))
 
 
 def _item(dataset: Dataset[Any]) -> torch.Tensor:

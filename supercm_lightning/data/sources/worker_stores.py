@@ -15,16 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from supercm_lightning.data.sources.images import (
-    REMEDY,
-    UnreadableImage,
-    channels_of,
-    image_shape,
-    in_threads,
-    pixels_of,
-    progress,
-    read_image,
-)
+from supercm_lightning.data.sources import images
 from supercm_lightning.data.sources.names import Keys, content_number, fingerprint, relative_names
 from supercm_lightning.data.sources.stores import ArrayStore, Store
 from supercm_lightning.utils.options import SuperCMError
@@ -57,8 +48,7 @@ class WorkerStore(Store):
     def read(self, number: int) -> Tensor:
         """One sample; if it cannot be read or has an unexpected shape, the error names it."""
         sample = self[number]
-        if self.shape is not None and tuple(sample.shape) != self.shape:
-            raise self._wrong_shape(number, tuple(sample.shape))
+        self._check_shape(number, sample.shape)
         return sample
 
     def load(self, index: Tensor) -> Tensor:
@@ -77,18 +67,24 @@ class WorkerStore(Store):
 
         def fill(number: int) -> None:
             data[number] = self.read(number)
-            if self.marks is not None and self.names is not None:
-                self.marks[number] = fingerprint(self.names[number])
 
         self._each(fill, "Reading")
         return ArrayStore(data, self.labels, self.names, self.ids, self.marks)
 
-    def _wrong_shape(self, number: int, found: tuple[int, ...]) -> SuperCMError:
-        name = self.names[number] if self.names is not None else f"sample {number}"
-        return SuperCMError(f"{name}: shape {found} where {self.shape} was expected. {self.remedy}")
+    def _check_shape(self, number: int, found: Sequence[int]) -> None:
+        if self.shape is not None and tuple(found) != self.shape:
+            name = self.names[number] if self.names is not None else f"sample {number}"
+            raise SuperCMError(f"{name}: shape {tuple(found)} where {self.shape} was expected. {self.remedy}")
 
     def _each(self, work: Callable[[int], None], what: str) -> None:
-        for _ in in_threads(work, range(len(self)), f"{what} {len(self):,} images", self.threads):
+        """Does something with each sample, in threads, and marks the contents of its file."""
+
+        def marked(number: int) -> None:
+            if self.marks is not None and self.names is not None:
+                self.marks[number] = fingerprint(self.names[number])
+            work(number)
+
+        for _ in images.in_threads(marked, range(len(self)), f"{what} {len(self):,} images", self.threads):
             pass
 
 
@@ -124,30 +120,25 @@ class FileStore(WorkerStore):
         self.names = [str(path) for path in paths]
         self.ids = relative_names(self.names, root) if root is not None else self.names
         self.marks = np.zeros(len(self.names), np.int64)
-        self.labels = labels
-        self.channels = channels
-        self.image_size = image_size
-        self.keep_aspect = keep_aspect
-        self.shape = shape
+        self.labels, self.shape = labels, shape
+        self.channels, self.image_size, self.keep_aspect = channels, image_size, keep_aspect
 
     def __getitem__(self, number: int) -> Tensor:
         """Decodes one file to uint8 (C, H, W)."""
-        return read_image(self.names[number], self.channels, self.image_size, self.keep_aspect)
+        return images.read_image(self.names[number], self.channels, self.image_size, self.keep_aspect)
 
     def readable(self) -> tuple["FileStore", list[str]]:
-        """Decodes every file once, as a truncated one shows only then, and leaves out those that cannot be read.
+        """The store without the files that cannot be read, and a message for each of those.
 
-        Returns:
-            The store of the others, and a message for each that is left out.
+        Every file is decoded, as a truncated one shows only then.
         """
         messages: dict[int, str] = {}
 
         def check(number: int) -> None:
-            self.marks[number] = fingerprint(self.names[number])
             try:
                 self[number]
-            except UnreadableImage as error:
-                messages[number] = str(error).removesuffix(REMEDY)
+            except images.UnreadableImage as error:
+                messages[number] = str(error).removesuffix(images.REMEDY)
 
         self._each(check, "Checking")
         numbers = [number for number in range(len(self)) if number not in messages]
@@ -160,10 +151,8 @@ class FileStore(WorkerStore):
         """Opens every file once, without decoding: one that is no image or has another size stops the run early."""
 
         def check(number: int) -> None:
-            self.marks[number] = fingerprint(self.names[number])
-            found = image_shape(self.names[number], self.image_size)
-            if self.shape is not None and found[1:] != self.shape[1:]:
-                raise self._wrong_shape(number, (self.channels, *found[1:]))
+            _, *size = images.image_shape(self.names[number], self.image_size)
+            self._check_shape(number, (self.channels, *size))
 
         self._each(check, "Checking")
 
@@ -172,8 +161,7 @@ class DatasetStore(WorkerStore):
     """A torch data set of images or (image, label) pairs, as its author wrote it.
 
     Args:
-        dataset: The data set; its items are PIL images, uint8 tensors (C, H, W), or float tensors, which are used as
-            they are, alone or first in a tuple whose second entry is the label.
+        dataset: The data set; its images are PIL images, uint8 tensors (C, H, W), or floats, used as they are.
         labels: Its labels, (N,); None: those of its attribute `targets` or `labels`, else read item by item.
         shape: Expected shape of every sample, or None.
     """
@@ -184,23 +172,25 @@ class DatasetStore(WorkerStore):
     def __init__(
         self, dataset: Dataset[Any], labels: Tensor | None = None, shape: tuple[int, ...] | None = None
     ) -> None:
-        self.dataset = dataset
-        self.shape = shape
-        count = len(cast(Sized, dataset))
+        self.dataset, self.shape = dataset, shape
+        count, name = len(cast(Sized, dataset)), type(dataset).__name__
         if not count:
-            raise SuperCMError(f"{type(dataset).__name__}: the data set is empty.")
+            raise SuperCMError(f"{name}: the data set is empty.")
         found = labels if labels is not None else listed_labels(dataset)
         if found is None:
-            found = [_label(dataset[number]) for number in progress(range(count), f"Reading {count:,} labels", count)]
-        self.labels = _whole(found, type(dataset).__name__)
+            numbers = images.progress(range(count), f"Reading {count:,} labels", count)
+            found = [_label(dataset[number]) for number in numbers]
+        self.labels = _whole(found, name)
         if len(self.labels) != count:
-            raise SuperCMError(f"{type(dataset).__name__}: {len(self.labels)} labels for {count} items.")
+            raise SuperCMError(f"{name}: {len(self.labels)} labels for {count} items.")
 
     def __getitem__(self, number: int) -> Tensor:
         """One sample as a tensor."""
         item = self.dataset[number]
         image = item[0] if isinstance(item, (tuple, list)) else item
-        return pixels_of(image, channels_of(image), None) if isinstance(image, Image.Image) else torch.as_tensor(image)
+        if isinstance(image, Image.Image):
+            return images.pixels_of(image, images.channels_of(image), None)
+        return torch.as_tensor(image)
 
     def content(self) -> int:
         """A number for the data set: its type and length, and three of its items unless they are random."""
@@ -229,7 +219,6 @@ def _label(item: Any) -> Any:
 
 
 def _whole(labels: Any, name: str) -> Tensor:
-    """Labels as whole numbers, (N,) int64."""
     try:
         found = torch.as_tensor(labels)
         whole = found.long()
