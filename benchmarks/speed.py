@@ -40,7 +40,7 @@ from torchvision.datasets import ImageFolder
 
 from supercm_lightning import FeatureDataModule, FixMatch, Method, SemiSupervisedDataModule, SuperCM, Supervised
 from supercm_lightning.data import Normalization, StrongAugmentation, WeakAugmentation
-from supercm_lightning.data.extraction import ImageSet, Views, feature_trainer, write_features
+from supercm_lightning.data.extraction import FeatureFile, Views, feature_trainer
 from supercm_lightning.data.sources.worker_stores import FileStore, default_num_workers
 from supercm_lightning.data.transforms.strong import POOL
 from supercm_lightning.losses import clustering_loss
@@ -495,7 +495,7 @@ def features() -> None:
 
             def ours(side: int = side, store: Any = store, extractor: Any = extractor, trainer: Any = trainer) -> None:
                 file = Path(folder, f"{side}.npz")
-                write_features(file, ImageSet(store, Path(folder), None, name), extractor, Views(), trainer)
+                FeatureFile(file, store, Path(folder), None, extractor, name, Views()).write(trainer)
                 file.unlink()
 
             seconds = in_turn(

@@ -4,7 +4,7 @@ from supercm_lightning.data.modules.base import ViewDataModule
 from supercm_lightning.data.modules.clustering import ClusteringDataModule
 from supercm_lightning.data.modules.domain_adaptation import DomainAdaptationDataModule
 from supercm_lightning.data.modules.features import FeatureDataModule
-from supercm_lightning.data.modules.loaders import move_batch
+from supercm_lightning.data.modules.pipeline import move_batch
 from supercm_lightning.data.modules.semi_supervised import SemiSupervisedDataModule
 from supercm_lightning.data.samplers import CyclingSampler
 from supercm_lightning.data.sources.domains import DOMAIN_SETS

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +19,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from supercm_lightning.data.sources.images import is_rank_zero, read_image
+from supercm_lightning.data.sources.images import read_image
 from supercm_lightning.data.sources.npz import Blocks, load_npz, save_npz
 from supercm_lightning.data.sources.worker_stores import FileStore, default_num_workers
 from supercm_lightning.data.transforms.strong import StrongAugmentation
@@ -30,9 +31,17 @@ from supercm_lightning.utils.files import write_atomically
 from supercm_lightning.utils.loggers import logger_level
 from supercm_lightning.utils.options import SuperCMError, check_range
 from supercm_lightning.utils.random import generator
+from supercm_lightning.utils.trainer import callbacks_of
 
 BATCH_ON_CPU = 16
 """Images per forward on a CPU; of more, the layers' outputs leave its caches."""
+
+_EXPECTED_WARNINGS = (
+    ".*does not have many workers",
+    "predict returned None",
+    r".isinstance\(treespec, LeafSpec\)",
+    "Total length of `DataLoader` across ranks is zero",
+)
 
 
 @dataclass(frozen=True)
@@ -55,158 +64,93 @@ class Views:
         check_range(0, weak_views=self.weak_views, strong_views=self.strong_views)
 
 
-@dataclass(frozen=True)
-class ImageSet:
-    """Image files of one feature file.
-
-    Attributes:
-        store: The files and labels.
-        root: Folder from which the names of the files count.
-        class_names: Names of the classes, or None.
-        backbone: Name of the network.
-    """
-
-    store: FileStore
-    root: Path
-    class_names: Sequence[str] | None
-    backbone: str
-
-    @property
-    def files(self) -> list[str]:
-        """Names of the files."""
-        return [os.path.relpath(name, self.root) for name in self.store.names]
-
-    def key(self, extractor: FrozenExtractor, views: Views, chunk: int) -> str:
-        """Hash of all that decides what is written: files, labels, weights and options."""
-        found = [os.stat(name) for name in self.store.names]
-        files = [(name, one.st_size, one.st_mtime_ns) for name, one in zip(self.files, found, strict=True)]
-        network = (self.backbone, extractor.weights, sorted(extractor.settings.items()))
-        said = (files, self.store.labels.tolist(), self.class_names, network, asdict(views), chunk)
-        return hashlib.sha256(json.dumps(said, default=str).encode()).hexdigest()[:16]
-
-
-def write_features(
-    path: Path,
-    images: ImageSet,
-    extractor: FrozenExtractor,
-    views: Views,
-    trainer: Trainer,
-    batch_size: int = 64,
-    num_workers: int | None = None,
-) -> bool:
+class FeatureFile(LightningModule):
     """Writes one feature file; processes share the work, and what an interrupted call has computed is kept.
 
-    Each chunk of `batch_size` images is a file of its own in a hidden folder beside `path`; the first process joins
-    them. The random numbers of a chunk depend on its place alone.
+    Each chunk of images is a file of its own in a hidden folder beside `path`; the first process joins them. The random
+    numbers of a chunk depend on its place alone.
 
     Args:
         path: The file, replaced unless it is what would be written.
-        images: The images.
+        store: The images and their labels.
+        root: Folder from which the names of the images count.
+        class_names: Names of the classes, or None.
         extractor: The network.
+        backbone: Its name.
         views: What is written of each image.
-        trainer: Runs the network; of `feature_trainer`.
-        batch_size: Images per chunk, decoded at a time.
+        chunk: Images per chunk, decoded at a time.
         num_workers: Processes that decode images; None: none on a CPU, where threads decode between the forwards, else
             one for each core that this process may use, at most four.
-
-    Returns:
-        Whether the file was written, rather than found.
-
-    Raises:
-        SuperCMError: If an image cannot be read or has a feature that is not finite.
     """
-    key = images.key(extractor, views, batch_size)
-    folder = path.with_name(f".{path.stem}.{key}.partial")
-    if _is_written(path, key):
-        return False
-    if num_workers is None:
-        num_workers = 0 if trainer.strategy.root_device.type == "cpu" else default_num_workers()
-    work = _Extraction(extractor, images, views, folder, batch_size, num_workers)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*does not have many workers")
-        warnings.filterwarnings("ignore", "predict returned None")
-        warnings.filterwarnings("ignore", r".isinstance\(treespec, LeafSpec\)")
-        warnings.filterwarnings("ignore", "Total length of `DataLoader` across ranks is zero")
-        for bar in (c for c in trainer.callbacks if isinstance(c, _Progress)):  # type: ignore[attr-defined]
-            bar.what = f"{path.stem}: {len(images.store):,} images"
-        trainer.predict(work, return_predictions=False)
-    trainer.strategy.barrier()
-    if trainer.is_global_zero:
-        _join(path, folder, images, extractor, views, key, work.starts)
-        for left in path.parent.glob(f".{path.stem}.*.partial"):
-            shutil.rmtree(left, ignore_errors=True)
-    trainer.strategy.barrier()
-    return True
-
-
-def feature_trainer(**options: Any) -> Trainer:
-    """A trainer that predicts and leaves no files; `options` are those of Lightning's Trainer."""
-    off: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    with logger_level(logging.WARNING, "lightning.pytorch.utilities.rank_zero"):  # it lists devices that are not there
-        return Trainer(**off | {"use_distributed_sampler": False, "callbacks": [_Progress()]} | options)
-
-
-class _Progress(RichProgressBar):
-    """Shows which file is being written, and the remaining time."""
-
-    what = ""
-
-    @property
-    def predict_description(self) -> str:
-        return self.what
-
-
-class _Chunks(Dataset[tuple[int, list[Tensor]]]):
-    """The decoded images of some chunks."""
-
-    def __init__(self, names: Sequence[str], starts: Sequence[int], size: int, at_most: int, threads: int) -> None:
-        self.names, self.starts, self.size, self.at_most, self.threads = names, starts, size, at_most, threads
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def __getitem__(self, number: int) -> tuple[int, list[Tensor]]:
-        start = self.starts[number]
-        with ThreadPoolExecutor(self.threads) as pool:
-            return start, list(pool.map(self._read, self.names[start : start + self.size]))
-
-    def _read(self, name: str) -> Tensor:
-        return read_image(name, 3, None, at_most=self.at_most)
-
-
-class _Bytes(Normalization):
-    """Leaves images as they are; the extractor normalizes them."""
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return images
-
-
-class _Extraction(LightningModule):
-    """Writes the chunks of a feature file that are missing, those of its rank."""
 
     def __init__(
         self,
+        path: Path,
+        store: FileStore,
+        root: Path,
+        class_names: Sequence[str] | None,
         extractor: FrozenExtractor,
-        images: ImageSet,
+        backbone: str,
         views: Views,
-        folder: Path,
-        chunk: int,
-        num_workers: int,
+        chunk: int = 64,
+        num_workers: int | None = None,
     ) -> None:
         super().__init__()
-        self.extractor, self.images, self.views = extractor, images, views
-        self.folder, self.chunk, self.num_workers = folder, chunk, num_workers
-        self.starts = range(0, len(images.store), chunk)
+        self.path, self.store, self.class_names = path, store, class_names
+        self.extractor, self.backbone, self.views = extractor, backbone, views
+        self.chunk, self.num_workers = chunk, num_workers
+        self.files = [os.path.relpath(name, root) for name in store.names]
+        # All that decides what is written: files, labels, weights and options.
+        found = [os.stat(name) for name in store.names]
+        files = [(name, one.st_size, one.st_mtime_ns) for name, one in zip(self.files, found, strict=True)]
+        network = (backbone, extractor.weights, sorted(extractor.settings.items()))
+        content = json.dumps((files, store.labels.tolist(), class_names, network, asdict(views), chunk), default=str)
+        self.key = hashlib.sha256(content.encode()).hexdigest()[:16]
+        self.folder = path.with_name(f".{path.stem}.{self.key}.partial")
+        self.chunks = {start: self.folder / f"{start:09d}.npy" for start in range(0, len(store), chunk)}
         self.allow_zero_length_dataloader_with_multiple_devices = True  # all may be there but one
 
+    def write(self, trainer: Trainer) -> bool:
+        """Writes the file with a trainer of `feature_trainer`; returns whether it was not there.
+
+        Raises:
+            SuperCMError: If an image cannot be read or has a feature that is not finite.
+        """
+        if self._is_written():
+            return False
+        with warnings.catch_warnings():
+            for message in _EXPECTED_WARNINGS:
+                warnings.filterwarnings("ignore", message)
+            for bar in (callback for callback in callbacks_of(trainer) if isinstance(callback, _Progress)):
+                bar.what = f"{self.path.stem}: {len(self.store):,} images"
+            trainer.predict(self, return_predictions=False)
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            self._join()
+            for left in self.path.parent.glob(f".{self.path.stem}.*.partial"):
+                shutil.rmtree(left, ignore_errors=True)
+        trainer.strategy.barrier()
+        return True
+
+    def _is_written(self) -> bool:
+        try:
+            return self.path.exists() and str(load_npz(self.path, ["key"])[0].get("key", "")) == self.key
+        except (OSError, ValueError, SuperCMError):  # some other file, which is replaced
+            return False
+
     def predict_dataloader(self) -> DataLoader[Any]:
-        mine = self.starts[self.trainer.global_rank :: self.trainer.world_size]
-        missing = [start for start in mine if not _chunk(self.folder, start).exists()]
-        threads = 1 if self.num_workers else torch.get_num_threads()
-        chunks = _Chunks(self.images.store.names, missing, self.chunk, self.extractor.resized, threads)
-        return DataLoader(chunks, batch_size=None, num_workers=self.num_workers)
+        """The decoded images of the chunks of this rank that are missing."""
+        mine = list(self.chunks.items())[self.trainer.global_rank :: self.trainer.world_size]
+        workers = self.num_workers
+        if workers is None:
+            workers = 0 if self.trainer.strategy.root_device.type == "cpu" else default_num_workers()
+        threads = 1 if workers else torch.get_num_threads()
+        decode = partial(_decoded, self.store.names, self.chunk, self.extractor.resized, threads)
+        missing: Any = [start for start, file in mine if not file.exists()]
+        return DataLoader(missing, batch_size=None, collate_fn=decode, num_workers=workers)
 
     def predict_step(self, batch: tuple[int, list[Tensor]], batch_idx: int) -> None:
+        """Writes one chunk."""
         start, images = batch
         shapes: defaultdict[torch.Size, list[int]] = defaultdict(list)
         for number, image in enumerate(images):
@@ -226,67 +170,62 @@ class _Extraction(LightningModule):
             found[:, view] = features.cpu().to(dtype)[order]
         finite = found.isfinite().flatten(1).all(1)
         if not finite.all():
-            name = self.images.store.names[start + int(finite.logical_not().nonzero()[0])]
+            name = self.store.names[start + int(finite.logical_not().nonzero()[0])]
             raise SuperCMError(f"{name}: has a feature that is not finite in {dtype}; give dtype: float32.")
-        write_atomically(_chunk(self.folder, start), lambda stream: np.save(stream, found.numpy()))
+        write_atomically(self.chunks[start], lambda stream: np.save(stream, found.numpy()))
 
     def _augmented(self, kind: str, images: Tensor, place: tuple[int, ...]) -> Tensor:
         if kind == "clean":
             return images
-        shift = min(images.shape[2:]) // 8
         make = WeakAugmentation if kind == "weak" else StrongAugmentation
         stream = generator("features", *place, device=images.device)
-        return make(_Bytes(), flip=self.views.flip, shift=shift)(images, stream)
+        return make(_Bytes(), flip=self.views.flip, shift=min(images.shape[2:]) // 8)(images, stream)
+
+    def _join(self) -> None:
+        """Writes the feature file from its chunks, one of them in memory at a time."""
+        n, d = len(self.store), self.extractor.num_features
+        v, s, dtype = self.views.weak_views, self.views.strong_views, self.views.dtype
+
+        def blocks(part: Any) -> Iterator[np.ndarray]:
+            return (np.load(file, mmap_mode="r")[:, part] for file in self.chunks.values())
+
+        parts = {"features": Blocks((n, d), dtype, blocks(0))}
+        parts |= {"weak": Blocks((n, v, d), dtype, blocks(slice(1, 1 + v)))} if v else {}
+        parts |= {"strong": Blocks((n, s, d), dtype, blocks(slice(1 + v, None)))} if s else {}
+        about: dict[str, Any] = {"backbone": self.backbone, "weights": self.extractor.weights, "key": self.key}
+        about |= {"image_size": self.extractor.settings["input_size"][-1], "files": self.files}
+        if self.class_names is not None and bool((self.store.labels >= 0).any()):
+            about["classes"] = self.class_names
+        arrays = {name: np.array(value) for name, value in about.items()}
+        save_npz(self.path, parts, {"labels": self.store.labels.numpy(), **arrays})
 
 
-def _chunk(folder: Path, start: int) -> Path:
-    return folder / f"{start:09d}.npy"
+def feature_trainer(**options: Any) -> Trainer:
+    """A trainer that predicts and leaves no files; `options` are those of Lightning's Trainer."""
+    off: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    with logger_level(logging.WARNING, "lightning.pytorch.utilities.rank_zero"):  # it lists devices that are not there
+        return Trainer(**off | {"use_distributed_sampler": False, "callbacks": [_Progress()]} | options)
 
 
-def _is_written(path: Path, key: str) -> bool:
-    if not path.exists():
-        return False
-    try:
-        return str(load_npz(path, ["key"])[0].get("key", "")) == key
-    except (OSError, ValueError, SuperCMError):  # some other file, which is replaced
-        return False
+class _Progress(RichProgressBar):
+    """Shows which file is being written, and the remaining time."""
+
+    what = ""
+
+    @property
+    def predict_description(self) -> str:
+        return self.what
 
 
-def _join(
-    path: Path,
-    folder: Path,
-    images: ImageSet,
-    extractor: FrozenExtractor,
-    views: Views,
-    key: str,
-    starts: Sequence[int],
-) -> None:
-    """Writes the feature file from its chunks, one of them in memory at a time."""
-    n, d, v, s = len(images.store), extractor.num_features, views.weak_views, views.strong_views
+class _Bytes(Normalization):
+    """Leaves images as they are; the extractor normalizes them."""
 
-    def blocks(part: Any) -> Iterator[np.ndarray]:
-        return (np.load(_chunk(folder, start), mmap_mode="r")[:, part] for start in starts)
-
-    parts = {"features": Blocks((n, d), views.dtype, blocks(0))}
-    if v:
-        parts["weak"] = Blocks((n, v, d), views.dtype, blocks(slice(1, 1 + v)))
-    if s:
-        parts["strong"] = Blocks((n, s, d), views.dtype, blocks(slice(1 + v, None)))
-    labels = images.store.labels
-    arrays = {
-        "labels": labels.numpy(),
-        "files": np.array(images.files),
-        "backbone": np.array(images.backbone),
-        "weights": np.array(extractor.weights),
-        "image_size": np.array(extractor.settings["input_size"][-1]),
-        "key": np.array(key),
-    }
-    if images.class_names is not None and bool((labels >= 0).any()):
-        arrays["classes"] = np.array(images.class_names)
-    save_npz(path, parts, arrays)
+    def __call__(self, images: Tensor) -> Tensor:
+        return images
 
 
-def announce(message: str) -> None:
-    """Prints a line, in the first process alone."""
-    if is_rank_zero():
-        print(message)
+def _decoded(names: Sequence[str], chunk: int, at_most: int, threads: int, start: int) -> tuple[int, list[Tensor]]:
+    """The images of the chunk that starts here."""
+    read = partial(read_image, channels=3, image_size=None, at_most=at_most)
+    with ThreadPoolExecutor(threads) as pool:
+        return start, list(pool.map(read, names[start : start + chunk]))

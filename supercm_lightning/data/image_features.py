@@ -14,11 +14,11 @@ from filelock import FileLock
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
-from supercm_lightning.data.extraction import ImageSet, Views, announce, feature_trainer, write_features
+from supercm_lightning.data.extraction import FeatureFile, Views, feature_trainer
 from supercm_lightning.data.sources.domain_files import find_files, folder_set
 from supercm_lightning.data.sources.domains import DOMAIN_SETS
 from supercm_lightning.data.sources.folder import Files, scan_clusters, scan_folder
-from supercm_lightning.data.sources.images import BadImage
+from supercm_lightning.data.sources.images import BadImage, is_rank_zero
 from supercm_lightning.data.sources.worker_stores import FileStore
 from supercm_lightning.nn.extractor import FrozenExtractor
 from supercm_lightning.utils.options import SuperCMError, check_choice, check_range
@@ -66,8 +66,7 @@ def extract_features(
         output: Folder of the files to write; files of these names are replaced.
         weak_views: Weak views of each image: flip, and shift by up to an eighth of the shorter side.
         strong_views: Strong views of each image: these, RandAugment and Cutout.
-        backbone: Any model of timm, with or without a tag of its weights, or `small_cnn`, `wrn_28_2`, `wrn_28_8`,
-            `resnet18_32`.
+        backbone: Any model of timm, or `small_cnn`, `wrn_28_2`, `wrn_28_8`, `resnet18_32`.
         pretrained: Use timm's weights, fetched unless cached. False without a checkpoint: random weights.
         checkpoint: Local file of weights in place of those: of timm's model (.safetensors, .pth, .bin), or a checkpoint
             of a run with this backbone.
@@ -94,8 +93,7 @@ def extract_features(
 
     Raises:
         MissingFileError: If images or weights are missing.
-        SuperCMError: If an option contradicts the data or the model, an image cannot be read, or weights cannot be
-            fetched.
+        SuperCMError: If an option contradicts the data or the model, or an image or weights cannot be had.
     """
     check_choice(on_bad_image=(on_bad_image, get_args(BadImage)))
     check_range(1, batch_size=batch_size, num_nodes=num_nodes)
@@ -118,15 +116,20 @@ def extract_features(
         store = FileStore([file for file, _ in files], labels, channels=3, image_size=None)
         if on_bad_image == "skip":
             store, messages = store.readable()
-            announce("\n".join([*messages, f"{split}: {len(messages)} of {len(files)} images are left out."]))
-        images = ImageSet(store, root, class_names, backbone)
+            _announce("\n".join([*messages, f"{split}: {len(messages)} of {len(files)} images are left out."]))
         written[split] = output / f"{split}.npz"
         wanted = none if split in ("val", "test") else views
-        new = write_features(written[split], images, extractor, wanted, trainer, batch_size, num_workers)
+        about = (root, class_names, extractor, backbone)
+        new = FeatureFile(written[split], store, *about, wanted, batch_size, num_workers).write(trainer)
         kinds = "" if wanted == none else f", {weak_views} weak and {strong_views} strong views"
         what = f"{len(store):,} samples of {extractor.num_features} features{kinds}: {written[split]}"
-        announce(what if new else f"{what} (found, nothing to do)")
+        _announce(what if new else f"{what} (found, nothing to do)")
     return written
+
+
+def _announce(message: str) -> None:
+    if is_rank_zero():
+        print(message)
 
 
 def _find(
@@ -151,19 +154,12 @@ def _find(
 
 
 def cached_features(root: Path, cache: Path, backbone: str, options: Mapping[str, Any]) -> tuple[Path, dict[str, Path]]:
-    """Features of images, extracted once, by one process of those that ask for them at a time.
+    """Features of the images below `root`, extracted once, by one process of those that ask for them at a time.
 
-    Args:
-        root: Folder of the images.
-        cache: Folder below which they are kept, those of each network and options in a folder of their own.
-        backbone: The network.
-        options: Further options of `extract_features`.
+    Those of each network and `options` of `extract_features` are kept in a folder of their own below `cache`.
 
     Returns:
         The folder, and the file of each set.
-
-    Raises:
-        SuperCMError: As `extract_features`, and if an option is unknown.
     """
     known = set(signature(extract_features).parameters) - {"root", "output", "backbone", "trainer"}
     if unknown := options.keys() - known:

@@ -45,8 +45,8 @@ class Members:
     def find(self, others: "Members") -> Keys:
         """Place of each of some samples here, the last if it has several, (m,); -1: it is not here.
 
-        It is the sample of its name and contents; else that of its contents, which was renamed; else that of its name,
-        whose contents were changed.
+        It is the sample of its name and contents; else of its contents, which was renamed; else of its name, whose
+        contents were changed.
         """
         by_name, by_contents = (_last(vars(self)[name], vars(others)[name]) for name in ("keys", "marks"))
         kept = (by_name >= 0) & (np.append(self.marks, 0)[by_name] == others.marks)
@@ -177,11 +177,7 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path, store: Store, dataset: str) -> "Manifest":
-        """Reads a file of `write`, for the samples of a store.
-
-        Raises:
-            SuperCMError: If it is no such file, was made for other data, or has a sample twice.
-        """
+        """Reads a file of `write`, for the samples of a store; another file, or one of other data, is an error."""
         origin = f"split_file={path}"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))

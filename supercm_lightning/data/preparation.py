@@ -25,8 +25,8 @@ class Preparation(nn.Module):
     Attributes:
         class_names: Names of the classes, or None.
         stored_shape: Shape (C, H, W) to which image files are brought; None: the data had no files.
-        extractor: Where the model reads features, what is known of the network that gave them: `backbone`, `weights`
-            (a hash) and `image_size`.
+        extractor: `backbone`, `weights` (a hash) and `image_size` of the network that gave features, those that are
+            known.
         kind: What `forward` takes: `pixels` (bytes), `features` as they are in their file, or `inputs` of the model.
 
     Examples:
@@ -53,11 +53,7 @@ class Preparation(nn.Module):
             self.normalization = Normalization(*(tuple(known.get(name, (0.5,))) for name in ("mean", "std")))
 
     def read(self, image: str | Path | Image.Image | np.ndarray) -> Tensor:
-        """Pixels (C, H, W) in bytes of a file, of an image of Pillow, or of an array (H, W[, C]) in bytes.
-
-        Raises:
-            SuperCMError: If it cannot be read, or the model reads other things than images.
-        """
+        """Pixels (C, H, W) in bytes of a file, of an image of Pillow, or of an array (H, W[, C]) in bytes."""
         if self.stored_shape is None or self.kind != "pixels":
             raise SuperCMError(f"{image}: the checkpoint does not say how images were read{self._origin()}.")
         channels, height, width = self.stored_shape

@@ -13,9 +13,9 @@ from supercm_lightning.utils.random import generator
 class CyclingSampler(DistributedSampler[int]):
     """Infinite sampler: concatenates independent permutations and yields `steps_per_epoch` batches per epoch.
 
-    Every sample is visited once before any is visited again, across epochs too; each pass has its own order. The ranks
-    of a distributed run take turns in the same sampling order, so that together they see what one process with the
-    whole batch sees. A `DistributedSampler`, so that Lightning leaves it in place.
+    Every sample is visited once before any is visited again, across epochs too. The ranks of a distributed run take
+    turns in one sampling order, so that together they see what one process with the whole batch sees. A
+    `DistributedSampler`, so that Lightning leaves it in place.
 
     Args:
         num_samples: Size of the set, at least 1.
@@ -25,12 +25,11 @@ class CyclingSampler(DistributedSampler[int]):
         name: Distinguishes the orders of several samplers with one seed.
         rank: This process's number.
         world_size: Number of processes.
-        step: Gives the number of the training step at which an iteration starts, from which a resumed run continues
-            within an epoch; None: the first step of the epoch.
+        step: Gives the training step at which an iteration starts, which may be within an epoch; None: the epoch's
+            first.
 
     Examples:
-        >>> sampler = CyclingSampler(5, 2, 5, seed=0, name="labeled", rank=0, world_size=1)
-        >>> order = list(sampler)
+        >>> order = list(CyclingSampler(5, 2, 5, seed=0, name="labeled", rank=0, world_size=1))
         >>> sorted(order[:5]) == sorted(order[5:]) == [0, 1, 2, 3, 4]
         True
     """
@@ -81,14 +80,7 @@ class CyclingSampler(DistributedSampler[int]):
 class ShardSampler(DistributedSampler[int]):
     """Evaluation sampler: every sample once, rank `r` of `w` gets `r::w`; none is repeated to even out the ranks.
 
-    Args:
-        num_samples: Size of the set, at least the number of processes.
-        rank: This process's number.
-        world_size: Number of processes.
-        name: Split, for the message.
-
-    Raises:
-        SuperCMError: If there are fewer samples than processes.
+    `name` is the split, for the message where there are fewer samples than processes.
 
     Examples:
         >>> [list(ShardSampler(5, rank, 2)) for rank in (0, 1)]

@@ -17,19 +17,19 @@ from supercm_lightning.utils.random import generator, seed_of
 
 @dataclass(frozen=True)
 class Split:
-    """Sample numbers of one training set; the unlabeled samples are all that are neither labeled nor held out.
+    """Sample numbers of one training set, sorted; the unlabeled samples are all that are neither labeled nor held out.
+
+    Attributes:
+        num_rows: Number of samples of the training set.
+        seed: Seed of the split.
+        labeled: Samples whose labels may be used.
+        val: Samples held out for validation.
+        test: Samples held out for the test; empty where the data has its own test set.
 
     Examples:
         >>> split = Split(num_rows=6, seed=0, labeled=[0, 3], val=[1], test=[])
         >>> split.indices()["unlabeled"]
         tensor([2, 4, 5])
-
-    Attributes:
-        num_rows: Number of samples of the training set.
-        seed: Seed of the split.
-        labeled: Samples whose labels may be used, sorted.
-        val: Samples held out for validation, sorted.
-        test: Samples held out for the test, sorted; empty where the data has its own test set.
     """
 
     num_rows: int
@@ -39,11 +39,7 @@ class Split:
     test: list[int]
 
     def indices(self, labeled_in_unlabeled: bool = False) -> dict[str, Tensor]:
-        """Sample numbers (n,) int64 of `labeled`, `unlabeled`, `val` and `test`, each sorted.
-
-        Args:
-            labeled_in_unlabeled: Whether the labeled samples are among the unlabeled ones too.
-        """
+        """Sample numbers (n,) int64 of each split, sorted; the labeled ones may be among the unlabeled ones too."""
         taken = self.val + self.test + ([] if labeled_in_unlabeled else self.labeled)
         keep = torch.ones(self.num_rows, dtype=torch.bool)
         keep[taken] = False
@@ -72,8 +68,7 @@ def stratified_draw(
         candidates: Sample numbers, (R,) int64.
         count: Number of samples to draw, at most the number of labeled candidates.
         stream: Source of randomness.
-        balanced: Equal numbers per class as far as each class reaches (the convention for labeled sets), instead of
-            numbers in proportion to the classes.
+        balanced: Equal numbers per class as far as each class reaches, instead of in proportion to the classes.
         keys: What each sample of the whole set is known by, (N,), if their order shall not depend on their numbers.
         seed: Seed of that order.
 
@@ -102,7 +97,7 @@ def stratified_draw(
 def make_split(
     labels: Tensor, num_labeled: int | None, num_val: int, num_test: int, seed: int, keys: Keys | None = None
 ) -> Split:
-    """Splits one training set.
+    """Splits one training set; too few samples with labels, or fewer labeled samples than classes, are an error.
 
     The test samples depend on the data alone, never on `seed`, so that runs with different labels share a test set.
     With `keys`, a sample that comes or goes moves no others but those that make room for it or fill its place.
@@ -114,12 +109,6 @@ def make_split(
         num_test: Number of test samples, likewise.
         seed: Seed of the split.
         keys: What each sample is known by, (N,); None: its number.
-
-    Returns:
-        The split.
-
-    Raises:
-        SuperCMError: If there are too few samples with labels, or fewer labeled samples than classes.
     """
     known = labels[labels >= 0]
     num_classes = len(known.unique())
@@ -165,20 +154,17 @@ def split_of(
 ) -> Split:
     """The saved split where there is one and the data has samples of it, else a new one.
 
-    Samples keep the side that they had; those that the saved split does not have are unlabeled.
+    Samples keep the side that they had; those that the saved split does not have are unlabeled. A saved split that
+    contradicts the options, and held-out samples that have lost their labels, are errors.
 
     Args:
         train: The training set.
         strata: What a draw spreads over, (N,) int64, negative where the label is unknown.
-        options: `num_labeled`, `num_val`, `num_test` and `split_seed` as the user gave them, None or absent where not;
-            a saved split that contradicts them is an error.
+        options: `num_labeled`, `num_val`, `num_test` and `split_seed` as the user gave them, None or absent where not.
         held_out: Number or fraction of the samples with labels to hold out for `val` and `test`; a split that has
             samples of its own is absent.
         by_name: Whether a new split goes by the names of the samples rather than by their numbers.
         saved: The saved split, or None.
-
-    Raises:
-        SuperCMError: If the saved split contradicts the options, or held-out samples have lost their labels.
     """
     seed, num_labeled = int(options.get("split_seed") or 0), options.get("num_labeled")
     if saved is not None:
@@ -224,15 +210,9 @@ def _check_options(
 
 
 def domain_strata(labels: Tensor, sizes: Sequence[int], num_classes: int) -> Tensor:
-    """Numbers the pairs of domain and class, so that a stratified draw takes the same fraction of every domain.
+    """Numbers the pairs of domain and class, (N,), so that a stratified draw takes the same fraction of every domain.
 
-    Args:
-        labels: Labels, (N,) int64, negative where unknown.
-        sizes: Number of samples of each domain, which follow one another.
-        num_classes: Number of classes.
-
-    Returns:
-        The strata, (N,) int64, negative where the label is.
+    `labels` are (N,), negative where unknown, as is the result there; domains of these `sizes` follow one another.
     """
     if len(sizes) < 2:
         return labels
@@ -241,12 +221,7 @@ def domain_strata(labels: Tensor, sizes: Sequence[int], num_classes: int) -> Ten
 
 
 def num_held_out(split: str, amount: int | float, of: int) -> int:
-    """Number of samples to hold out for a split: `amount` itself, or that fraction of `of` samples if it is below 1.
-
-    Raises:
-        SuperCMError: If `amount` is negative or no such number; the message names the option `num_<split>`.
-
-    """
+    """Number of samples to hold out for a split: `amount` itself, or that fraction of `of` samples if it is below 1."""
     if amount < 0:
         raise SuperCMError(f"num_{split}={amount}: must not be negative.")
     if not amount < math.inf or (amount > 1 and amount != int(amount)) or (type(amount) is float and amount == 1):
@@ -255,11 +230,7 @@ def num_held_out(split: str, amount: int | float, of: int) -> int:
 
 
 def check_label_range(labels: Tensor, num_classes: int, what: str) -> None:
-    """Checks that labels (n,) lie in [0, num_classes).
-
-    Raises:
-        SuperCMError: If not; the message names `what` they belong to.
-    """
+    """Checks that labels (n,) lie in [0, num_classes); the error names `what` they belong to."""
     if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
         raise SuperCMError(
             f"{what}: labels run from {int(labels.min())} to {int(labels.max())}, but num_classes={num_classes} allows "
@@ -268,11 +239,7 @@ def check_label_range(labels: Tensor, num_classes: int, what: str) -> None:
 
 
 def check_labels(labels: Tensor, num_classes: int, class_names: Sequence[str] | None, what: str) -> None:
-    """Checks that the labels (n,) of a labeled set lie in [0, num_classes) and every class has a sample.
-
-    Raises:
-        SuperCMError: If not; the message names `what` they belong to, and the classes.
-    """
+    """Checks that labels (n,) lie in [0, num_classes) and every class has a sample; the error names the classes."""
     check_label_range(labels, num_classes, what)
     missing = (torch.bincount(labels, minlength=num_classes) == 0).nonzero().flatten().tolist()
     if missing:

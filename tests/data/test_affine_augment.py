@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from supercm_lightning.data import Normalization
-from supercm_lightning.data.transforms.affine import AffineAugmentation
+from supercm_lightning.data.transforms.strong import AffineAugmentation
 
 NOTHING: dict[str, Any] = dict.fromkeys(("rotation", "scale", "shear", "shift", "cutout", "contrast", "noise"), 0.0)
 

@@ -155,7 +155,7 @@ def read_from(folder: str) -> np.ndarray:
 def test_an_interrupted_extraction_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     write_images(Path("photos"), 6)
     expected = extract("whole").read_bytes()
-    predict, steps = extraction._Extraction.predict_step, []
+    predict, steps = extraction.FeatureFile.predict_step, []
 
     def killed(self: Any, batch: Any, batch_idx: int) -> None:
         if len(steps) == 2:
@@ -163,11 +163,11 @@ def test_an_interrupted_extraction_goes_on(monkeypatch: pytest.MonkeyPatch) -> N
         steps.append(batch[0])
         predict(self, batch, batch_idx)
 
-    monkeypatch.setattr(extraction._Extraction, "predict_step", killed)
+    monkeypatch.setattr(extraction.FeatureFile, "predict_step", killed)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         extract("part")
     assert not Path("part/train.npz").exists()
-    monkeypatch.setattr(extraction._Extraction, "predict_step", lambda *a: (steps.append(a[1][0]), predict(*a))[1])
+    monkeypatch.setattr(extraction.FeatureFile, "predict_step", lambda *a: (steps.append(a[1][0]), predict(*a))[1])
     assert extract("part").read_bytes() == expected
     assert steps == [0, 5, 10, 15]
     assert [file.name for file in Path("part").iterdir()] == ["train.npz"]
@@ -210,7 +210,7 @@ def test_images_are_extracted_once_without_the_command(monkeypatch: pytest.Monke
     assert (data.class_names, data.input_shape) == (("blue", "green", "red"), (128,))
     assert len(data.samples["unlabeled"]) == 18
     assert list(data.augmentations) == ["weak", "strong"]
-    monkeypatch.setattr(extraction._Extraction, "predict_step", lambda *_: pytest.fail("extracted again"))
+    monkeypatch.setattr(extraction.FeatureFile, "predict_step", lambda *_: pytest.fail("extracted again"))
     module()
     with pytest.raises(BaseException, match="extracted again"):
         module(strong_views=2)

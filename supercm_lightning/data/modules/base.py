@@ -13,9 +13,8 @@ from torch.utils.data import DataLoader
 from supercm_lightning.contracts import SeedOwner
 from supercm_lightning.data.manifest import SIDES, Manifest
 from supercm_lightning.data.modules.known_samples import KnownSamples
-from supercm_lightning.data.modules.loaders import TrainLoader, eval_loader, loader_options
-from supercm_lightning.data.modules.options import save_options
-from supercm_lightning.data.modules.prepared_samples import PreparedSamples
+from supercm_lightning.data.modules.pipeline import TrainLoader, eval_loader, loader_options
+from supercm_lightning.data.modules.prepared_samples import PreparedSamples, save_options
 from supercm_lightning.data.samplers import CyclingSampler
 from supercm_lightning.data.sources.base import Source
 from supercm_lightning.data.sources.images import progress
@@ -133,11 +132,7 @@ class ViewDataModule(PreparedSamples, KnownSamples, ABC):
         """
 
     def read_new(self, path: Path) -> Store:
-        """Reads samples that are in none of the splits, prepared as the test samples are, for `predict`.
-
-        Raises:
-            SuperCMError: If the path holds no such samples, or the data module cannot prepare any.
-        """
+        """Reads samples that are in none of the splits, prepared as the test samples are, for `predict`."""
         if self.source is None:
             raise SuperCMError(f"predict_on={path}: {type(self).__name__} does not override read_new. Choose a split.")
         return self.source.read_new(path)
@@ -180,9 +175,7 @@ class ViewDataModule(PreparedSamples, KnownSamples, ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the seed, split and preprocessing of the run: every sample that it knows stays in its split.
 
-        Raises:
-            SuperCMError: If the classes of the data have other names than those of the checkpoint, its samples are
-                prepared otherwise, or test samples were trained on.
+        Other class names than those of the data, other preparation, and test samples that were trained on are errors.
         """
         self.seed = state_dict["seed"]
         known = state_dict.get("class_names")
@@ -225,14 +218,11 @@ class ViewDataModule(PreparedSamples, KnownSamples, ABC):
         """All samples of a split, as evaluation sees them: normalized, without augmentation.
 
         Args:
-            split: `labeled`, `unlabeled`, `val` or `test`.
+            split: `labeled`, `unlabeled`, `val` or `test`; if it has no samples, that is an error.
 
         Returns:
             Inputs (n, *input_shape) float32, and labels (n,) int64, -1 where unknown; those of the unlabeled samples
             are always -1.
-
-        Raises:
-            SuperCMError: If there are no such samples, or one cannot be read.
         """
         samples = self._split(split)
         x = np.empty((len(samples), *self.input_shape), np.float32)
@@ -258,11 +248,7 @@ class ViewDataModule(PreparedSamples, KnownSamples, ABC):
         return self.steps_per_epoch or -(-len(self.samples.get(longest, ())) // (size * world))
 
     def train_dataloader(self) -> dict[str, DataLoader[Any]]:
-        """A loader of labeled samples, unless the method labels samples itself, and one of its unlabeled views.
-
-        Raises:
-            SuperCMError: If the method needs samples of which there are none.
-        """
+        """A loader of labeled samples, unless the method labels samples itself, and one of its unlabeled views."""
         trainer, sizes = self.trainer, self._batch_sizes
         splits = {split: self._split(split) for split in sizes}
         self._find_consumers()
@@ -289,11 +275,7 @@ class ViewDataModule(PreparedSamples, KnownSamples, ABC):
         return self._eval_dataloaders("val", "unlabeled") if validating or len(self.samples.get("val", ())) else []
 
     def test_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
-        """The test samples. With two domains a list: these and the source validation samples, where there are such.
-
-        Raises:
-            SuperCMError: If there are no test samples with labels.
-        """
+        """The test samples. With two domains a list: these and the source validation samples, where there are such."""
         self._check_read()
         if not self.has_test:
             raise SuperCMError(self.missing_messages["test"])

@@ -15,9 +15,8 @@ from supercm_lightning.data.sources.make import make_cluster_source
 from supercm_lightning.data.sources.names import order_of
 from supercm_lightning.data.sources.stores import Samples, Store
 from supercm_lightning.data.splits import check_label_range
-from supercm_lightning.data.transforms.affine import AffineAugmentation
 from supercm_lightning.data.transforms.features import VIEW_REMEDY, CleanFeatures, feature_views
-from supercm_lightning.data.transforms.strong import StrongAugmentation
+from supercm_lightning.data.transforms.strong import AffineAugmentation, StrongAugmentation
 from supercm_lightning.data.transforms.weak import Normalization, WeakAugmentation, check_weak_options
 from supercm_lightning.utils.options import SuperCMError, check_choice, check_range
 from supercm_lightning.utils.random import generator, seed_of

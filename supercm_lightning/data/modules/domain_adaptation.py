@@ -13,7 +13,7 @@ from supercm_lightning.data.sources.make import make_domain_source
 from supercm_lightning.data.sources.stores import Samples
 from supercm_lightning.data.splits import check_label_range, domain_strata
 from supercm_lightning.data.transforms.crops import CenterCrop
-from supercm_lightning.data.transforms.options import AugmentOptions, augmentations_of, check_augment_options
+from supercm_lightning.data.transforms.strong import AugmentOptions, augmentations_of, check_augment_options
 from supercm_lightning.data.transforms.weak import Normalization
 from supercm_lightning.utils.options import SuperCMError, check_range
 

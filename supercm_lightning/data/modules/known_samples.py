@@ -52,11 +52,7 @@ class KnownSamples(ViewPipeline):
     ) -> Split:
         """The split of the checkpoint or of a file, if there is one, else a new one by the options.
 
-        Args:
-            train: The training set.
-            strata: What a draw spreads over, (N,) int64, negative where the label is unknown.
-            held_out: Number or fraction of samples to hold out for `val` and `test`, those that are cut from `train`.
-            file: File of the split, which is written if it does not exist; or None.
+        `train`, `strata` and `held_out` are those of `split_of`; a `file` that does not exist is written.
         """
         assert self.source is not None
         read = Manifest.read(file, train, self.source.name) if file is not None and file.exists() else None
@@ -90,9 +86,7 @@ class KnownSamples(ViewPipeline):
     def keep_sides(self, saved: Manifest) -> None:
         """Gives every sample that a checkpoint knows the split that it had, and tells what has changed.
 
-        Raises:
-            SuperCMError: If the test samples include some that were trained or selected on, or a run is resumed with
-                none of its samples.
+        Test samples that were trained or selected on are an error, and so is to resume with none of the samples.
         """
         self._saved, self._state = saved, None
         if not any(split in self.samples for split in SIDES):
@@ -128,10 +122,7 @@ class KnownSamples(ViewPipeline):
             )
 
     def _check_overlap(self, saved: Manifest, present: Manifest) -> None:
-        """Compares the test samples with those that the checkpoint was trained or selected on.
-
-        Where the test samples are those that are trained on without labels, as a target often is, that is meant so.
-        """
+        """Compares the test samples with those that the checkpoint was trained or selected on."""
         tested = present["test"]
         transductive = np.isin(tested.keys, present["unlabeled"].keys).any()
         trained = [SIDES.index(split) for split in ("labeled", "val", *([] if transductive else ["unlabeled"]))]
@@ -177,8 +168,7 @@ class KnownSamples(ViewPipeline):
     def check_copies(self) -> None:
         """Looks for one image in two splits: exact copies, links to one file, and the same file listed twice.
 
-        Raises:
-            SuperCMError: If test images are also labeled ones; in a published set, and among other splits, it warns.
+        Test images that are also labeled ones are an error; in a published set, and among other splits, it warns.
         """
         if not any(part.store.marks is not None for part in self.samples.values()):
             return

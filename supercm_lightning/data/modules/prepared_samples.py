@@ -1,9 +1,13 @@
-"""Preprocessing belongs to a checkpoint: what was trained on samples of one preparation fits no others."""
+"""Options and preprocessing as a checkpoint stores them: what was trained on one preparation fits no other."""
 
 from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.parsing import collect_init_args
 from torch import Tensor
 
 from supercm_lightning.data.modules.pipeline import ViewPipeline
@@ -15,12 +19,7 @@ OPTIONS = ("image_size", "mean", "std", "whitening", "standardize")
 
 
 class PreparedSamples(ViewPipeline):
-    """The part of a data module that stores how its samples are prepared, and compares that with a checkpoint.
-
-    Attributes:
-        preprocessing: What was done to the samples that the model receives, plain values.
-        measured: Tensors that this was measured by, on training samples or by the run of a checkpoint.
-    """
+    """The part of a data module that stores how its samples are prepared, and compares that with a checkpoint."""
 
     source: Source | None
 
@@ -40,14 +39,7 @@ class PreparedSamples(ViewPipeline):
         return {"preprocessing": self.preparation, "measured": self.measured, "options": options}
 
     def restore_preparation(self, state: Mapping[str, Any]) -> bool:
-        """Compares the preparation of a checkpoint with that of the data, and takes what was measured.
-
-        Returns:
-            Whether the samples that were read are outdated.
-
-        Raises:
-            SuperCMError: If they differ; the message has both.
-        """
+        """Takes what a checkpoint measured; says whether the samples that were read are outdated by that."""
         check_preparation(state["preprocessing"], self.preparation)
         saved, own = state["measured"], self.measured
         same = own.keys() == saved.keys() and all(torch.equal(own[name], saved[name]) for name in own)
@@ -56,14 +48,7 @@ class PreparedSamples(ViewPipeline):
 
 
 def check_preparation(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Compares the preparation of a checkpoint with that of the data.
-
-    Args:
-        saved: That of the checkpoint, plain values.
-        own: That of the data.
-
-    Raises:
-        SuperCMError: If they differ; the message has both.
+    """Compares the preparation of a checkpoint with that of the data; the error has both.
 
     Examples:
         >>> check_preparation({"mean": (0.5,)}, {"mean": [0.5, 0.5, 0.5]})
@@ -85,3 +70,36 @@ def _spread(value: Any) -> Any:
         return value
     values = [round(one, 6) if isinstance(one, float) else one for one in value]
     return values[:1] if len(set(values)) == 1 else values
+
+
+_PLAIN = (bool, int, float, str, Path, type(None))
+
+
+def save_options(module: LightningDataModule, frame: FrameType | None) -> None:
+    """Keeps the plain arguments of the constructors of a module's subclasses in `hparams`.
+
+    Torch data sets, arrays and tensors are left out; paths become strings, which checkpoints load safely. `frame` is
+    that of the base's constructor, which a constructor of a subclass has called.
+    """
+    frame = frame.f_back if frame is not None else None
+    assert frame is not None
+    given: dict[str, Any] = {}
+    for arguments in collect_init_args(frame, [], classes=(LightningDataModule,)):
+        given |= arguments
+    ignored = [name for name, value in given.items() if not _is_plain(value)]
+    # Not to the logger: a model's option of the same name would clash with it there.
+    module.save_hyperparameters(ignore=ignored, frame=frame, logger=False)
+    for name, value in module.hparams.items():
+        module.hparams[name] = _without_paths(value)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_plain, (*value, *value.values())))
+    return all(map(_is_plain, value)) if isinstance(value, list | tuple) else isinstance(value, _PLAIN)
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(map(_without_paths, value))
+    return str(value) if isinstance(value, Path) else value

@@ -89,9 +89,12 @@ def find_files(dataset: str, spec: DomainSet, root: Path, source: Sequence[Domai
                 f"{dataset}: {domain.name} has {count:,} images in {base}, where {domain.count:,} were expected. "
                 "Results are not comparable with those of the whole data set."
             )
-    numbers = {name: {label for _, label in files} - {-1} for name, files in found.files.items()}
-    names_of = found.class_names or tuple(map(str, range(found.num_classes)))
-    _check_same_classes(dataset, {name: {names_of[k] for k in labels} for name, labels in numbers.items()})
+    names_of = found.class_names
+    named = {
+        name: {names_of[label] if names_of else str(label) for _, label in files if label >= 0}
+        for name, files in found.files.items()
+    }
+    _check_same_classes(dataset, named)
     found.base = base
     return found
 

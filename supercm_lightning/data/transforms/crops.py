@@ -9,19 +9,15 @@ from torch import Tensor
 
 
 def resized_crop(images: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cuts a box of its own out of each image and resizes it, bilinear with antialiasing.
+    """Cuts a box of its own out of each image and resizes it, bilinear with antialiasing, as torchvision does.
 
-    Both axes are one product with a matrix of interpolation weights per image. The result is that of torchvision's
-    `resized_crop(…, antialias=True)` image by image; bytes are rounded, where its integer arithmetic may be one level
-    apart.
+    Both axes are one product with a matrix of interpolation weights per image. Bytes are rounded, where torchvision's
+    integer arithmetic may be one level apart.
 
     Args:
         images: (n, C, H, W), uint8 or float.
         box: Top, left, height and width of each box in pixels, inside the image, (4, n) int64, on the images' device.
-        size: Height and width of the result.
-
-    Returns:
-        The crops, (n, C, *size), of the images' type.
+        size: Height and width of the crops, (n, C, *size), which have the images' type.
     """
     top, left, height, width = box
     rows = _interpolation(top, height, images.shape[2], size[0])
@@ -85,11 +81,7 @@ class RandomResizedCrop:
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """A box of fixed size at a random place.
-
-    Attributes:
-        size: Height and width, at most those of the images.
-    """
+    """A box of fixed size (height, width) at a random place."""
 
     size: tuple[int, int]
 
@@ -106,11 +98,7 @@ class RandomCrop:
 
 @dataclass(frozen=True)
 class CenterCrop:
-    """The central box.
-
-    Attributes:
-        size: Height and width, at most those of the images.
-    """
+    """The central box of fixed size (height, width)."""
 
     size: tuple[int, int]
 

@@ -71,7 +71,7 @@ def feature_views(
     strong_dropout: float = 0.0,
     strong_mixup: float = 0.0,
 ) -> dict[str, FeatureView]:
-    """The named views of frozen features.
+    """The named views of frozen features: `weak` and, where there is something that makes one, `strong`.
 
     Args:
         stored: Numbers of weak and of strong views that are stored with each sample.
@@ -79,12 +79,6 @@ def feature_views(
         strong_noise: Noise of the strong view, a stored strong one; without such, the weak one with what follows.
         strong_dropout: Its dropout.
         strong_mixup: Its largest weight of another sample.
-
-    Returns:
-        `weak` and, where there are stored strong views or something that makes one, `strong`.
-
-    Raises:
-        SuperCMError: If an option is outside its range.
 
     Examples:
         >>> list(feature_views((0, 0))), list(feature_views((2, 8)))

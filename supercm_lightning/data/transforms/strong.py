@@ -4,17 +4,19 @@ The operation of each image is chosen on the host, from the seed of the stream: 
 GPU applies the operations that a CPU applies. Each operation works on all its images at once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal, TypedDict
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from supercm_lightning.data.transforms import operations
-from supercm_lightning.data.transforms.crops import Crop
+from supercm_lightning.data.transforms.crops import CenterCrop, Crop, RandomCrop, RandomResizedCrop
 from supercm_lightning.data.transforms.operations import FILL, per_image, to_device_like
-from supercm_lightning.data.transforms.weak import Normalization, flip_and_shift
-from supercm_lightning.utils.options import SuperCMError, check_range
+from supercm_lightning.data.transforms.weak import Normalization, WeakAugmentation, check_weak_options, flip_and_shift
+from supercm_lightning.utils.options import SuperCMError, check_choice, check_range
 from supercm_lightning.utils.random import generator
 
 POOL: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float, float]] = {
@@ -39,15 +41,9 @@ _RANGES = torch.tensor([(low, high) for _, low, high in POOL.values()], dtype=to
 
 
 def apply_operations(images: Tensor, choice: Tensor, magnitude: Tensor) -> Tensor:
-    """Applies to each image its own operation.
+    """Applies to each image (n, C, H, W) uint8 its own operation.
 
-    Args:
-        images: (n, C, H, W) uint8, on any device.
-        choice: Number of each image's operation in `POOL`, (n,) int64, on the host.
-        magnitude: Its magnitude, (n,) float64, on the host.
-
-    Returns:
-        The new images, (n, C, H, W) uint8.
+    `choice`, its number in `POOL`, int64, and `magnitude`, float64, are (n,) and on the host.
     """
     order = choice.argsort()
     sizes = choice.bincount(minlength=len(POOL)).tolist()
@@ -58,15 +54,9 @@ def apply_operations(images: Tensor, choice: Tensor, magnitude: Tensor) -> Tenso
 
 
 def cutout(images: Tensor, side: Tensor, center: Tensor) -> Tensor:
-    """Covers one square of each image with gray; the part outside the image is ignored.
+    """Covers a square of each image (n, C, H, W) uint8 with gray; the part outside the image is ignored.
 
-    Args:
-        images: (n, C, H, W) uint8, on any device.
-        side: Sides in pixels, (n,), on the host.
-        center: Centers (x, y) in pixels from the upper left corner, (2, n), on the host.
-
-    Returns:
-        The new images, (n, C, H, W) uint8.
+    Sides (n,) and centers (x, y), (2, n), are in pixels from the upper left corner, on the host.
     """
     h, w = images.shape[2:]
     half, x, y = (per_image(images, values) for values in (side / 2, *center))
@@ -118,18 +108,12 @@ class StrongAugmentation:
         check_range(0, num_ops=self.num_ops, cutout=self.cutout)
 
     def __call__(self, samples: Tensor, stream: torch.Generator) -> Tensor:
-        """Augments images to floats of the same shape but for the crop.
+        """Augments images to the strong view, (n, C, H, W) float32, of the same shape but for the crop.
 
         Args:
-            samples: (n, C, H, W), uint8 or float in [0, 1]; floats are rounded to 256 levels, not normalized. On a GPU,
-                checking the range of floats waits for the device; bytes need no check.
+            samples: (n, C, H, W), uint8 or float in [0, 1], else an error; floats are rounded to 256 levels, not
+                normalized. On a GPU, checking the range of floats waits for the device; bytes need no check.
             stream: Source of randomness, on the images' device, fresh: the operations depend on its initial seed alone.
-
-        Returns:
-            The strong view, (n, C, H, W) float32.
-
-        Raises:
-            SuperCMError: If `samples` are feature vectors, or floats outside [0, 1].
         """
         images = _checked(samples)
         images = images if images.dtype == torch.uint8 else images.mul(255).round_().to(torch.uint8)
@@ -163,3 +147,102 @@ def _checked(samples: Tensor) -> Tensor:
                 "or normalized images do: set whitening=false, or give the data set without its own normalization."
             )
     return samples
+
+
+@dataclass(frozen=True)
+class AffineAugmentation:
+    """Rotation, scale, shear and shift at once, a dark square, contrast and noise, each random per image.
+
+    RandAugment's operations on tone and color change little in a gray figure, or turn it into another one's negative;
+    what a strong view of it has to vary is its geometry. What moves in from outside is black.
+
+    Attributes:
+        normalization: Applied before the noise.
+        rotation: Largest angle in radians, either way.
+        scale: Largest relative change of the size.
+        shear: Largest shear.
+        shift: Largest shift per axis, as a fraction of the side.
+        cutout: Largest side of the square as a fraction of the image's.
+        contrast: Largest relative change of the values.
+        noise: Standard deviation of the noise, in units of the normalized values.
+    """
+
+    normalization: Normalization
+    rotation: float = 0.4
+    scale: float = 0.2
+    shear: float = 0.3
+    shift: float = 0.075
+    cutout: float = 0.375
+    contrast: float = 0.4
+    noise: float = 0.1
+
+    def __call__(self, images: Tensor, stream: torch.Generator) -> Tensor:
+        """Augments images (n, C, H, W), uint8 or float with black at zero, to floats of the same shape."""
+        n, _, h, w = images.shape
+        device = images.device
+        angle, zoom, shear, right, down, contrast = 2 * torch.rand(6, n, generator=stream, device=device) - 1
+        cos, sin = (self.rotation * angle).cos(), (self.rotation * angle).sin()
+        zoom, shear = 1 + self.scale * zoom, self.shear * shear
+        # Each pixel of the view is taken from this place of the image, in halves of its side.
+        matrix = torch.stack(
+            [
+                torch.stack([cos / zoom, (shear * cos - sin) / zoom, 2 * self.shift * right], dim=1),
+                torch.stack([sin / zoom, (shear * sin + cos) / zoom, 2 * self.shift * down], dim=1),
+            ],
+            dim=1,
+        )
+        grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+        moved = F.grid_sample(images.float(), grid, align_corners=False)
+        side, x, y = torch.rand(3, n, 1, 1, 1, generator=stream, device=device)
+        column = (torch.arange(w, device=device) + 0.5) / w
+        row = ((torch.arange(h, device=device) + 0.5) / h).view(h, 1)
+        half = self.cutout * side / 2
+        moved *= ((column - x).abs() >= half) | ((row - y).abs() >= half)
+        moved *= 1 + self.contrast * contrast.view(n, 1, 1, 1)
+        if images.dtype == torch.uint8:
+            moved = self.normalization(moved.clamp_(0, 255).round_().to(torch.uint8))
+        return moved.add_(torch.randn(moved.shape, generator=stream, device=device), alpha=self.noise)
+
+
+class AugmentOptions(TypedDict, total=False):
+    """Options of the augmentation that may differ between source and target."""
+
+    crop: Literal["resized", "random", "center"]
+    crop_scale: tuple[float, float]
+    flip: bool
+    shift: int
+    noise: float
+
+
+def check_augment_options(
+    options: AugmentOptions, normalization: Normalization, input_shape: tuple[int, ...], sample_shape: tuple[int, ...]
+) -> None:
+    """Checks all of a user's options, for inputs and stored images (C, H, W); the error names the option."""
+    known = AugmentOptions.__annotations__
+    if unexpected := set(options) - set(known):
+        raise SuperCMError(f"target_augment: {min(unexpected)!r} is none of its options {', '.join(known)}.")
+    check_weak_options(input_shape, options["shift"], options["noise"], normalization.mean, normalization.std)
+    check_choice(crop=(options["crop"], _CROPS))
+    low, high = options["crop_scale"]
+    if not 0 < low <= high <= 1:
+        raise SuperCMError(f"crop_scale={options['crop_scale']}: give two ascending numbers above 0 and up to 1.")
+    if any(size > stored for size, stored in zip(input_shape, sample_shape, strict=True)):
+        raise SuperCMError(f"image_size={input_shape[1]}: larger than the images, {sample_shape[1:]}.")
+
+
+def augmentations_of(
+    options: AugmentOptions, normalization: Normalization, input_shape: tuple[int, ...], sample_shape: tuple[int, ...]
+) -> tuple[WeakAugmentation, StrongAugmentation]:
+    """The weak and the strong view; the arguments are those of `check_augment_options`."""
+    crop, flip, shift = options["crop"], options["flip"], options["shift"]
+    cropped = sample_shape != input_shape or crop == "resized"
+    cut = _CROPS[crop]((input_shape[1], input_shape[2]), options["crop_scale"]) if cropped else None
+    weak = WeakAugmentation(normalization, flip, shift, options["noise"], cut)
+    return weak, StrongAugmentation(normalization, flip, shift, crop=cut)
+
+
+_CROPS: Mapping[str, Callable[[tuple[int, int], tuple[float, float]], Crop]] = {
+    "resized": RandomResizedCrop,
+    "random": lambda size, _: RandomCrop(size),
+    "center": lambda size, _: CenterCrop(size),
+}

@@ -45,18 +45,7 @@ def _linear_map(mean: tuple[float, ...], std: tuple[float, ...], device: torch.d
 def check_weak_options(
     input_shape: tuple[int, ...], shift: int, noise: float, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> None:
-    """Checks a user's options of the weak augmentation of images.
-
-    Args:
-        input_shape: (C, H, W).
-        shift: As in `WeakAugmentation`.
-        noise: As in `WeakAugmentation`.
-        mean: As in `Normalization`.
-        std: As in `Normalization`.
-
-    Raises:
-        SuperCMError: If one is out of its range; the message names it.
-    """
+    """Checks a user's options of the weak augmentation of images (C, H, W); the error names the option."""
     if not 0 <= shift < min(input_shape[1:]):
         raise SuperCMError(f"shift={shift}: must be from 0 to less than the images' {tuple(input_shape[1:])}.")
     check_range(0, noise=noise)
@@ -72,16 +61,8 @@ def check_weak_options(
 def flip_and_shift(images: Tensor, flip: bool, shift: int, stream: torch.Generator) -> Tensor:
     """Mirrors each image left-right with probability 1/2 and shifts it by up to `shift` pixels, edges reflected.
 
-    Both happen in one gather, on uint8 as on floats.
-
-    Args:
-        images: (n, C, H, W).
-        flip: Whether to mirror.
-        shift: Largest shift in pixels per axis, in [0, min(H, W)); rows and columns are drawn apart, uniformly.
-        stream: Source of randomness, on the images' device.
-
-    Returns:
-        The augmented images, (n, C, H, W).
+    Both happen in one gather, on uint8 as on floats (n, C, H, W). Rows and columns are shifted apart, uniformly, by
+    less than the image's size; `stream` is on the images' device.
     """
     if not flip and not shift:
         return images

@@ -7,14 +7,9 @@ from torch import Tensor
 
 
 def global_contrast_normalize(images: Tensor, scale: float = 55.0) -> Tensor:
-    """Subtracts each image's mean and divides by its L2 norm.
+    """Subtracts from each image its mean and brings its L2 norm to `scale`, in floats.
 
-    Args:
-        images: (n, C, H, W), uint8 or float on the scale [0, 255].
-        scale: Norm of every image afterwards.
-
-    Returns:
-        Float images of the same shape; images of one value become zero.
+    Images (n, C, H, W) are uint8 or floats on the scale [0, 255]; those of one value become zero.
     """
     vectors = images.flatten(1).float()
     vectors = vectors - vectors.mean(dim=1, keepdim=True)
