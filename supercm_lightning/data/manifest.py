@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +20,7 @@ SIDES = ("unlabeled", "labeled", "val", "test")
 """Splits; a sample that is in several of them, itself or as a copy, belongs to the last."""
 
 
-@dataclass(frozen=True)
-class Members:
+class Members(NamedTuple):
     """The samples of one split, each (n,) int64.
 
     Attributes:
@@ -48,13 +47,13 @@ class Members:
         It is the sample of its name and contents; else of its contents, which was renamed; else of its name, whose
         contents were changed.
         """
-        by_name, by_contents = (_last(vars(self)[name], vars(others)[name]) for name in ("keys", "marks"))
+        by_name, by_contents = _last(self.keys, others.keys), _last(self.marks, others.marks)
         kept = (by_name >= 0) & (np.append(self.marks, 0)[by_name] == others.marks)
         return np.where(kept | (by_contents < 0), by_name, by_contents)
 
     def same_as(self, other: "Members") -> bool:
         """Whether samples, labels and contents are the same, in the same order."""
-        return all(np.array_equal(vars(self)[name], vars(other)[name]) for name in vars(self))
+        return np.array_equal(self, other)
 
 
 def _last(ours: Keys, theirs: Keys) -> Keys:
@@ -64,9 +63,6 @@ def _last(ours: Keys, theirs: Keys) -> Keys:
     order = ours.argsort(kind="stable")
     place = order[(np.searchsorted(ours, theirs, side="right", sorter=order) - 1).clip(min=0)]
     return np.where((ours[place] == theirs) & (theirs != 0), place, -1)
-
-
-_NOBODY = Members(*(np.empty(0, np.int64) for _ in range(3)))
 
 
 @dataclass(frozen=True)
@@ -109,25 +105,16 @@ class Manifest:
     def carrying(self, former: "Manifest") -> "Manifest":
         """With the samples of a former one that are gone, last in their splits, so that they stay known."""
         here = self.joined(*SIDES)
-        gone = {split: ~np.isin(part.keys, here.keys) for split, part in former.splits.items()}
-        splits = {
-            split: Members(
-                *(
-                    np.concatenate([array, vars(former[split])[name][gone[split]]])
-                    for name, array in vars(self[split]).items()
-                )
-            )
-            for split in former.splits
-        }
+        gone = {s: Members(*np.stack(part)[:, ~np.isin(part.keys, here.keys)]) for s, part in former.splits.items()}
+        splits = {split: Members(*np.concatenate([self[split], part], axis=1)) for split, part in gone.items()}
         return replace(former, splits={**self.splits, **splits}, origin="ckpt_path")
 
     def __getitem__(self, split: str) -> Members:
-        return self.splits.get(split, _NOBODY)
+        return self.splits.get(split, Members(*np.empty((3, 0), np.int64)))
 
     def joined(self, *splits: str) -> Members:
         """The samples of several splits."""
-        parts = [self[split] for split in splits]
-        return Members(*(np.concatenate([vars(part)[name] for part in parts]) for name in ("keys", "labels", "marks")))
+        return Members(*np.concatenate([self[split] for split in splits], axis=1))
 
     def same_as(self, other: "Manifest") -> bool:
         """Whether all splits have the same samples with the same labels and contents."""
@@ -143,8 +130,8 @@ class Manifest:
     def state(self) -> dict[str, Any]:
         """Plain values and tensors, compressed: numbers of samples without names take next to no space."""
         about = {name: value for name, value in vars(self).items() if name not in ("splits", "origin")}
-        packed = {s: {name: _pack(array) for name, array in vars(part).items()} for s, part in self.splits.items()}
-        return about | {"splits": packed}
+        splits = {s: {name: _pack(array) for name, array in part._asdict().items()} for s, part in self.splits.items()}
+        return about | {"splits": splits}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "Manifest":

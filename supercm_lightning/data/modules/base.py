@@ -32,8 +32,8 @@ class ViewDataModule(PreparedSamples, KnownSamples, ABC):
     A training batch is `{"labeled": (x, y), "unlabeled": (views, index)}` with the views that the method declares; an
     evaluation batch is `(x, y, index)`. Samples in memory stay on the device where they fit, a loader step moves their
     positions, and gathering, augmentation and normalization run batched on the device. All randomness is a function of
-    the run's seed, the step and the rank. Batch sizes are per device. Options are in `hparams`, as plain values; torch
-    data sets and arrays are left out.
+    the run's seed, the step and the rank. Options are in `hparams`, as plain values; torch data sets and arrays are
+    left out.
 
     Subclasses set `num_classes` and `input_shape` in their constructor and return the samples in `read`. Where the
     labeled samples are a source domain and the unlabeled ones a target domain (`is_domain_adaptation`), validation
@@ -41,14 +41,13 @@ class ViewDataModule(PreparedSamples, KnownSamples, ABC):
     samples and the source validation samples.
 
     Args:
-        labeled_batch_size: Labeled samples per step.
-        unlabeled_batch_size: Unlabeled samples per step.
-        eval_batch_size: Samples per step of validation, test and prediction.
+        labeled_batch_size: Labeled samples per step and device.
+        unlabeled_batch_size: Unlabeled samples per step and device.
+        eval_batch_size: Samples per step and device of validation, test and prediction.
         steps_per_epoch: Steps per epoch; None: one pass over the unlabeled samples (the labeled ones, for methods that
             need no unlabeled samples).
         predict_on: Samples that `predict` reads: `test`, `val`, `unlabeled`, `labeled`, or a path for `read_new`.
-        num_workers: Worker processes per loader, for data that is not held in memory; None: one for each core that
-            this process may use, at most four.
+        num_workers: Worker processes per loader, for data that is not in memory; None: one per core, at most four.
 
     Attributes:
         samples: Samples of each split, once the data is read.
@@ -73,7 +72,6 @@ class ViewDataModule(PreparedSamples, KnownSamples, ABC):
         (60, 2)
     """
 
-    num_classes: int
     input_shape: tuple[int, ...]
     is_domain_adaptation = False
     missing_messages: ClassVar[dict[str, str]] = {
@@ -135,7 +133,9 @@ class ViewDataModule(PreparedSamples, KnownSamples, ABC):
         """Reads samples that are in none of the splits, prepared as the test samples are, for `predict`."""
         if self.source is None:
             raise SuperCMError(f"predict_on={path}: {type(self).__name__} does not override read_new. Choose a split.")
-        return self.source.read_new(path)
+        if {"whitening", "standardize"} & self.preprocessing.keys():
+            self._read_splits()  # on which this is measured
+        return self.source.read_new(path, self.preprocessing)
 
     # --------------------------------------------------------------------------------------------------- set-up
     def prepare_data(self) -> None:

@@ -25,20 +25,17 @@ from supercm_lightning.utils.random import generator, seed_of
 class ClusteringDataModule(ViewDataModule):
     """Images or frozen features without labels; where labels are known, only the test reads them.
 
-    A training batch has unlabeled samples only. Two protocols, whose numbers must not be compared: `whole` clusters all
-    images, training and test set together, and evaluates on the same images; `split` clusters the training set and
-    evaluates on the test set. Without labels there is no test, and `predict` writes the clusters, by number: they have
-    no names, also where classes have (`class_names` is None).
+    Two protocols, whose numbers must not be compared: `whole` clusters all images, training and test set together, and
+    evaluates on the same images; `split` clusters the training set and evaluates on the test set. Without labels there
+    is no test, and `predict` writes the clusters, by number: they have no names, also where classes have.
 
     Args:
         dataset: `digits`, `mnist`, `fashion_mnist`, `usps`, `svhn`, `cifar10`, `cifar100`, `cifar20`, `stl10` (without
-            its unlabeled images, which have other classes); `imagenet10` and `imagenet_dogs`, ILSVRC-2012's training
-            folders; `folder` for image files; `features` for frozen features; or, from Python, a torch data set of
-            images or (image, label).
-        root: Folder of the data. `imagenet10`, `imagenet_dogs`: `<class id>/*.JPEG`, or `train/<class id>` and
-            `test/<class id>`. `folder`: images at any depth, or `train` and `test`; the folders right below are classes
-            if their number is that of the clusters. `features`: a `.npz` or `.pt` file with `features` (n, d) and, if
-            known, `labels` (n,), or a folder with `train` and `test` of either kind.
+            its unlabeled images, which have other classes), `imagenet10`, `imagenet_dogs`; `folder` for image files;
+            `features` for frozen features; or, from Python, a torch data set of images or (image, label).
+        root: Folder of the data. For image files images at any depth, or `train` and `test`; the folders right below
+            are classes if their number is that of the clusters. `features`: a `.npz` or `.pt` file with `features` (n,
+            d) and, if known, `labels` (n,), or a folder with `train` and `test` of either kind.
         protocol: `whole` or `split`.
         num_rows: Use only so many of the samples, the first ones, of files a random choice; None: all.
         num_classes: Number of clusters, where the data does not tell.
@@ -54,11 +51,11 @@ class ClusteringDataModule(ViewDataModule):
         strong_noise: Noise in the strong view of features; None: 0.5, or 0 where views are stored.
         mean: Mean per channel, or one for all, on the scale [0, 1].
         std: Standard deviation likewise.
-        image_size: For image files: resized on the shorter side and cut to this square; None: 96 for `imagenet10` and
-            `imagenet_dogs`; all have one size for `folder`.
+        image_size: For image files: resized on the shorter side and cut to this square; None: one size, or 96 for
+            ImageNet.
         in_memory: Hold all image files in memory; None: if they take at most 4 GiB.
         on_bad_image: For an image file that cannot be read: `error` stops and names it, `skip` leaves it out.
-        num_workers: Worker processes per loader, for images that are not held in memory; None: at most four.
+        num_workers: Worker processes per loader, for images that are not in memory; None: one per core, at most four.
         predict_on: Samples that `predict` reads: `unlabeled`, `test`, or a folder of new images or a file of features.
         download: Fetch a registered data set that is missing.
         test: A torch data set of test images in addition to `dataset` (from Python).
@@ -167,13 +164,6 @@ class ClusteringDataModule(ViewDataModule):
         self.preprocessing = {"standardize": "joint", "mean": found[0].tolist(), "std": found[1].tolist()}
         for store in (train, *([] if test is None else [test])):
             standardize_stores(store.parts(torch.arange(len(store))), found)
-
-    def read_new(self, path: Path) -> Store:
-        """Reads the images of a folder, or a file of features."""
-        if not isinstance(self.source, FeatureSource):
-            return super().read_new(path)
-        self._read_splits()  # which finds mean and deviation
-        return self.source.read_new(path, self.preprocessing)
 
     def configure_augmentations(self) -> dict[str, Any]:
         """The weak view: flip, shift and noise; the strong one: `strong`; for features stored views and noise."""

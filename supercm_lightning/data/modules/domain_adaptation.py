@@ -11,7 +11,7 @@ from supercm_lightning.data.modules.base import ViewDataModule
 from supercm_lightning.data.sources.files import Reading
 from supercm_lightning.data.sources.make import make_domain_source
 from supercm_lightning.data.sources.stores import Samples
-from supercm_lightning.data.splits import check_label_range, domain_strata
+from supercm_lightning.data.splits import check_label_range
 from supercm_lightning.data.transforms.crops import CenterCrop
 from supercm_lightning.data.transforms.strong import AugmentOptions, augmentations_of, check_augment_options
 from supercm_lightning.data.transforms.weak import Normalization
@@ -21,13 +21,10 @@ from supercm_lightning.utils.options import SuperCMError, check_range
 class DomainAdaptationDataModule(ViewDataModule):
     """Labeled images of a source domain and unlabeled images of a target domain.
 
-    Source samples are used as labeled data, target samples as unlabeled data. A fraction of the source is held out for
-    validation. Target labels are used by the test only: all images of the target are both trained on, without labels,
-    and tested on, except where the target has a test set of its own (digits, DomainNet).
-
-    Validation reads two loaders: the source validation samples, and the target training samples, whose labels are -1
-    there; scores that choose a model without target labels are computed from both. Testing reads the target test
-    samples and the source validation samples.
+    Source samples are used as labeled data, target samples as unlabeled data. Target labels are used by the test only:
+    all images of the target are both trained on, without labels, and tested on, except where the target has a test set
+    of its own (digits, DomainNet). Validation reads two loaders: the source validation samples, and the target training
+    samples, whose labels are -1 there. Testing reads the target test samples and the source validation samples.
 
     Args:
         source: The source domain by name, short code or alias (`amazon`, `A`, `Real World`, `Rw`), a list of several,
@@ -44,11 +41,11 @@ class DomainAdaptationDataModule(ViewDataModule):
         steps_per_epoch: Steps per epoch; None: one pass over the target.
         num_val: Number of source images held out for validation, or their fraction of the source below 1.
         split_seed: Seed of that split, independent of the run's seed.
-        image_size: Side of the square images that the model receives; None: 224 for photographs, the largest of the
-            domains' sizes for digits, but at least 28, and as they are for torch data sets.
+        image_size: Side of the images that the model receives; None: 224 for photographs, for digits the largest of the
+            domains' but at least 28, and as they are for torch data sets.
         crop: Cut of the training images: `resized`, a box of random area and aspect ratio; `random`, a box of the final
-            size at a random place; `center`. Photographs are stored at 8/7 of `image_size` (256 for 224), both sides
-            resized, and evaluated on the central box. None: `resized` for photographs, else `center`.
+            size; `center`. Photographs are stored at 8/7 of `image_size`, both sides resized, and evaluated on the
+            central box. None: `resized` for photographs, else `center`.
         crop_scale: Range of the area of a `resized` box as a fraction of the image's.
         flip: Mirror left-right with probability 1/2; None: for photographs.
         shift: Largest shift in pixels; None: 2 for digits, else 0.
@@ -57,14 +54,11 @@ class DomainAdaptationDataModule(ViewDataModule):
         mean: Mean per channel, or one for all, on the scale [0, 1]; None: ImageNet's for photographs, else 0.5.
         std: Standard deviation likewise.
         in_memory: Hold all images in memory; None: if they take at most 4 GiB (a torch data set stays as it is).
-        on_bad_image: What to do about a file that cannot be read: `error` stops and names it, `skip` leaves it out,
-            counts and lists it.
-        num_workers: Worker processes per loader, for images that are not held in memory; None: one for each core that
-            this process may use, at most four.
+        on_bad_image: For an image file that cannot be read: `error` stops and names it, `skip` leaves it out.
+        num_workers: Worker processes per loader, for images that are not in memory; None: one per core, at most four.
         predict_on: Images that `predict` reads: `unlabeled` (the target's training images), `test`, `val`, `labeled`,
-            or the path of a folder of new images, at any depth, which are prepared as those of the target.
-        oracle_labels: Give validation the labels of the target training samples, for scores under `oracle/`; training
-            never sees them.
+            or a folder of new images, which are prepared as those of the target.
+        oracle_labels: Give validation the labels of the target, for scores under `oracle/`; training never sees them.
         download: Fetch digits that are missing.
         val: A torch data set of source validation images (from Python).
         test: A torch data set of target test images with labels (from Python).
@@ -155,8 +149,7 @@ class DomainAdaptationDataModule(ViewDataModule):
         stores = self.stores()
         train, target, val, test = stores["train"], stores["unlabeled"], stores.get("val"), stores.get("test")
         check_label_range(train.labels, self.num_classes, "source")
-        strata = domain_strata(train.labels, self.source.train_sizes, self.num_classes)
-        samples = self.draw_split(train, strata, {"val": self.hparams.num_val} if val is None else {}).samples(train)
+        samples = self.draw_split(train, {"val": self.hparams.num_val} if val is None else {}).samples(train)
         return {
             "labeled": samples["labeled"],
             "unlabeled": Samples.all_of(target, hide_labels=not self.hparams.oracle_labels),

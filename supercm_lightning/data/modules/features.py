@@ -9,10 +9,10 @@ from supercm_lightning.data.image_features import cached_features
 from supercm_lightning.data.manifest import SIDES
 from supercm_lightning.data.modules.base import ViewDataModule
 from supercm_lightning.data.sources.feature_files import FeatureSet, Labels, are_arrays, located
-from supercm_lightning.data.sources.feature_store import FeatureStore, standardize_stores, statistics
+from supercm_lightning.data.sources.feature_store import standardize_stores, statistics
 from supercm_lightning.data.sources.features import FeatureSource
 from supercm_lightning.data.sources.stores import Samples
-from supercm_lightning.data.splits import check_labels, domain_strata
+from supercm_lightning.data.splits import check_labels
 from supercm_lightning.data.transforms.features import VIEW_REMEDY, CleanFeatures, feature_views
 from supercm_lightning.utils.options import SuperCMError, check_choice
 
@@ -22,13 +22,12 @@ class FeatureDataModule(ViewDataModule):
 
     A file is `.npz` or `.pt` with `features` (n, d) and, where known, `labels` (n,) int64, `classes` (K,) names,
     `files` (n,), the name of each sample in predictions, `weak` (n, v, d) and `strong` (n, s, d), features of augmented
-    views, of which each step takes one at random. Labels of the unlabeled file are never read. Without an unlabeled
-    file, `num_labeled` samples of the labeled file keep their labels and the others are unlabeled. Files written by
+    views, of which each step takes one at random. Labels of the unlabeled file are never read. Files written by
     `np.savez` or `supercm-features` are mapped from the disk: a sample is read, and checked, when it is used.
 
-    With `source` and `target` in place of `labeled` and `unlabeled`, samples are those of two domains: a tenth of the
-    source is held out for validation; the target is trained on without its labels and tested on with them; validation
-    reads the target training samples in a second loader, with labels of -1, and testing the source validation samples.
+    With `source` and `target` samples are those of two domains: the target is trained on without its labels and tested
+    on with them; validation reads the target training samples in a second loader, with labels of -1, and testing the
+    source validation samples.
 
     Args:
         labeled: Labeled features: a file or, from Python, a torch data set of (features, label) or a tuple of arrays
@@ -143,8 +142,7 @@ class FeatureDataModule(ViewDataModule):
         num_val = (0.1 if target else 0) if options.num_val is None else options.num_val
         held_out = {} if "val" in stores else {"val": num_val}
         held_out |= {} if "test" in stores or target else {"test": options.num_test}
-        strata = domain_strata(train.labels, self.source.train_sizes, self.num_classes)
-        samples = self.draw_split(train, strata, held_out).samples(train) | {
+        samples = self.draw_split(train, held_out).samples(train) | {
             name: Samples.all_of(store) for name, store in stores.items()
         }
         if target:
@@ -173,12 +171,6 @@ class FeatureDataModule(ViewDataModule):
             standardize_stores(whole, (center, scale))
         for part, (center, scale) in zip(parts["labeled"], single or [pooled] * len(parts["labeled"]), strict=True):
             standardize_stores([part], (center, scale))
-
-    def read_new(self, path: Path) -> FeatureStore:
-        """Opens a file of features; with two domains they are treated as those of the target."""
-        assert isinstance(self.source, FeatureSource)
-        self._read_splits()  # which finds the mean and deviation
-        return self.source.read_new(path, self.preprocessing)
 
     def configure_augmentations(self) -> dict[str, Any]:
         """The weak and, where there is one, the strong view: a stored one, and what is random on top."""

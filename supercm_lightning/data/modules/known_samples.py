@@ -16,7 +16,7 @@ from supercm_lightning.data.modules.pipeline import ViewPipeline
 from supercm_lightning.data.sources.base import Source
 from supercm_lightning.data.sources.images import is_rank_zero
 from supercm_lightning.data.sources.stores import Samples, Store
-from supercm_lightning.data.splits import Split, split_of
+from supercm_lightning.data.splits import Split, domain_strata, split_of
 from supercm_lightning.utils.options import SuperCMError
 
 
@@ -30,6 +30,7 @@ class KnownSamples(ViewPipeline):
             None: all are where they were.
     """
 
+    num_classes: int
     class_names: tuple[str, ...] | None = None
     source: Source | None = None
 
@@ -47,18 +48,18 @@ class KnownSamples(ViewPipeline):
         self._stores = self._stores or self.source.read()
         return dict(self._stores)
 
-    def draw_split(
-        self, train: Store, strata: Tensor, held_out: Mapping[str, int | float], file: Path | None = None
-    ) -> Split:
+    def draw_split(self, train: Store, held_out: Mapping[str, int | float], file: Path | None = None) -> Split:
         """The split of the checkpoint or of a file, if there is one, else a new one by the options.
 
-        `train`, `strata` and `held_out` are those of `split_of`; a `file` that does not exist is written.
+        The same fraction of every domain of the training set is drawn. `held_out` is that of `split_of`; a `file` that
+        does not exist is written.
         """
         assert self.source is not None
         read = Manifest.read(file, train, self.source.name) if file is not None and file.exists() else None
         if read is not None and self._saved is not None and not _same_sides(read, self._saved, held_out):
             raise SuperCMError(f"{read.origin}: another split than that of the checkpoint. Leave the option out.")
         saved, by_name = self._saved or read, train.is_named and not self.source.is_fixed
+        strata = domain_strata(train.labels, self.source.train_sizes, self.num_classes)
         split = split_of(train, strata, self.hparams, held_out, by_name, saved)
         counts = {s: len(getattr(split, s)) for s in ("labeled", *held_out)}
         known = int((train.labels >= 0).sum())

@@ -39,24 +39,21 @@ class SemiSupervisedDataModule(ViewDataModule):
             default (digits 150, MNIST and CIFAR 5,000, …; a tenth of `train/<class>`, nothing of `labeled/<class>`).
         num_test: Number or fraction of test images for data without a test set; None: digits 450, otherwise 0.
         split_seed: Seed of the split, independent of the run's seed.
-        split_file: JSON file of the split: read if it exists, else written. Numbers given beside a file that exists
-            must agree with it, and so must a `split_seed` other than 0.
+        split_file: JSON file of the split: read if it exists, else written. Numbers and a `split_seed` other than 0
+            that are given beside a file must agree with it.
         labeled_in_unlabeled: Let the labeled images appear among the unlabeled ones too.
         flip: Mirror left-right with probability 1/2; None: where the data set allows it.
         shift: Largest shift in pixels; None: the data set's default (2; 1 for digits and USPS; an eighth for folders).
         noise: Standard deviation of the noise added to normalized pixels; None: CIFAR 0.15, others 0.
         mean: Mean per channel, or one for all, on the scale [0, 1].
         std: Standard deviation likewise.
-        whitening: Global contrast normalization and ZCA in place of `mean` and `std`, as in the published CIFAR runs;
-            such images have no strong view.
+        whitening: Global contrast normalization and ZCA in place of `mean` and `std`; such images have no strong view.
         image_size: For image files: resized on the shorter side and cut to this square; None: all have one size.
         in_memory: Hold all images in memory; None: if they take at most 4 GiB (a torch data set stays as it is).
-        num_workers: Worker processes per loader, for images that are not held in memory; None: one for each core that
-            this process may use, at most four.
-        on_bad_image: For image files, what to do about one that cannot be read: `error` stops and names it, `skip`
-            decodes every file before the split, leaves the bad ones out of all splits, and counts and lists them.
-        predict_on: Images that `predict` reads: `test`, `val`, `unlabeled`, `labeled`, or the path of a folder of new
-            images, at any depth, which are resized as those of the training.
+        num_workers: Worker processes per loader, for images that are not in memory; None: one per core, at most four.
+        on_bad_image: For an image file that cannot be read: `error` stops and names it, `skip` decodes every file
+            before the split, leaves the bad ones out, and counts and lists them.
+        predict_on: Images that `predict` reads: `test`, `val`, `unlabeled`, `labeled`, or a folder of new images.
         download: Fetch a registered data set that is missing.
         unlabeled: A torch data set of unlabeled images, in addition to those of `dataset` (from Python).
         val: A torch data set of validation images (from Python).
@@ -142,7 +139,7 @@ class SemiSupervisedDataModule(ViewDataModule):
         asked = {"val": (options.num_val, defaults.num_val), "test": (options.num_test, defaults.num_test)}
         held_out = {s: default if given is None else given for s, (given, default) in asked.items() if s not in stores}
         file = Path(options.split_file).expanduser() if options.split_file is not None else None
-        self.split = self.draw_split(train, train.labels, held_out, file)
+        self.split = self.draw_split(train, held_out, file)
         samples = self.split.samples(train, options.labeled_in_unlabeled)
         samples |= {split: Samples.all_of(store) for split, store in stores.items()}
         return self._whiten(samples) if options.whitening else samples
@@ -151,7 +148,6 @@ class SemiSupervisedDataModule(ViewDataModule):
         """Reads the images of a folder."""
         store = super().read_new(path)
         if self.hparams.whitening:
-            self._read_splits()  # which fits the whitening
             images = cast(ArrayStore, store)
             images.data = ZCA(**self.measured)(global_contrast_normalize(images.data))
         return store

@@ -80,8 +80,8 @@ class Source(ABC):
     def download(self) -> None:  # noqa: B027  (most sources have nothing to fetch)
         """Fetches what is missing, in one process."""
 
-    def read_new(self, path: Path) -> Store:
-        """Reads samples that are in none of the splits, for prediction."""
+    def read_new(self, path: Path, preprocessing: Mapping[str, Any]) -> Store:
+        """Reads samples that are in none of the splits, for prediction; `preprocessing` is the data module's."""
         raise SuperCMError(
             f"predict_on={path}: files cannot be prepared as the items of a torch data set are. Give trainer.predict a "
             "loader of new samples."

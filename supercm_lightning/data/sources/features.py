@@ -83,7 +83,7 @@ class FeatureSource(Source):
         """The network that gave the features, where their file says it."""
         return {"extractor": dict(self.origin)} if self.origin else {}
 
-    def read_new(self, path: Path, preprocessing: Mapping[str, Any] | None = None) -> FeatureStore:
+    def read_new(self, path: Path, preprocessing: Mapping[str, Any]) -> FeatureStore:
         """Opens a file of further features; `mean` and `std` of the preprocessing, if any, are taken out."""
         store, _ = read_features("predict_on", path, labels="never")
         if tuple(store.data.shape[1:]) != self.sample_shape:
@@ -93,7 +93,7 @@ class FeatureSource(Source):
             )
         check_origin(f"predict_on={path}", store.origin, self.options.get("train", "train"), self.origin)
         store.weak = store.strong = None
-        if preprocessing:
+        if "mean" in preprocessing:
             store.standardization = torch.tensor(preprocessing["mean"]), torch.tensor(preprocessing["std"])
         return store
 

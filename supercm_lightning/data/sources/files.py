@@ -86,7 +86,7 @@ class ImageSource(Source):
         shape, aspect = list(self.sample_shape), self.reading.keep_aspect
         return {"stored_shape": shape, "keep_aspect": aspect, "interpolation": "bilinear"}
 
-    def read_new(self, path: Path) -> Store:
+    def read_new(self, path: Path, preprocessing: Mapping[str, Any]) -> Store:
         """Reads the images at any depth of a folder, brought to the shape (C, H, W) of the stored ones."""
         files = images_under(path)
         if not files:
