@@ -46,14 +46,7 @@ _EXPECTED_WARNINGS = (
 
 @dataclass(frozen=True)
 class Views:
-    """What is written of each image.
-
-    Attributes:
-        weak_views: Weak views: flip, and shift by up to an eighth of the shorter side.
-        strong_views: Strong views: these, RandAugment and Cutout.
-        flip: Whether views may be mirrored left-right.
-        dtype: Type of the features.
-    """
+    """What is written of each image: weak views (flip and shift), strong ones (RandAugment too), and the type."""
 
     weak_views: int = 0
     strong_views: int = 0
@@ -79,8 +72,7 @@ class FeatureFile(LightningModule):
         backbone: Its name.
         views: What is written of each image.
         chunk: Images per chunk, decoded at a time.
-        num_workers: Processes that decode images; None: none on a CPU, where threads decode between the forwards, else
-            one for each core that this process may use, at most four.
+        num_workers: Processes that decode images; None: none on a CPU, where threads decode between the forwards.
     """
 
     def __init__(
@@ -111,11 +103,7 @@ class FeatureFile(LightningModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True  # all may be there but one
 
     def write(self, trainer: Trainer) -> bool:
-        """Writes the file with a trainer of `feature_trainer`; returns whether it was not there.
-
-        Raises:
-            SuperCMError: If an image cannot be read or has a feature that is not finite.
-        """
+        """Writes the file with a trainer of `feature_trainer`; returns whether it was not there."""
         if self._is_written():
             return False
         with warnings.catch_warnings():

@@ -69,15 +69,6 @@ def _last(ours: Keys, theirs: Keys) -> Keys:
 class Manifest:
     """The samples of every split of a run.
 
-    Examples:
-        >>> from supercm_lightning.data.sources.stores import ArrayStore
-        >>> train = ArrayStore(torch.rand(4, 2), torch.tensor([0, 1, 0, 1]), names=["a", "b", "c", "d"])
-        >>> one, other = (Samples(train, torch.tensor([number])) for number in (2, 1))
-        >>> saved = Manifest.of({"labeled": one, "val": other})
-        >>> fewer = ArrayStore(torch.rand(3, 2), torch.tensor([1, 0, 1]), names=["b", "c", "d"])
-        >>> saved.sides(Members.of(Samples.all_of(fewer))).tolist()  # val, labeled, new
-        [2, 1, -1]
-
     Attributes:
         splits: The samples of each split.
         class_names: Names of the classes in the order of the labels, or None.
@@ -86,6 +77,15 @@ class Manifest:
         known: Number of training samples that had a label.
         counts: Number of samples that were drawn for `labeled`, `val` and `test`.
         origin: Option that gave it, for messages.
+
+    Examples:
+        >>> from supercm_lightning.data.sources.stores import ArrayStore
+        >>> train = ArrayStore(torch.rand(4, 2), torch.tensor([0, 1, 0, 1]), names=["a", "b", "c", "d"])
+        >>> one, other = (Samples(train, torch.tensor([number])) for number in (2, 1))
+        >>> saved = Manifest.of({"labeled": one, "val": other})
+        >>> fewer = ArrayStore(torch.rand(3, 2), torch.tensor([1, 0, 1]), names=["b", "c", "d"])
+        >>> saved.sides(Members.of(Samples.all_of(fewer))).tolist()  # val, labeled, new
+        [2, 1, -1]
     """
 
     splits: Mapping[str, Members]

@@ -97,18 +97,12 @@ def stratified_draw(
 def make_split(
     labels: Tensor, num_labeled: int | None, num_val: int, num_test: int, seed: int, keys: Keys | None = None
 ) -> Split:
-    """Splits one training set; too few samples with labels, or fewer labeled samples than classes, are an error.
+    """Splits one training set with labels (N,) int64, negative where unknown.
 
     The test samples depend on the data alone, never on `seed`, so that runs with different labels share a test set.
-    With `keys`, a sample that comes or goes moves no others but those that make room for it or fill its place.
-
-    Args:
-        labels: Labels, (N,) int64, negative where unknown.
-        num_labeled: Number of labeled samples, balanced over the classes; None: every remaining one that has a label.
-        num_val: Number of validation samples, in proportion to the classes.
-        num_test: Number of test samples, likewise.
-        seed: Seed of the split.
-        keys: What each sample is known by, (N,); None: its number.
+    With `keys` (N,), by which each sample is known, one that comes or goes moves no others but those that make room for
+    it or fill its place. Labeled samples are balanced over the classes, None for all that are left; validation and test
+    samples are drawn in proportion to the classes.
     """
     known = labels[labels >= 0]
     num_classes = len(known.unique())
@@ -161,8 +155,8 @@ def split_of(
         train: The training set.
         strata: What a draw spreads over, (N,) int64, negative where the label is unknown.
         options: `num_labeled`, `num_val`, `num_test` and `split_seed` as the user gave them, None or absent where not.
-        held_out: Number or fraction of the samples with labels to hold out for `val` and `test`; a split that has
-            samples of its own is absent.
+        held_out: Number or fraction of the samples with labels of `val` and `test`, unless they have samples of their
+            own.
         by_name: Whether a new split goes by the names of the samples rather than by their numbers.
         saved: The saved split, or None.
     """

@@ -13,7 +13,7 @@ from supercm_lightning.data.sources.make import make_domain_source
 from supercm_lightning.data.sources.stores import Samples
 from supercm_lightning.data.splits import check_label_range
 from supercm_lightning.data.transforms.crops import CenterCrop
-from supercm_lightning.data.transforms.strong import AugmentOptions, augmentations_of, check_augment_options
+from supercm_lightning.data.transforms.strong import AugmentOptions, augmentations_of
 from supercm_lightning.data.transforms.weak import Normalization
 from supercm_lightning.utils.options import SuperCMError, check_range
 
@@ -137,9 +137,11 @@ class DomainAdaptationDataModule(ViewDataModule):
             noise=noise,
         )
         self.target_augment: AugmentOptions = self.source_augment | (target_augment or {})
-        self._stored = domains.sample_shape
-        for options in (self.source_augment, self.target_augment):
-            check_augment_options(options, self.normalization, self.input_shape, self._stored)
+        (source_view, _), (weak, strong) = (
+            augmentations_of(options, self.normalization, self.input_shape, domains.sample_shape)
+            for options in (self.source_augment, self.target_augment)
+        )
+        self._augmentations = {"source": source_view, "weak": weak, "strong": strong}
         self.preprocessing = asdict(self.normalization)
 
     # ------------------------------------------------------------------------------------------------- reading
@@ -164,8 +166,4 @@ class DomainAdaptationDataModule(ViewDataModule):
 
     def configure_augmentations(self) -> dict[str, Any]:
         """The view of the source, and the weak and the strong view of the target."""
-        (source, _), (weak, strong) = (
-            augmentations_of(options, self.normalization, self.input_shape, self._stored)
-            for options in (self.source_augment, self.target_augment)
-        )
-        return {"source": source, "weak": weak, "strong": strong}
+        return dict(self._augmentations)

@@ -54,14 +54,8 @@ def find_files(dataset: str, spec: DomainSet, root: Path, source: Sequence[Domai
 
     A domain may have one list file, `<domain>.txt`, or two, `<domain>_train.txt` and `<domain>_test.txt`. The classes
     are the folders of the images in alphabetical order, whatever number each list file gives them: both readers then
-    give the same labels. Where folders tell no classes, labels of list files stay as they are.
-
-    Args:
-        dataset: Name of the data set, for messages.
-        spec: Its domains and classes.
-        root: The folder that holds the data set's folder, or is that folder.
-        source: The source domains.
-        target: The target domain; its images may be without labels.
+    give the same labels. Where folders tell no classes, labels of list files stay as they are. `root` holds the data
+    set's folder, or is it; images of the target may be without labels.
 
     Raises:
         MissingFileError: If a domain is missing; the message tells the layout and where to get the data.
@@ -232,11 +226,6 @@ def read_list(file: Path, base: Path, folder: Path | None = None) -> Files:
 
     Lists come with the paths of their authors' machines. Leading folders are removed until the first image is found
     in `base`, the data set's folder, or in `folder`, the domain's; as many are removed from the other lines.
-
-    Raises:
-        SuperCMError: If a line has no path or no label, an image is listed twice, or there is no line; the message
-            names the line.
-        MissingFileError: If the first image is nowhere to be found.
     """
     entries: Files = []
     line_of: dict[str, int] = {}

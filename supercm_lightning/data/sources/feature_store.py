@@ -87,10 +87,7 @@ class FeatureStore(ArrayStore):
 
 
 def statistics(parts: Iterable[tuple[Store, Tensor]], correction: int = 0) -> Statistics:
-    """Mean and standard deviation of each feature of some samples, in double precision, a few thousand at a time.
-
-    `correction` is subtracted from their number in the variance.
-    """
+    """Mean and standard deviation of each feature of some samples, in double precision, a few thousand at a time."""
     count, mean, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for store, index in parts:
         for numbers in index.split(8192):

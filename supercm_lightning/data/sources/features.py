@@ -15,14 +15,11 @@ from supercm_lightning.utils.options import SuperCMError
 
 
 class FeatureSource(Source):
-    """Frozen features from files, arrays or torch data sets.
+    """Frozen features from files, arrays or torch data sets; those of `train` are its domains.
 
-    Args:
-        splits: Sets of each split; those of `train` are its domains.
-        labels: Whether labels of a split are read; `required` where nothing is said.
-        options: Option that gives a split, for messages; the split's name where nothing is said.
-        root: Folder from which relative names of files count; a name without suffix is that of an `.npz` or `.pt` file.
-        defaults: Values of options.
+    `labels` says whether those of a split are read, `required` where nothing is said, and `options` what a split is
+    called in messages. Relative names of files count from `root`; one without suffix is that of an `.npz` or `.pt`
+    file.
     """
 
     name = "features"

@@ -72,11 +72,7 @@ def file_stores(
 
 
 class ImageSource(Source):
-    """Images, to which a folder of further ones can be added for prediction.
-
-    Attributes:
-        reading: How files are read.
-    """
+    """Images, read as `reading` says, to which a folder of further ones can be added for prediction."""
 
     reading: Reading
 
@@ -105,18 +101,8 @@ _OF_FOLDERS = Defaults(flip=True)
 class FileSource(ImageSource):
     """Image files with labels.
 
-    Attributes:
-        name: Name of the data set.
-        splits: Files and labels of each split.
-        reading: How to read the files.
-        class_names: Names of the classes, or None.
-        num_classes: Number of classes; None: that of the names.
-        sample_shape: Shape (C, H, W) to which all images are brought; empty: that of `common_shape`.
-        input_size: Side of what the model receives, if smaller.
-        defaults: Values of options; None: those of photographs of a user.
-        domains: Files of each domain in `train`, where it has several.
-        root: Folder below which a file's path is the name of its sample.
-        is_fixed: Whether these are the files of a published set.
+    Without a `sample_shape` (C, H, W) it is that of `common_shape`, without a number of classes that of their names.
+    `domains` has the files of each domain in `train`, where it has several.
     """
 
     name: str

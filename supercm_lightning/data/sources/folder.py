@@ -22,16 +22,11 @@ _LAYOUT = (
 def scan_folder(root: Path) -> tuple[dict[str, Files], tuple[str, ...]]:
     """Finds the image files of a folder: `labeled/<class>` and `unlabeled`, or `train/<class>`, or `<class>`.
 
-    Hidden files and folders are left out; links are followed, each folder once.
+    Hidden files and folders are left out; links are followed, each folder once. What is missing is an error.
 
     Returns:
         Files of `labeled`, or of `train` where every training image has a label, and those of `unlabeled`, `val` and
         `test` that there are; names of the classes, sorted.
-
-    Raises:
-        MissingFileError: If the folder, its class folders or its images are missing.
-        PermissionError: If a folder may not be read.
-        SuperCMError: If `val` or `test` has a class that the labeled tree lacks.
     """
     if not root.is_dir():
         raise MissingFileError(f"dataset=folder: root={root} is not a folder. Expected there: {_LAYOUT}.")

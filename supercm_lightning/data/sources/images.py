@@ -132,12 +132,8 @@ def pixels_of(
 ) -> Tensor:
     """Pixels of an image, uint8 (C, H, W), turned upright as its EXIF orientation says; transparent ones are white.
 
-    Args:
-        image: The image.
-        channels: 1 (gray) or 3 (RGB).
-        image_size: The image is brought to this square; None keeps its size.
-        keep_aspect: Resize the shorter side and cut out the center square, instead of resizing both sides.
-        at_most: Without `image_size`, a longer shorter side is brought to this length, bicubic.
+    It is brought to a square of `image_size`, where given: `keep_aspect` resizes the shorter side and cuts out the
+    center, instead of resizing both sides. Else a shorter side above `at_most` is brought to this length, bicubic.
     """
     turn = _TURNS.get(_orientation(image))
     if (side := image_size or (at_most and 2 * at_most)) is not None:

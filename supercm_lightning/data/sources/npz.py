@@ -18,15 +18,11 @@ from supercm_lightning.utils.options import SuperCMError
 
 
 def load_npz(path: Path, names: Collection[str]) -> tuple[dict[str, np.ndarray], set[str]]:
-    """The named arrays of an .npz file, and the names of all that it has.
+    """The named arrays of an .npz file, and the names of all that it has; nothing is unpickled.
 
     Those stored without compression, as by `np.savez`, are mapped from the disk: a mapped array takes no memory but for
-    what is touched, and changes to it stay in memory. Its checksum is compared once a process, in one pass over the
-    file. Nothing is unpickled.
-
-    Raises:
-        ValueError: If a wanted array holds Python objects.
-        zipfile.BadZipFile: If the file is none of this kind, cut off or damaged.
+    what is touched, and changes to it stay in memory. Its checksum is compared once a process. A damaged file is a
+    `BadZipFile`.
     """
     with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as file:
         mapped = {name: _map(path, archive, f"{name}.npy") for name in names if name in file.files}
@@ -85,11 +81,7 @@ class Blocks:
 
 
 def save_npz(path: Path, parts: Mapping[str, Blocks], arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes an .npz file as `np.savez` does, some of its arrays block by block, so that they need not fit into memory.
-
-    A reader never sees half a file. Arrays of Python objects are a `ValueError`, blocks of another number of samples a
-    `SuperCMError`.
-    """
+    """Writes an .npz file as `np.savez` does, in one piece, some of its arrays block by block to spare memory."""
 
     def write(stream: object) -> None:
         with zipfile.ZipFile(stream, "w") as archive:  # type: ignore[call-overload]

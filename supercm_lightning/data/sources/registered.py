@@ -219,14 +219,8 @@ DATASETS |= {
 class RegisteredSource(ImageSource):
     """Registered data sets, alone or as domains of one task.
 
-    Args:
-        name: Name of the task.
-        root: Folder of the data.
-        splits: For each split the registered sets and their splits that make it up, in order; those of `train` are the
-            domains. Their images are brought to one shape.
-        reading: How to read files.
-        image_size: Side of the images; None: the largest of the sets'.
-        defaults: Values of options; None: those of the set.
+    `splits` has for each split the registered sets and their splits that make it up, in order; those of `train` are the
+    domains. Images are brought to one shape, the largest of the sets' unless `image_size` is given.
     """
 
     can_download = True

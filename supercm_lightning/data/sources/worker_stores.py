@@ -89,16 +89,9 @@ class WorkerStore(Store):
 
 
 class FileStore(WorkerStore):
-    """Image files.
+    """Image files with labels (N,), in 1 or 3 channels, resized as `pixels_of` says; a `shape` is expected of all.
 
-    Args:
-        paths: The files.
-        labels: Labels, (N,) int64, -1 where unknown.
-        channels: 1 (gray) or 3 (RGB).
-        image_size: Images are brought to this square; None keeps them as they are.
-        keep_aspect: Resize the shorter side and cut out the center square, instead of resizing both sides.
-        shape: Expected shape (C, H, W) of every image, or None.
-        root: Folder below which a file's path is its name; None: the whole path is.
+    A file's path below `root` is its name; None: the whole path is.
     """
 
     remedy = "Set image_size to bring all images to one size."
@@ -128,10 +121,7 @@ class FileStore(WorkerStore):
         return images.read_image(self.names[number], self.channels, self.image_size, self.keep_aspect)
 
     def readable(self) -> tuple["FileStore", list[str]]:
-        """The store without the files that cannot be read, and a message for each of those.
-
-        Every file is decoded, as a truncated one shows only then.
-        """
+        """The store without the files that cannot be read, found by decoding all, and a message for each of those."""
         messages: dict[int, str] = {}
 
         def check(number: int) -> None:
@@ -160,10 +150,8 @@ class FileStore(WorkerStore):
 class DatasetStore(WorkerStore):
     """A torch data set of images or (image, label) pairs, as its author wrote it.
 
-    Args:
-        dataset: The data set; its images are PIL images, uint8 tensors (C, H, W), or floats, used as they are.
-        labels: Its labels, (N,); None: those of its attribute `targets` or `labels`, else read item by item.
-        shape: Expected shape of every sample, or None.
+    Its images are PIL images, uint8 tensors (C, H, W), or floats, used as they are. Where no labels (N,) are given,
+    they are those of its attribute `targets` or `labels`, else read item by item.
     """
 
     remedy = "Items of a data set must have one shape: give it a transform that resizes them."

@@ -16,8 +16,8 @@ def resized_crop(images: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
 
     Args:
         images: (n, C, H, W), uint8 or float.
-        box: Top, left, height and width of each box in pixels, inside the image, (4, n) int64, on the images' device.
-        size: Height and width of the crops, (n, C, *size), which have the images' type.
+        box: Top, left, height and width of each box in pixels, (4, n) int64, on the images' device.
+        size: Height and width of the crops, which have the images' type.
     """
     top, left, height, width = box
     rows = _interpolation(top, height, images.shape[2], size[0])

@@ -73,12 +73,8 @@ def feature_views(
 ) -> dict[str, FeatureView]:
     """The named views of frozen features: `weak` and, where there is something that makes one, `strong`.
 
-    Args:
-        stored: Numbers of weak and of strong views that are stored with each sample.
-        noise: Noise of the weak view, which is the clean vector or a stored weak one.
-        strong_noise: Noise of the strong view, a stored strong one; without such, the weak one with what follows.
-        strong_dropout: Its dropout.
-        strong_mixup: Its largest weight of another sample.
+    `stored` has the numbers of weak and of strong views that are stored with each sample. The weak view is the clean
+    vector or a stored weak one; the strong view a stored strong one, or without such the weak one.
 
     Examples:
         >>> list(feature_views((0, 0))), list(feature_views((2, 8)))

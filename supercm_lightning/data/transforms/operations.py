@@ -14,11 +14,6 @@ FILL = 128
 """Mid-gray, for what Cutout covers and where a moved image leaves a gap."""
 
 
-def identity(images: Tensor, _: Tensor) -> Tensor:
-    """Changes nothing."""
-    return images
-
-
 def auto_contrast(images: Tensor, _: Tensor) -> Tensor:
     """Stretches each channel to [0, 255]; a channel of one value stays."""
     pixels = images.float()
@@ -83,27 +78,7 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
     """Rotates counter-clockwise about the center."""
     cos, sin = degrees.deg2rad().cos(), degrees.deg2rad().sin()
-    return _affine(images, xx=cos, xy=-sin, yx=sin, yy=cos)
-
-
-def shear_x(images: Tensor, slope: Tensor) -> Tensor:
-    """Moves each row in proportion to its distance from the upper edge."""
-    return _affine(images, xy=slope, x0=slope * images.shape[2] / 2)
-
-
-def shear_y(images: Tensor, slope: Tensor) -> Tensor:
-    """Moves each column in proportion to its distance from the left edge."""
-    return _affine(images, yx=slope, y0=slope * images.shape[3] / 2)
-
-
-def translate_x(images: Tensor, fraction: Tensor) -> Tensor:
-    """Moves to the right by a fraction of the width."""
-    return _affine(images, x0=-fraction * images.shape[3])
-
-
-def translate_y(images: Tensor, fraction: Tensor) -> Tensor:
-    """Moves down by a fraction of the height."""
-    return _affine(images, y0=-fraction * images.shape[2])
+    return affine(images, xx=cos, xy=-sin, yx=sin, yy=cos)
 
 
 def to_device_like(images: Tensor, values: Tensor) -> Tensor:
@@ -126,7 +101,7 @@ def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
     return images.mul(per_image(images, factor)).addcmul_(other, per_image(images, 1 - factor)).to(torch.uint8)
 
 
-def _affine(
+def affine(
     images: Tensor,
     xx: Tensor | float = 1.0,
     xy: Tensor | float = 0.0,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from supercm_lightning.data.transforms import operations
 from supercm_lightning.data.transforms.crops import CenterCrop, Crop, RandomCrop, RandomResizedCrop
-from supercm_lightning.data.transforms.operations import FILL, per_image, to_device_like
+from supercm_lightning.data.transforms.operations import FILL, affine, per_image, to_device_like
 from supercm_lightning.data.transforms.weak import Normalization, WeakAugmentation, check_weak_options, flip_and_shift
 from supercm_lightning.utils.options import SuperCMError, check_choice, check_range
 from supercm_lightning.utils.random import generator
@@ -25,15 +25,15 @@ POOL: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float, float]] = {
     "Color": (operations.color, 0.05, 0.95),
     "Contrast": (operations.contrast, 0.05, 0.95),
     "Equalize": (operations.equalize, 0, 0),
-    "Identity": (operations.identity, 0, 0),
+    "Identity": (lambda images, _: images, 0, 0),
     "Posterize": (operations.posterize, 4, 8),
     "Rotate": (operations.rotate, -30, 30),
     "Sharpness": (operations.sharpness, 0.05, 0.95),
-    "ShearX": (operations.shear_x, -0.3, 0.3),
-    "ShearY": (operations.shear_y, -0.3, 0.3),
+    "ShearX": (lambda images, slope: affine(images, xy=slope, x0=slope * images.shape[2] / 2), -0.3, 0.3),
+    "ShearY": (lambda images, slope: affine(images, yx=slope, y0=slope * images.shape[3] / 2), -0.3, 0.3),
     "Solarize": (operations.solarize, 0, 256),
-    "TranslateX": (operations.translate_x, -0.3, 0.3),
-    "TranslateY": (operations.translate_y, -0.3, 0.3),
+    "TranslateX": (lambda images, part: affine(images, x0=-part * images.shape[3]), -0.3, 0.3),
+    "TranslateY": (lambda images, part: affine(images, y0=-part * images.shape[2]), -0.3, 0.3),
 }
 """The operations by name, each with the lowest and the highest magnitude."""
 
@@ -41,10 +41,7 @@ _RANGES = torch.tensor([(low, high) for _, low, high in POOL.values()], dtype=to
 
 
 def apply_operations(images: Tensor, choice: Tensor, magnitude: Tensor) -> Tensor:
-    """Applies to each image (n, C, H, W) uint8 its own operation.
-
-    `choice`, its number in `POOL`, int64, and `magnitude`, float64, are (n,) and on the host.
-    """
+    """Applies to each image (n, C, H, W) uint8 its operation of `POOL`, at its magnitude, both (n,) on the host."""
     order = choice.argsort()
     sizes = choice.bincount(minlength=len(POOL)).tolist()
     sorted_images = images.index_select(0, to_device_like(images, order))
@@ -54,10 +51,7 @@ def apply_operations(images: Tensor, choice: Tensor, magnitude: Tensor) -> Tenso
 
 
 def cutout(images: Tensor, side: Tensor, center: Tensor) -> Tensor:
-    """Covers a square of each image (n, C, H, W) uint8 with gray; the part outside the image is ignored.
-
-    Sides (n,) and centers (x, y), (2, n), are in pixels from the upper left corner, on the host.
-    """
+    """Covers a square of each image (n, C, H, W) uint8 with gray; sides (n,) and centers (x, y), (2, n), in pixels."""
     h, w = images.shape[2:]
     half, x, y = (per_image(images, values) for values in (side / 2, *center))
     column = torch.arange(w, device=images.device) + 0.5
@@ -73,8 +67,7 @@ class StrongAugmentation:
     RandAugment here: 2 operations of `POOL` per image, with replacement, each applied, at a magnitude uniform in its
     range. Cutout: a square of side U(0, `cutout`) times the image's width at a uniform center. Both fill with mid-gray.
     USB and TorchSSL differ in three operations (`num_ops=3`), black gaps around moved images, and a Cutout color of
-    their own; the port of kekmodel applies each of two operations with probability 1/2 at one of nine levels, and a
-    Cutout of 16 pixels.
+    their own.
 
     Attributes:
         normalization: Applied last.
@@ -83,9 +76,6 @@ class StrongAugmentation:
         num_ops: Operations per image.
         cutout: Largest side of the square as a fraction of the width; 0: no Cutout.
         crop: Applied first, or None.
-
-    Raises:
-        SuperCMError: If `num_ops` or `cutout` is negative.
 
     Examples:
         >>> augment = StrongAugmentation(Normalization(), flip=True, shift=2)
@@ -115,8 +105,20 @@ class StrongAugmentation:
                 normalized. On a GPU, checking the range of floats waits for the device; bytes need no check.
             stream: Source of randomness, on the images' device, fresh: the operations depend on its initial seed alone.
         """
-        images = _checked(samples)
-        images = images if images.dtype == torch.uint8 else images.mul(255).round_().to(torch.uint8)
+        if samples.ndim != 4:
+            raise SuperCMError(
+                f"Strong views are made of images (n, C, H, W), and these samples have the shape "
+                f"{tuple(samples.shape)}: feature vectors have none."
+            )
+        if samples.dtype != torch.uint8:
+            low, high = samples.aminmax()
+            if not (low >= 0) & (high <= 1):
+                raise SuperCMError(
+                    f"Strong views are made of images in [0, 1], and these reach from {low:.4g} to {high:.4g}, as "
+                    "whitened or normalized images do: set whitening=false, or give the data set without its own "
+                    "normalization."
+                )
+        images = samples if samples.dtype == torch.uint8 else samples.mul(255).round_().to(torch.uint8)
         images = images if self.crop is None else self.crop(images, stream)
         n, _, h, w = images.shape
         images = flip_and_shift(images, self.flip, self.shift, stream)
@@ -131,22 +133,6 @@ class StrongAugmentation:
             side, x, y = torch.rand(3, n, generator=numbers, dtype=torch.float64)
             images = cutout(images, side * self.cutout * w, torch.stack([x * w, y * h]))
         return self.normalization(images if samples.dtype == torch.uint8 else images.float().div_(255))
-
-
-def _checked(samples: Tensor) -> Tensor:
-    if samples.ndim != 4:
-        raise SuperCMError(
-            f"Strong views are made of images (n, C, H, W), and these samples have the shape {tuple(samples.shape)}: "
-            "feature vectors have none."
-        )
-    if samples.dtype != torch.uint8:
-        low, high = samples.aminmax()
-        if not (low >= 0) & (high <= 1):
-            raise SuperCMError(
-                f"Strong views are made of images in [0, 1], and these reach from {low:.4g} to {high:.4g}, as whitened "
-                "or normalized images do: set whitening=false, or give the data set without its own normalization."
-            )
-    return samples
 
 
 @dataclass(frozen=True)
@@ -214,35 +200,29 @@ class AugmentOptions(TypedDict, total=False):
     noise: float
 
 
-def check_augment_options(
-    options: AugmentOptions, normalization: Normalization, input_shape: tuple[int, ...], sample_shape: tuple[int, ...]
-) -> None:
-    """Checks all of a user's options, for inputs and stored images (C, H, W); the error names the option."""
-    known = AugmentOptions.__annotations__
-    if unexpected := set(options) - set(known):
-        raise SuperCMError(f"target_augment: {min(unexpected)!r} is none of its options {', '.join(known)}.")
-    check_weak_options(input_shape, options["shift"], options["noise"], normalization.mean, normalization.std)
-    check_choice(crop=(options["crop"], _CROPS))
-    low, high = options["crop_scale"]
-    if not 0 < low <= high <= 1:
-        raise SuperCMError(f"crop_scale={options['crop_scale']}: give two ascending numbers above 0 and up to 1.")
-    if any(size > stored for size, stored in zip(input_shape, sample_shape, strict=True)):
-        raise SuperCMError(f"image_size={input_shape[1]}: larger than the images, {sample_shape[1:]}.")
-
-
-def augmentations_of(
-    options: AugmentOptions, normalization: Normalization, input_shape: tuple[int, ...], sample_shape: tuple[int, ...]
-) -> tuple[WeakAugmentation, StrongAugmentation]:
-    """The weak and the strong view; the arguments are those of `check_augment_options`."""
-    crop, flip, shift = options["crop"], options["flip"], options["shift"]
-    cropped = sample_shape != input_shape or crop == "resized"
-    cut = _CROPS[crop]((input_shape[1], input_shape[2]), options["crop_scale"]) if cropped else None
-    weak = WeakAugmentation(normalization, flip, shift, options["noise"], cut)
-    return weak, StrongAugmentation(normalization, flip, shift, crop=cut)
-
-
 _CROPS: Mapping[str, Callable[[tuple[int, int], tuple[float, float]], Crop]] = {
     "resized": RandomResizedCrop,
     "random": lambda size, _: RandomCrop(size),
     "center": lambda size, _: CenterCrop(size),
 }
+
+
+def augmentations_of(
+    options: AugmentOptions, normalization: Normalization, input_shape: tuple[int, ...], sample_shape: tuple[int, ...]
+) -> tuple[WeakAugmentation, StrongAugmentation]:
+    """The weak and the strong view of stored images (C, H, W); an unknown option or one out of range is an error."""
+    known = AugmentOptions.__annotations__
+    if unexpected := set(options) - set(known):
+        raise SuperCMError(f"target_augment: {min(unexpected)!r} is none of its options {', '.join(known)}.")
+    crop, scale = options["crop"], options["crop_scale"]
+    flip, shift, noise = options["flip"], options["shift"], options["noise"]
+    check_weak_options(input_shape, shift, noise, normalization.mean, normalization.std)
+    check_choice(crop=(crop, _CROPS))
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise SuperCMError(f"crop_scale={scale}: give two ascending numbers above 0 and up to 1.")
+    if any(size > stored for size, stored in zip(input_shape, sample_shape, strict=True)):
+        raise SuperCMError(f"image_size={input_shape[1]}: larger than the images, {sample_shape[1:]}.")
+    cropped = sample_shape != input_shape or crop == "resized"
+    cut = _CROPS[crop]((input_shape[1], input_shape[2]), scale) if cropped else None
+    weak = WeakAugmentation(normalization, flip, shift, noise, cut)
+    return weak, StrongAugmentation(normalization, flip, shift, crop=cut)
