@@ -47,7 +47,7 @@ class Members(NamedTuple):
         It is the sample of its name and contents; else of its contents, which was renamed; else of its name, whose
         contents were changed.
         """
-        by_name, by_contents = _last(self.keys, others.keys), _last(self.marks, others.marks)
+        by_name, by_contents = last_place(self.keys, others.keys), last_place(self.marks, others.marks)
         kept = (by_name >= 0) & (np.append(self.marks, 0)[by_name] == others.marks)
         return np.where(kept | (by_contents < 0), by_name, by_contents)
 
@@ -56,7 +56,7 @@ class Members(NamedTuple):
         return np.array_equal(self, other)
 
 
-def _last(ours: Keys, theirs: Keys) -> Keys:
+def last_place(ours: Keys, theirs: Keys) -> Keys:
     """Last place of each number among ours, -1 where it is 0 or not there."""
     if not len(ours):
         return np.full(len(theirs), -1)

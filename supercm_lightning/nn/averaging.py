@@ -12,20 +12,11 @@ Warmup: TypeAlias = Literal["mean", "ratio"] | None
 
 
 def ema_decay(step: int, decay: float, warmup: Warmup = None) -> float:
-    """Decay of an exponential moving average at a step, smaller in the first steps if there is a warm-up.
+    """Decay of an exponential moving average at step t, smaller in the first steps if there is a warm-up.
 
-    Without a warm-up the average keeps the fraction decay^t of the weights that it started from, 37 % after 1,000 steps
-    with 0.999.
-
-    Args:
-        step: Number of the step t, at least 1 for `mean` and at least 0 for `ratio`.
-        decay: Decay after the warm-up, in [0, 1].
-        warmup: `mean`: min(decay, 1 − 1 / t), the plain mean of the first steps, as in Mean Teacher. `ratio`:
-            min(decay, (1 + t) / (10 + t)), a mean of about the last tenth of the steps, as in TensorFlow's
-            `ExponentialMovingAverage`. None: `decay`.
-
-    Returns:
-        The decay, in [0, 1].
+    `mean`: min(decay, 1 − 1 / t), the plain mean of the first steps, as in Mean Teacher, t at least 1. `ratio`:
+    min(decay, (1 + t) / (10 + t)), a mean of about the last tenth of the steps, as in TensorFlow. Without a warm-up the
+    average keeps the fraction decay^t of the weights that it started from, 37 % after 1,000 steps with 0.999.
 
     Examples:
         >>> ema_decay(4, decay=0.999, warmup="mean")
@@ -39,18 +30,7 @@ def ema_decay(step: int, decay: float, warmup: Warmup = None) -> float:
 
 
 def check_decay(decay: float, warmup: Warmup) -> None:
-    """Checks the options of an exponential moving average.
-
-    Args:
-        decay: Decay after the warm-up, in [0, 1); 1 is allowed with a warm-up.
-        warmup: Warm-up of the decay.
-
-    Raises:
-        SuperCMError: If `decay` is outside its range or `warmup` is unknown.
-
-    Examples:
-        >>> check_decay(0.999, "ratio")
-    """
+    """Checks the decay of an average, in [0, 1) or, with a warm-up, 1, and its warm-up."""
     check_choice(warmup=(warmup, ("mean", "ratio", None)))
     if not 0 <= decay <= 1 or (decay == 1 and warmup is None):
         raise SuperCMError(f"decay={decay}: must be in [0, 1); with 1 the average never changes.")
@@ -59,21 +39,18 @@ def check_decay(decay: float, warmup: Warmup) -> None:
 class Ema(nn.Module):
     """Exponential moving average of the weights of a module: average ← d · average + (1 − d) · weights.
 
-    The decay d is that of `ema_decay`. The copy is made by `copy.deepcopy`; its parameters receive no gradient. The
-    whole average is in `state_dict`, under `module`.
+    The copy is made by `copy.deepcopy`; its parameters receive no gradient. The whole average is in `state_dict`, under
+    `module`.
 
     Args:
         module: The module to follow.
-        decay: Decay after the warm-up, in [0, 1); 1 is allowed with a warm-up.
+        decay: Decay d after the warm-up, in [0, 1); 1 is allowed with a warm-up.
         warmup: Warm-up of the decay, `mean`, `ratio` or None; see `ema_decay`.
         average_buffers: Average the floating-point buffers too, such as the running statistics of batch norm. False:
             copy them. Other buffers are always copied.
 
     Attributes:
         module: The averaged copy.
-
-    Raises:
-        SuperCMError: If `decay` is outside its range or `warmup` is unknown.
 
     Examples:
         >>> student = nn.Linear(8, 2)
@@ -103,12 +80,7 @@ class Ema(nn.Module):
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
-        """Moves the average towards the present weights, without waiting for the device.
-
-        Args:
-            module: The module that is followed, of the same structure as the copy.
-            step: Number of this update; the warm-up depends on it.
-        """
+        """Moves the average towards the present weights, without waiting for the device; the warm-up goes by `step`."""
         averaged, copied = self._pairs(module)
         if averaged:
             torch._foreach_lerp_(*_columns(averaged), 1 - ema_decay(step, self.decay, self.warmup))
@@ -117,11 +89,7 @@ class Ema(nn.Module):
 
     @torch.no_grad()
     def reset(self, module: nn.Module) -> None:
-        """Starts again from the present weights and buffers of a module.
-
-        Args:
-            module: A module of the same structure as the copy.
-        """
+        """Starts again from the present weights and buffers of a module of the same structure."""
         averaged, copied = self._pairs(module)
         for average, live in averaged + copied:
             average.copy_(live)

@@ -27,20 +27,10 @@ _IMAGE_BACKBONES: dict[str, Callable[..., nn.Module]] = {
 
 
 class TimmBackbone(nn.Module):
-    """A model of timm without its classifier.
+    """A model of timm, with or without a tag of its weights in the name, without its classifier.
 
-    Args:
-        name: Name of the model in timm, with or without a tag of its weights.
-        input_shape: (C, H, W) of the images.
-        **kwargs: Arguments of `timm.create_model`, such as `pretrained=True` (downloads the weights).
-
-    Attributes:
-        model: timm's module.
-        num_features: Width of the output.
-
-    Raises:
-        SuperCMError: If the model does not take images of this shape or does not reduce them to vectors, or its
-            weights cannot be fetched.
+    Further arguments are those of `timm.create_model`, such as `pretrained=True`, which downloads the weights. A model
+    that does not take images (C, H, W) of this shape or does not reduce them to vectors is an error.
     """
 
     def __init__(self, name: str, input_shape: tuple[int, ...], **kwargs: Any) -> None:
@@ -76,19 +66,13 @@ class TimmBackbone(nn.Module):
 
 
 def build_backbone(name: str, input_shape: tuple[int, ...], **kwargs: Any) -> nn.Module:
-    """Builds a backbone by name.
+    """Builds a backbone by name: a module from (n, *input_shape) to (n, num_features), which is an attribute.
 
     Args:
         name: For images `small_cnn`, `wrn_28_2`, `wrn_28_8`, `resnet18_32` or any model of timm; for vectors `mlp` or
             `identity`.
-        input_shape: Shape of one input, (C, H, W) for images or (d,) for vectors.
+        input_shape: Shape of one input, (C, H, W) for images or (d,) for vectors; one that does not fit is an error.
         **kwargs: Arguments of the backbone's constructor. timm's models are untrained unless `pretrained=True`.
-
-    Returns:
-        A module that maps (n, *input_shape) to (n, num_features) and has the attribute `num_features`.
-
-    Raises:
-        SuperCMError: If the name is unknown or the backbone does not fit the shape of the inputs.
     """
     shape = tuple(input_shape)
     takes_vectors = name in _FEATURE_BACKBONES

@@ -12,9 +12,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     """Puts a module in eval mode; on leaving, every submodule returns to the mode it had.
 
     `module.train()` would not do: it would also wake the parts that a user froze in eval mode.
-
-    Args:
-        module: The module to evaluate.
     """
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
@@ -27,13 +24,10 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen_batch_norm_stats(module: nn.Module) -> Iterator[None]:
-    """Lets batch norm normalise by batch statistics without recording them.
+    """Lets batch norm of a module normalize by batch statistics without recording them.
 
     Running mean, running variance and `num_batches_tracked` stay untouched. Layers in eval mode keep using their
     running statistics.
-
-    Args:
-        module: The module whose batch norm layers (any dimension, synchronised, timm's with activation) are held.
     """
     layers = [part for part in module.modules() if isinstance(part, _BatchNorm)]
     tracked = [layer.track_running_stats for layer in layers]

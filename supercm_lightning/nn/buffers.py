@@ -10,13 +10,8 @@ from torch import Tensor, nn
 def resize_buffers(module: nn.Module, names: Iterable[str], state_dict: Mapping[str, Any], prefix: str = "") -> None:
     """Gives buffers the shapes that they have in a state dict, so that it loads into a module built for other data.
 
-    To be called from `_load_from_state_dict`, before that of the base class.
-
-    Args:
-        module: The module that has the buffers, itself or in a submodule.
-        names: Their names, with a dot for those of a submodule.
-        state_dict: The state dict that is about to be loaded.
-        prefix: Prefix of the module's entries.
+    To be called from `_load_from_state_dict`, before that of the base class. Names have a dot for buffers of a
+    submodule.
 
     Examples:
         >>> module = nn.BatchNorm1d(2)

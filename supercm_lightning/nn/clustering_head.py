@@ -20,16 +20,12 @@ class ClusteringHead(nn.Module):
         num_classes: Number of classes K.
         temperature: Softmax temperature of the assignments, > 0. The logits are not divided by it.
         counter: What c_k counts: `per_class`, the updates in which class k was present, or `global`, those in which any
-            class was (the published rule, which leaves a centroid short of its class mean by the steps in which its
-            class was absent).
+            class was (the published rule, which leaves centroids of classes that are often absent short of their mean).
 
     Attributes:
         linear: The classifier, with bias.
         centroids: μ, (K, d), zero until the class is first seen.
         updates: c, (K,), int64.
-
-    Raises:
-        ValueError: If the temperature is not positive or the counter is unknown.
 
     Source: Singh et al., "SuperCM: Revisiting Clustering for Semi-Supervised Learning", ICASSP 2025.
     """
@@ -63,14 +59,10 @@ class ClusteringHead(nn.Module):
 
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor) -> None:
-        """Moves the centroids of the classes present in a batch; the others stay.
+        """Moves the centroids of the classes present in a batch of features (n, d) and labels (n,); the others stay.
 
-        In a distributed run this is a collective call: every process passes its own samples, all hold the centroids of
-        the whole batch.
-
-        Args:
-            features: Features, (n, d).
-            labels: Labels, (n,), integer. Rows outside [0, K), such as -1 for unknown, are ignored.
+        Labels outside [0, K), such as -1 for unknown, are ignored. In a distributed run this is a collective call:
+        every process passes its own samples, all hold the centroids of the whole batch.
         """
         with torch.autocast(features.device.type, enabled=False):
             totals = sum_over_ranks(class_totals(features, labels, len(self.centroids)))
@@ -87,15 +79,9 @@ class ClusteringHead(nn.Module):
 
 
 def class_totals(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Sum of the features and number of the samples of each class.
+    """Sums of the features (n, d) of each class and, in the last column, their numbers, (K, d + 1), float32 or wider.
 
-    Args:
-        features: Features, (n, d).
-        labels: Labels, (n,), integer. Rows outside [0, K) are ignored.
-        num_classes: Number of classes K.
-
-    Returns:
-        (K, d + 1), in float32 or wider: the sums, and in the last column the counts.
+    Samples whose label (n,) is outside [0, K) are ignored.
     """
     features = features.to(torch.promote_types(features.dtype, torch.float32))
     members = (labels == torch.arange(num_classes, device=labels.device)[:, None]).to(features.dtype)
@@ -107,14 +93,7 @@ HeadT = TypeVar("HeadT", bound=nn.Module)
 
 
 def initialize_head(head: HeadT, init: Literal["default", "xavier"]) -> HeadT:
-    """Initializes the linear layers of a head.
-
-    Args:
-        head: The head.
-        init: `default`: leave PyTorch's initialization; `xavier`: Xavier-normal weights and zero bias.
-
-    Returns:
-        The head.
+    """Initializes the linear layers of a head, `xavier`: Xavier-normal weights and zero bias, `default`: PyTorch's.
 
     Examples:
         >>> initialize_head(nn.Linear(4, 3), "xavier").bias.tolist()

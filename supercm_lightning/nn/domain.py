@@ -18,14 +18,7 @@ class _Reverse(torch.autograd.Function):
 
 
 def reverse_gradient(x: Tensor, scale: float) -> Tensor:
-    """The identity, whose gradient is multiplied by −`scale`.
-
-    Args:
-        x: Any tensor.
-        scale: λ >= 0.
-
-    Returns:
-        The values of `x`.
+    """The identity of a tensor, whose gradient is multiplied by −`scale`, λ >= 0.
 
     Source: Ganin and Lempitsky, "Unsupervised Domain Adaptation by Backpropagation", ICML 2015.
     """
@@ -33,12 +26,7 @@ def reverse_gradient(x: Tensor, scale: float) -> Tensor:
 
 
 class DomainDiscriminator(nn.Sequential):
-    """Two hidden layers with batch norm and ReLU, and one logit: large for source samples.
-
-    Args:
-        in_features: Width of the input.
-        hidden_features: Width of the hidden layers.
-    """
+    """Two hidden layers with batch norm and ReLU, and one logit: large for source samples."""
 
     def __init__(self, in_features: int, hidden_features: int = 1024) -> None:
         layers: list[nn.Module] = []
@@ -48,18 +36,10 @@ class DomainDiscriminator(nn.Sequential):
 
 
 class MultilinearMap(nn.Module):
-    """The product of features and class probabilities that CDAN's discriminator sees.
+    """The product of features (n, d) and class probabilities (n, K) that CDAN's discriminator sees.
 
-    The outer product f ⊗ p, flattened, or its random sketch (R_f f) ⊙ (R_p p) / √m where that is too wide. The random
-    matrices are buffers: a checkpoint keeps them.
-
-    Args:
-        in_features: Width d of the features.
-        num_classes: Number of classes K.
-        random_features: Width m of the sketch; None: the full product of width d · K.
-
-    Attributes:
-        out_features: Width of the output.
+    The outer product f ⊗ p, flattened, or its random sketch (R_f f) ⊙ (R_p p) / √m of m `random_features` where that is
+    too wide. The random matrices are buffers: a checkpoint keeps them. `out_features` is d · K or m.
 
     Source: Long et al., "Conditional Adversarial Domain Adaptation", NeurIPS 2018.
     """

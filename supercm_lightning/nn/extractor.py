@@ -25,8 +25,7 @@ class FrozenExtractor(nn.Module):
     same.
 
     Args:
-        backbone: Any model of timm, with or without a tag of its weights, or `small_cnn`, `wrn_28_2`, `wrn_28_8`,
-            `resnet18_32`.
+        backbone: Any model of timm, or `small_cnn`, `wrn_28_2`, `wrn_28_8`, `resnet18_32`.
         pretrained: Use timm's weights, fetched unless cached, where there is no checkpoint.
         checkpoint: Local file of weights, or None.
         options: Arguments of the backbone's constructor.
@@ -38,10 +37,6 @@ class FrozenExtractor(nn.Module):
         weights: Hash of the weights, 16 hexadecimal digits.
         settings: `input_size`, `interpolation`, `mean`, `std`, `crop_pct` and `crop_mode`, as timm calls them.
         resized: Length of the shorter side before the crop.
-
-    Raises:
-        MissingFileError: If the checkpoint is missing.
-        SuperCMError: If it is not of this backbone, an option is missing, or weights cannot be fetched.
 
     Examples:
         >>> extractor = FrozenExtractor("small_cnn", pretrained=False, image_size=16)

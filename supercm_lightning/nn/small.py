@@ -8,17 +8,10 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 
 class SmallCNN(nn.Module):
-    """Three convolutions and a linear layer for images of 8x8 to 32x32, quick on a CPU.
+    """Three convolutions and a linear layer for images (C, H, W) of 8x8 to 32x32, quick on a CPU.
 
     The image is halved two times, and a third time if it is larger than 16x16: 8x8 ends at 2x2, 28x28 and 32x32 at 4x4.
     The flattened positions, not their average, enter the linear layer: where strokes lie tells digits apart.
-
-    Args:
-        input_shape: (C, H, W) of the images.
-        num_features: Width of the output.
-
-    Attributes:
-        num_features: Width of the output.
     """
 
     def __init__(self, input_shape: tuple[int, int, int], num_features: int = 128) -> None:
@@ -54,12 +47,6 @@ class SmallCNN(nn.Module):
 class ResNet18(ResNet):
     """ResNet-18 for images of about 32x32: a 3x3 stem of stride 1 and no max-pooling, so that detail survives.
 
-    Args:
-        in_channels: Channels of the images.
-
-    Attributes:
-        num_features: Width of the output, 512.
-
     Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, with the stem that CIFAR images need.
     """
 
@@ -80,9 +67,6 @@ class MLP(nn.Module):
         hidden_features: Width of the hidden layer; None: there is none.
         num_features: Width of the output.
         dropout: Probability that an input of a layer, or a feature of the output, is set to zero.
-
-    Attributes:
-        num_features: Width of the output.
     """
 
     def __init__(
@@ -105,14 +89,7 @@ class MLP(nn.Module):
 
 
 class Identity(nn.Identity):
-    """Passes frozen features on as they are, so that the head is all there is to train.
-
-    Args:
-        in_features: Width of the input.
-
-    Attributes:
-        num_features: Width of the output, that of the input.
-    """
+    """Passes frozen features on as they are, so that the head is all there is to train."""
 
     def __init__(self, in_features: int) -> None:
         super().__init__()

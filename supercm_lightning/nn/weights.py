@@ -19,16 +19,9 @@ _GROUPS = ("blocks", "stages", "layers")
 def load_backbone_weights(backbone: nn.Module, path: Path) -> None:
     """Loads the weights of a backbone from a file; nothing but tensors and plain values is unpickled.
 
-    A classifier in a file of timm is dropped.
-
-    Args:
-        backbone: The backbone.
-        path: A checkpoint of a method of this library, a state dict of the backbone, or a file of timm's model
-            (`.pth`, `.bin`, `.safetensors`).
-
-    Raises:
-        MissingFileError: If there is no such file.
-        SuperCMError: If the file cannot be read, or its weights do not fit the backbone.
+    The file is a checkpoint of a method of this library, a state dict of the backbone, or a file of timm's model
+    (`.pth`, `.bin`, `.safetensors`), of which a classifier is dropped. One that cannot be read or does not fit is an
+    error.
 
     Examples:
         >>> import tempfile
@@ -63,19 +56,7 @@ def load_backbone_weights(backbone: nn.Module, path: Path) -> None:
 
 
 def check_weights(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Checks that the weights of the network in a checkpoint are finite numbers, and of the shapes of a model's.
-
-    Args:
-        state: Weights of the checkpoint by name.
-        own: Those of the model.
-
-    Raises:
-        SuperCMError: If they are not; the message names the first that differs.
-
-    Examples:
-        >>> import torch
-        >>> check_weights({"head.weight": torch.ones(2)}, {"head.weight": torch.zeros(2)})
-    """
+    """Checks that the network's weights in a checkpoint are finite, and of the shapes of a model's `own`."""
     for name in (name for name in {**own, **state} if name.startswith((_PREFIX, "bottleneck.", "head."))):
         saved, ours = (tuple(at[name].shape) if name in at else None for at in (state, own))
         if saved != ours:
@@ -134,9 +115,6 @@ def freeze_stages(backbone: nn.Module, freeze: Literal["none", "all"] | int) -> 
 
     Returns:
         The frozen modules. Batch norm in them still follows the data in training mode; keep them in evaluation mode.
-
-    Raises:
-        SuperCMError: If N is negative or larger than the number of stages.
 
     Examples:
         >>> from supercm_lightning.nn import build_backbone

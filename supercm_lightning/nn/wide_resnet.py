@@ -10,15 +10,7 @@ _Norm = Callable[[int], nn.Module]
 
 
 class _Block(nn.Module):
-    """A pre-activation residual block.
-
-    Args:
-        in_channels: Channels of the input.
-        channels: Channels of the output.
-        stride: Stride of the first convolution.
-        activate_before_residual: Give the shortcut the normalized and activated input instead of the raw one.
-        norm: Makes batch norm and activation for a number of channels.
-    """
+    """A pre-activation residual block; `norm` makes batch norm and activation for a number of channels."""
 
     def __init__(
         self, in_channels: int, channels: int, stride: int, activate_before_residual: bool, norm: _Norm
@@ -48,17 +40,11 @@ class WideResNet(nn.Module):
 
     Args:
         depth: Number of layers, 6 · blocks per group + 4.
-        width: Factor on the widths 16, 32, 64 of the three groups.
+        width: Factor on the widths 16, 32, 64 of the three groups; `num_features` is 64 · width.
         in_channels: Channels of the images, of any size from 4x4.
         batch_norm_momentum: Fraction of a batch in the running statistics. The published SuperCM has PyTorch's 0.1,
             FixMatch and its relatives 0.001.
         batch_norm_eps: Added to the variance; likewise 1e-5 and 0.001.
-
-    Attributes:
-        num_features: Width of the output, 64 · width.
-
-    Raises:
-        ValueError: If no whole number of blocks gives the depth.
 
     Source: Zagoruyko and Komodakis, "Wide Residual Networks", BMVC 2016; Oliver et al., "Realistic Evaluation of Deep
     Semi-Supervised Learning Algorithms", NeurIPS 2018.

@@ -46,12 +46,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def local_file(path: str | Path) -> Path:
-    """The file that `ckpt_path` names.
-
-    Raises:
-        MissingFileError: If there is no such file.
-        SuperCMError: If it is a URL or a folder.
-    """
+    """The file that `ckpt_path` names; a missing one, a URL and a folder are errors."""
     if "://" in str(path):
         raise SuperCMError(f"ckpt_path={path}: checkpoints are read from files alone. Download it and give its path.")
     file = Path(path).expanduser()
@@ -63,12 +58,7 @@ def local_file(path: str | Path) -> Path:
 
 
 def checkpoint_of(path: str | Path) -> Path:
-    """A checkpoint: a file, or the best one of a run's folder by its summary, else the newest there.
-
-    Raises:
-        MissingFileError: If there is none.
-        SuperCMError: If the path is a URL.
-    """
+    """A checkpoint: a file, or the best one of a run's folder by its summary, else the newest there."""
     run = Path(path).expanduser()
     if not run.is_dir():
         return local_file(path)
@@ -87,13 +77,8 @@ def checkpoint_of(path: str | Path) -> Path:
 def read_checkpoint(path: str | Path, mmap: bool = True) -> dict[str, Any]:
     """The contents of a checkpoint, after its checksums (about half a second for each GB) were compared.
 
-    Args:
-        path: The file.
-        mmap: Whether tensors stay in the file until they are used.
-
-    Raises:
-        MissingFileError: If there is no such file.
-        SuperCMError: If it is damaged, no checkpoint, or holds more than tensors, numbers and strings.
+    With `mmap` tensors stay in the file until they are used. A file that is damaged, no checkpoint, or holds more than
+    tensors, numbers and strings is an error.
     """
     file = local_file(path)
     try:
@@ -118,12 +103,7 @@ def read_checkpoint(path: str | Path, mmap: bool = True) -> dict[str, Any]:
 def check_classes(path: str | Path, options: Any) -> None:
     """Checks that the options in a checkpoint name no class that would be imported because of it.
 
-    Args:
-        path: The checkpoint, for the message.
-        options: Its hyper-parameters.
-
-    Raises:
-        SuperCMError: If they name a class that is neither of this package nor one that was imported before.
+    Classes of this package, and networks that were imported before, are allowed; `path` is for the message.
 
     Examples:
         >>> check_classes("a.ckpt", {"backbone": {"class_path": "torch.nn.Flatten"}})
@@ -148,16 +128,7 @@ def _is_known(name: str) -> bool:
 
 
 def check_method(path: str | Path, options: Mapping[str, Any], class_path: str) -> None:
-    """Checks that the options in a checkpoint are those of a method.
-
-    Args:
-        path: The checkpoint, for the message.
-        options: Its hyper-parameters.
-        class_path: Class of the method, with or without its module.
-
-    Raises:
-        SuperCMError: If they name another class.
-    """
+    """Checks that the options in a checkpoint are those of a method, named with or without its module."""
     saved = options.get("_class_path")
     if saved is not None and str(saved).rpartition(".")[2] != class_path.rpartition(".")[2]:
         raise SuperCMError(f"ckpt_path={path}: a checkpoint of {saved}, but the model is {class_path}.")
@@ -168,16 +139,10 @@ def _is_name(key: Any) -> bool:
 
 
 def newest_checkpoint(run: Path, elsewhere: Iterable[Path] = ()) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint from which a run can be resumed.
+    """The newest checkpoint from which a run can be resumed, and its contents; None: there is none.
 
-    Files that cannot be read, those with weights alone, and those of other runs in a shared folder are passed over.
-
-    Args:
-        run: The run's folder; its own checkpoints are in its subfolder `checkpoints`.
-        elsewhere: Further folders that the run saved to.
-
-    Returns:
-        The file and its contents; None: there is none.
+    It is below the run's folder, in `checkpoints`, or in further folders that the run saved to. Files that cannot be
+    read, those with weights alone, and those of other runs in a shared folder are passed over.
     """
     own = run / "checkpoints"
     files = {file for folder in (own, *elsewhere) for file in folder.glob("*.ckpt")}

@@ -7,12 +7,7 @@ from torch import Tensor, distributed
 
 
 def world_size() -> int:
-    """Number of processes of the run.
-
-    Examples:
-        >>> world_size()
-        1
-    """
+    """Number of processes of the run."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
@@ -40,13 +35,9 @@ def from_rank_zero(value: Tensor) -> Tensor:
 
 # ----------------------------------------------------------------------------------------------------------- gathers
 def all_gather_samples(samples: Tensor) -> Tensor:
-    """Concatenates the samples of all processes.
+    """Samples of all processes in the order of the ranks, (world · n, …), on every one, without gradient.
 
-    Args:
-        samples: Samples of this process, (n, …), with the same n on every process.
-
-    Returns:
-        The samples in the order of the ranks, (world · n, …), on every process, without gradient.
+    Every process gives the same number n.
     """
     samples = samples.detach()
     if world_size() == 1:
@@ -84,15 +75,7 @@ def rank_slice() -> slice:
 
 
 def all_gather_shards(samples: Tensor, total: int) -> Tensor:
-    """Puts the round-robin shards of all processes together.
-
-    Args:
-        samples: Samples of this process's shard, those at `rank_slice()`.
-        total: Number of samples of all processes.
-
-    Returns:
-        All samples in their order, (total, …), on every process, without gradient.
-    """
+    """All samples in their order, (total, …), on every process, of the shards at `rank_slice()`; without gradient."""
     if world_size() == 1:
         return samples.detach()
     whole = samples.new_zeros(total, *samples.shape[1:])
@@ -102,13 +85,7 @@ def all_gather_shards(samples: Tensor, total: int) -> Tensor:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Collects an object of every process on the first one.
-
-    Args:
-        value: What this process contributes; it is pickled.
-
-    Returns:
-        The objects in the order of the ranks on the first process, an empty list on the others.
+    """Objects of all processes in the order of the ranks, on the first one; they are pickled. Others get none.
 
     Examples:
         >>> gather_objects({"image.png": 3})

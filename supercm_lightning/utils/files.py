@@ -10,16 +10,9 @@ from zipfile import BadZipFile, ZipFile
 def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], Any]) -> None:
     """Writes a file beside its place and renames it: readers see the old file or the new one, never half of one.
 
-    Folders that do not exist are made. The contents are on the disk before the rename, so that a loss of power leaves
-    no empty file. If writing fails, the old file stays and nothing else is left.
-
-    Args:
-        path: The file; it is replaced if it exists.
-        content: Text (written as UTF-8 with its line ends unchanged), bytes, or a function that writes to a binary
-            stream.
-
-    Raises:
-        OSError: If the file cannot be written.
+    Folders that do not exist are made. The contents (text in UTF-8, bytes, or a function that writes to a binary
+    stream) are on the disk before the rename, so that a loss of power leaves no empty file. If writing fails, the old
+    file stays and nothing else is left.
 
     Examples:
         >>> import tempfile
@@ -46,11 +39,7 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], Any
 
 
 def check_sums(file: Path) -> None:
-    """Compares the checksums of a file of `torch.save` with its contents; torch itself does not.
-
-    Raises:
-        BadZipFile: If they differ, or the file is no such file.
-    """
+    """Compares the checksums of a file of `torch.save` with its contents; torch itself does not."""
     with ZipFile(file) as archive:
         if damaged := archive.testzip():
             raise BadZipFile(f"{damaged} does not have its checksum")

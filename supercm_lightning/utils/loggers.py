@@ -7,11 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def logger_level(level: int, *names: str) -> Iterator[None]:
-    """Sets the level of loggers, and gives them their own back.
-
-    Args:
-        level: The level, such as `logging.ERROR`.
-        *names: Names of the loggers.
+    """Sets the level of named loggers, and gives them their own back.
 
     Examples:
         >>> with logger_level(logging.ERROR, "lightning.pytorch"):

@@ -20,13 +20,7 @@ class MissingFileError(SuperCMError, FileNotFoundError):
 
 
 def user_error(error: BaseException) -> SuperCMError | None:
-    """The `SuperCMError` among an exception and its causes, without the traceback that a loader's worker puts into it.
-
-    Args:
-        error: The exception.
-
-    Returns:
-        The error; None: there is none, and the exception needs its traceback.
+    """The `SuperCMError` among an exception and its causes, without the traceback that a loader's worker adds, or None.
 
     Examples:
         >>> try:
@@ -47,13 +41,7 @@ def user_error(error: BaseException) -> SuperCMError | None:
 
 
 def check_choice(**options: tuple[Any, Iterable[Any]]) -> None:
-    """Checks options against their allowed values.
-
-    Args:
-        **options: For each option its value and the allowed values.
-
-    Raises:
-        SuperCMError: If a value is not allowed.
+    """Checks options, each given with its allowed values; the error names the option and the values.
 
     Examples:
         >>> check_choice(solver=("exact", ("exact", "sinkhorn")))
@@ -64,15 +52,7 @@ def check_choice(**options: tuple[Any, Iterable[Any]]) -> None:
 
 
 def check_range(low: float, high: float = math.inf, **options: float | None) -> None:
-    """Checks numbers against a closed range; None passes.
-
-    Args:
-        low: Smallest allowed value.
-        high: Largest allowed value.
-        **options: The options and their values.
-
-    Raises:
-        SuperCMError: If a value lies outside, or is not a number.
+    """Checks that options lie in a closed range; None passes, and what is not a number does not.
 
     Examples:
         >>> check_range(0, 1, threshold=0.95, ramp_up=None)
@@ -84,13 +64,7 @@ def check_range(low: float, high: float = math.inf, **options: float | None) -> 
 
 
 def check_positive(**options: float | None) -> None:
-    """Checks that numbers are larger than zero; None passes.
-
-    Args:
-        **options: The options and their values.
-
-    Raises:
-        SuperCMError: If a value is not positive.
+    """Checks that options are larger than zero; None passes.
 
     Examples:
         >>> check_positive(lr=1e-3)
@@ -101,13 +75,7 @@ def check_positive(**options: float | None) -> None:
 
 
 def check_decay(**options: float) -> None:
-    """Checks decays of running means against [0, 1).
-
-    Args:
-        **options: The options and their values.
-
-    Raises:
-        SuperCMError: If a value lies outside.
+    """Checks that decays of running means lie in [0, 1).
 
     Examples:
         >>> check_decay(teacher_decay=0.99)

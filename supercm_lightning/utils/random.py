@@ -10,13 +10,7 @@ if TYPE_CHECKING:
 
 
 def seed_of(*key: int | str) -> int:
-    """A seed that depends on `key` alone.
-
-    Args:
-        *key: Numbers and names, such as (seed, "weak", step, rank).
-
-    Returns:
-        The seed, in [0, 2^63).
+    """A seed in [0, 2^63) that depends on `key` alone, numbers and names such as (seed, "weak", step, rank).
 
     Examples:
         >>> seed_of(0, "weak", 3) == seed_of(0, "weak", 3) != seed_of(0, "weak", 4)
@@ -27,14 +21,7 @@ def seed_of(*key: int | str) -> int:
 
 
 def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator whose stream depends on `key` alone.
-
-    Args:
-        *key: Numbers and names, such as (seed, "weak", step, rank).
-        device: Device of the generator.
-
-    Returns:
-        The generator, freshly seeded.
+    """A generator on a device whose stream depends on `key` alone, as in `seed_of`.
 
     Examples:
         >>> one, other = (torch.rand(3, generator=generator(0, "weak", 3)) for _ in range(2))
@@ -45,14 +32,9 @@ def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Gene
 
 
 def run_seed(trainer: "Trainer | None") -> int:
-    """Seed of the run, the same on every rank and after a resume.
+    """Seed of the run, the same on every rank and after a resume: that of the trainer's `SeedOwner`.
 
-    Args:
-        trainer: The trainer of the run; None: there is none.
-
-    Returns:
-        The seed that the trainer's `SeedOwner` holds; where there is none (a module of another library, or no run yet),
-        the seed of torch's generator.
+    Where there is none (a module of another library, or no run yet), it is the seed of torch's generator.
 
     Examples:
         >>> _ = torch.manual_seed(7)

@@ -13,23 +13,10 @@ MACHINE = ("backbone_checkpoint", "channels_last", "compile")
 def agreed_options(
     section: str, given: Mapping[str, Any], saved: Mapping[str, Any], resumed: bool, path: Any
 ) -> dict[str, Any]:
-    """The options of a checkpoint, where those that are given agree with them.
+    """The options of a checkpoint, where those that are given for a section, `model` or `data`, agree with them.
 
     When a training is resumed, weights, rates and thresholds may change: options of a method that are fractional
-    numbers on both sides take effect.
-
-    Args:
-        section: `model` or `data`, for the message.
-        given: Options that the user gave.
-        saved: Options of the checkpoint.
-        resumed: Whether a training is resumed.
-        path: The checkpoint, for the message.
-
-    Returns:
-        The options of the checkpoint without those that may be, and are, given otherwise.
-
-    Raises:
-        SuperCMError: If one that may not be changed is given otherwise; the message has both values.
+    numbers on both sides take effect. Options that may be, and are, given otherwise are left out; others are an error.
 
     Examples:
         >>> agreed_options("model", {"beta": 9.0}, {"beta": 1.0, "backbone": "mlp"}, resumed=True, path="a.ckpt")

@@ -29,15 +29,7 @@ def is_dry_run(trainer: Trainer) -> bool:
 
 
 def check_trainer(trainer: Trainer, name: str) -> None:
-    """Refuses strategies and precisions with which buffers and averages would be wrong.
-
-    Args:
-        trainer: The trainer.
-        name: What asks, a method or a callback, for the message.
-
-    Raises:
-        SuperCMError: If the strategy shards the model, or the weights themselves are in half precision.
-    """
+    """Refuses strategies and precisions with which buffers and averages of a method or callback would be wrong."""
     if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
         raise SuperCMError(
             f"trainer.strategy: {type(trainer.strategy).__name__} shards the model, but {name} keeps state of the "

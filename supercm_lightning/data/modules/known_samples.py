@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from supercm_lightning.data.manifest import SIDES, Manifest
+from supercm_lightning.data.manifest import SIDES, Manifest, last_place
 from supercm_lightning.data.modules.pipeline import ViewPipeline
 from supercm_lightning.data.sources.base import Source
 from supercm_lightning.data.sources.images import is_rank_zero
@@ -61,15 +61,16 @@ class KnownSamples(ViewPipeline):
         saved, by_name = self._saved or read, train.is_named and not self.source.is_fixed
         strata = domain_strata(train.labels, self.source.train_sizes, self.num_classes)
         split = split_of(train, strata, self.hparams, held_out, by_name, saved)
-        counts = {s: len(getattr(split, s)) for s in ("labeled", *held_out)}
-        known = int((train.labels >= 0).sum())
-        self._drawn = {"seed": split.seed, "known": known, "counts": counts}
-        if read is not None:
+        samples = split.samples(train)
+        if read is None:
+            counts = {s: len(getattr(split, s)) for s in ("labeled", *held_out)}
+            self._drawn = {"seed": split.seed, "known": int((train.labels >= 0).sum()), "counts": counts}
+            if file is not None and is_rank_zero():
+                self._manifest(samples).write(file, train)
+        else:
             self._drawn = {"seed": read.seed, "known": read.known, "counts": read.counts}
             if train.is_named:
-                self._report(read, Manifest.of(split.samples(train)), split.samples(train))
-        if file is not None and read is None and is_rank_zero():
-            self._manifest(split.samples(train)).write(file, train)
+                self._report(read, Manifest.of(samples), samples)
         return split
 
     def _manifest(self, samples: Mapping[str, Samples]) -> Manifest:
@@ -185,14 +186,10 @@ class KnownSamples(ViewPipeline):
 
     def _copies(self, members: Manifest, split: str, other: str) -> list[str]:
         ours, theirs = members[split], members[other]
-        shared = (ours.marks != 0) & np.isin(ours.marks, theirs.marks) & ~np.isin(ours.keys, theirs.keys)
-        order, found = theirs.marks.argsort(kind="stable"), []
-        for place in shared.nonzero()[0].tolist():
-            twin = int(order[np.searchsorted(theirs.marks, ours.marks[place], sorter=order)])
-            one, two = self._names(split, [place]), self._names(other, [twin])
-            if filecmp.cmp(one, two, shallow=False):
-                found.append(f"{one} = {two}")
-        return found
+        twins = last_place(theirs.marks, ours.marks)
+        places = ((twins >= 0) & ~np.isin(ours.keys, theirs.keys)).nonzero()[0]
+        pairs = [(self._names(split, [place]), self._names(other, [twins[place]])) for place in places]
+        return [f"{one} = {two}" for one, two in pairs if filecmp.cmp(one, two, shallow=False)]
 
 
 def _same_sides(one: Manifest, other: Manifest, held_out: Mapping[str, int | float]) -> bool:

@@ -54,16 +54,23 @@ class FeatureSource(Source):
         """Opens a set and compares it with the first of `train`; its classes are numbered as there, by name."""
         store, names = self._open(split, part)
         option, first = self.options.get(split, split), self.options.get("train", "train")
-        if tuple(store.data.shape[1:]) != self.sample_shape:
-            raise SuperCMError(
-                f"{option}: features of shape {tuple(store.data.shape[1:])}, but {first} has {self.sample_shape}."
-            )
-        check_origin(option, store.origin, first, self.origin)
+        self._check(option, store, f"{first} has")
         if names != self.class_names and self.labels.get(split) != "never" and bool((store.labels >= 0).any()):
             store.labels = _renumbered(store.labels, names, self.class_names, option, first)
         if split in ("val", "test"):
             store.weak = store.strong = None  # evaluation reads clean features
         return store
+
+    def _check(self, option: str, store: FeatureStore, other: str) -> None:
+        """Checks that features are of the shape and, as far as their file says, of the network of the others."""
+        if (shape := tuple(store.data.shape[1:])) != self.sample_shape:
+            raise SuperCMError(f"{option}: features of shape {shape}, but {other} {self.sample_shape}.")
+        for name in store.origin.keys() & self.origin.keys():
+            if (found := store.origin[name]) != self.origin[name]:
+                raise SuperCMError(
+                    f"{option}: features of {name} {found}, and {other} those of {name} {self.origin[name]}; write all "
+                    "files with one network."
+                )
 
     def read(self) -> dict[str, Store]:
         """Opens the files; their features are read when they are fetched."""
@@ -83,12 +90,7 @@ class FeatureSource(Source):
     def read_new(self, path: Path, preprocessing: Mapping[str, Any]) -> FeatureStore:
         """Opens a file of further features; `mean` and `std` of the preprocessing, if any, are taken out."""
         store, _ = read_features("predict_on", path, labels="never")
-        if tuple(store.data.shape[1:]) != self.sample_shape:
-            raise SuperCMError(
-                f"predict_on={path}: features of shape {tuple(store.data.shape[1:])}, but the model was trained on "
-                f"{self.sample_shape}."
-            )
-        check_origin(f"predict_on={path}", store.origin, self.options.get("train", "train"), self.origin)
+        self._check(f"predict_on={path}", store, "the model was trained on")
         store.weak = store.strong = None
         if "mean" in preprocessing:
             store.standardization = torch.tensor(preprocessing["mean"]), torch.tensor(preprocessing["std"])
@@ -110,16 +112,6 @@ def _common_views(labeled: Sequence[FeatureStore], unlabeled: Sequence[FeatureSt
                 "training with the same weak_views and strong_views."
             )
     return views
-
-
-def check_origin(option: str, found: Mapping[str, str], other: str, expected: Mapping[str, str]) -> None:
-    """Checks that features of `option` are of one network with those of `other`, as far as their files say."""
-    for name in found.keys() & expected.keys():
-        if found[name] != expected[name]:
-            raise SuperCMError(
-                f"{option}: features of {name} {found[name]}, and {other} has those of {name} {expected[name]}; write "
-                "all files with one network."
-            )
 
 
 def _renumbered(
