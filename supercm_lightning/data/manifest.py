@@ -130,7 +130,8 @@ class Manifest:
     def state(self) -> dict[str, Any]:
         """Plain values and tensors, compressed: numbers of samples without names take next to no space."""
         about = {name: value for name, value in vars(self).items() if name not in ("splits", "origin")}
-        splits = {s: {name: _pack(array) for name, array in part._asdict().items()} for s, part in self.splits.items()}
+        names = ("keys", "labels", "marks")
+        splits = {s: dict(zip(names, map(_pack, part), strict=True)) for s, part in self.splits.items()}
         return about | {"splits": splits}
 
     @classmethod
