@@ -220,6 +220,8 @@ class SuperCMCLI(LightningCLI):
             rank_zero_info(f"The run's folder is {self.trainer.log_dir}")
             if Path(self.trainer.log_dir or "", "gallery.png").is_file():
                 rank_zero_info("Its gallery.png shows images of each class or cluster.")
+            if isinstance(self.model, methods.Clusterer):
+                rank_zero_info(f"The cluster of each sample: supercm predict --run {self.trainer.log_dir}")
 
     def _compare_with_floor(self) -> None:
         """Says so where the run ends below what `supercm-baselines` reached on its data."""
@@ -285,8 +287,8 @@ def main(args: ArgsType = None) -> None:
     try:
         with errors_in_one_line():
             if isinstance(given, list) and given[0] == "predict" and any(re.match("--run(=|$)", one) for one in given):
-                predict_files.main(given[1:])
-            else:
+                args = predict_files.main(given[1:])
+            if args or args is None:
                 run(args)
     except SIGTERMException:
         sys.exit(128 + signal.SIGTERM)  # Lightning means 0, with which a script would go on

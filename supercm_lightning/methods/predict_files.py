@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from supercm_lightning.callbacks.evaluation.prediction_writer import write_table
+from supercm_lightning.callbacks.evaluation.prediction_writer import cluster_columns, has_clusters, write_table
 from supercm_lightning.data.sources.folder import images_under
 from supercm_lightning.data.sources.npz import load_npz
 from supercm_lightning.methods.prediction import Prediction, load_model
+from supercm_lightning.utils.checkpoints import checkpoint_of
 from supercm_lightning.utils.files import write_atomically
 from supercm_lightning.utils.options import MissingFileError, SuperCMError
 from supercm_lightning.utils.parser import CommandParser
@@ -23,11 +24,12 @@ def predict_files(
     probabilities: bool = False,
     weights: str | Path | None = None,
     model: str | None = None,
+    names: str | Path | None = None,
 ) -> Path:
     """Predicts images or features without the data of the training, and writes a table.
 
     The table has a line for each image or row of features: `file`, `class` and `confidence`, then `class_2`,
-    `confidence_2` and so on.
+    `confidence_2` and so on. A method without labels gives `cluster` in place of `class`.
 
     Args:
         run: Folder of a run, whose best checkpoint is taken, or a checkpoint.
@@ -37,6 +39,8 @@ def predict_files(
         probabilities: Adds a column `p_<class>` for every class.
         weights: For images and a model that reads features: file of weights of the network that gave them.
         model: Name or path of the method's class; None: that of the checkpoint.
+        names: Table with the columns `file` and `class`, some of the files, which name the clusters in a column
+            `class`; prints which clusters have no name, and which classes are split.
 
     Returns:
         The table.
@@ -64,8 +68,10 @@ def predict_files(
         columns[f"class{suffix}"] = [one.classes[place] for one in found]
         columns[f"confidence{suffix}"] = [one.confidences[place] for one in found]
     if probabilities:
-        names = predictor.preparation.class_names or range(predictor.num_classes)
-        columns |= {f"p_{name}": [float(one.probabilities[k]) for one in found] for k, name in enumerate(names)}
+        classes = predictor.preparation.class_names or range(predictor.num_classes)
+        columns |= {f"p_{name}": [float(one.probabilities[k]) for one in found] for k, name in enumerate(classes)}
+    if has_clusters(predictor):
+        columns = cluster_columns(columns, predictor, names)
     output = Path(output).expanduser()
     write_atomically(output, lambda stream: write_table(stream, output.suffix, columns))
     print(f"{len(found):,} predictions: {output}")
@@ -86,9 +92,28 @@ def _of_features(predictor: Any, file: Path, top_k: int) -> list[Prediction]:
     return list(predictor.predict_features(np.asarray(content["features"]), top_k, files=files))
 
 
-def main(args: Sequence[str]) -> None:
-    """Reads the arguments of `supercm predict --run`, without the command's name."""
+def main(args: Sequence[str]) -> list[str]:
+    """Reads the arguments of `supercm predict --run`, without the command's name.
+
+    Returns:
+        Without inputs, arguments of `supercm predict` on the run's own data; else an empty list: all is done.
+    """
     parser = CommandParser(prog="supercm predict", description="Predictions of files by a trained model alone.")
-    parser.add_argument("inputs", nargs="+", help="image files, folders of images, or .npz files with features")
+    parser.add_argument(
+        "inputs", nargs="*", help="image files, folders of images, .npz files of features; none: the run's own data"
+    )
     parser.add_function_arguments(predict_files, skip={"inputs"}, as_positional=False)
-    predict_files(**vars(parser.instantiate_classes(parser.parse_args(list(args)))))
+    given = vars(parser.instantiate_classes(parser.parse_args(list(args))))
+    if given["inputs"]:
+        predict_files(**given)
+        return []
+    config = Path(given["run"], "config.yaml")
+    if not config.is_file():
+        raise SuperCMError(f"run={given['run']}: no config.yaml in it that names the data; give images or features.")
+    writer = {"filename": str(Path(given["output"]).absolute()), "probabilities": str(given["probabilities"]).lower()}
+    writer |= {"names": str(given["names"])} if given["names"] else {}
+    return [
+        *("predict", "--config", str(config), "--ckpt_path", str(checkpoint_of(given["run"]))),
+        *("--trainer.logger", "false", "--trainer.callbacks+=PredictionWriter"),
+        *(f"--trainer.callbacks.{name}={value}" for name, value in writer.items()),
+    ]

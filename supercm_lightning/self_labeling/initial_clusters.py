@@ -17,7 +17,7 @@ def read_clusters(path: str | Path, num_samples: int, num_clusters: int, names: 
     """Reads a clustering, one whole number per sample.
 
     Args:
-        path: A `.npy` file in the order of the samples, or a table with a column `class` as `PredictionWriter` writes
+        path: A `.npy` file in the order of the samples, or a table with a column `cluster` as `PredictionWriter` writes
             it; its lines are matched by their `file` or `index`, whatever their order.
         num_samples: Expected number of samples.
         num_clusters: Number of clusters k.
@@ -44,7 +44,7 @@ def read_clusters(path: str | Path, num_samples: int, num_clusters: int, names: 
         if path.suffix == ".csv":
             with path.open(newline="", encoding="utf-8") as table:
                 rows = list(csv.DictReader(table))
-            clusters = torch.tensor([int(row["class"]) for row in rows], dtype=torch.int64)
+            clusters = torch.tensor([int(row["cluster"]) for row in rows], dtype=torch.int64)
         else:
             numbers = np.load(path, allow_pickle=False)
             if not isinstance(numbers, np.ndarray):
@@ -55,7 +55,7 @@ def read_clusters(path: str | Path, num_samples: int, num_clusters: int, names: 
     except (ValueError, KeyError, TypeError, EOFError, OSError) as error:
         raise SuperCMError(
             f"{path}: not a clustering ({error}). Expected .npy of whole numbers, or a table written by predict, with "
-            "a column `class`."
+            "a column `cluster`."
         ) from error
     if tuple(clusters.shape) != (num_samples,):
         raise SuperCMError(

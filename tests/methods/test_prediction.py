@@ -90,6 +90,32 @@ def test_photographs_are_predicted_from_anywhere(
         assert message in capsys.readouterr().err
 
 
+def test_clusters_are_predicted_and_named_by_a_few_examples(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    photos = photographs(Path("photos"))
+    run(["fit", "--model", "ASD", "--data", "ClusteringDataModule", "--data.dataset", "folder", "--data.root", "photos",
+         "--data.num_classes", "2", "--data.image_size", "16", "--data.unlabeled_batch_size", "8", *QUICK])  # fmt: skip
+    folder = Path("lightning_logs/version_0")
+    assert (folder / "gallery.png").exists()
+    assert f"supercm predict --run {folder.resolve()}" in caplog.text
+    main(["predict", "--run", str(folder), "photos"])
+    of_files = table(Path("predictions.csv"))
+    main(["predict", "--run", str(folder), "--output", "own.csv"])
+    assert capsys.readouterr().out.count("16 predictions") == 2
+    own = table(Path("own.csv"))
+    assert {name: row["cluster"] for name, row in own.items()} == {n: row["cluster"] for n, row in of_files.items()}
+    assert list(next(iter(own.values()))) == ["file", "cluster", "confidence"]
+    first = photos[0].as_posix()
+    Path("labels.csv").write_text(f"file,class\n{first},owl\n")
+    for more in (["photos"], []):
+        main(["predict", "--run", str(folder), *more, "--names", "labels.csv"])
+        rows = table(Path("predictions.csv"))
+        of = rows[first[-9:]]["cluster"]
+        assert {(row["class"], row["cluster"] == of) for row in rows.values()} <= {("owl", True), ("", False)}
+        assert f"1 of 2 clusters have a name; without: {1 - int(of)}" in capsys.readouterr().out
+
+
 def test_features_are_predicted_as_they_are_in_their_file(capsys: pytest.CaptureFixture[str]) -> None:
     stream = np.random.default_rng(0)
     for name in ("train", "new"):

@@ -15,7 +15,7 @@ def test_a_clustering_is_read_from_either_kind_of_file(name: str) -> None:
     if name.endswith("npy"):
         np.save(name, np.array([1, 0, -1], dtype=np.int32))
     else:
-        Path(name).write_text("file,class,probability\na.png,1,0.9\nb.png,0,0.8\nc.png,-1,0.5\n", encoding="utf-8")
+        Path(name).write_text("file,cluster,probability\na.png,1,0.9\nb.png,0,0.8\nc.png,-1,0.5\n", encoding="utf-8")
     assert read_clusters(name, num_samples=3, num_clusters=2).tolist() == [1, 0, -1]
 
 
@@ -41,7 +41,7 @@ def test_a_clustering_that_does_not_fit_is_refused_by_name(content: Any, fragmen
 
 def test_a_table_without_classes_is_refused_by_name() -> None:
     Path("bad.csv").write_text("file,label\na.png,1\n", encoding="utf-8")
-    with pytest.raises(SuperCMError, match=r"bad\.csv.*class"):
+    with pytest.raises(SuperCMError, match=r"bad\.csv.*cluster"):
         read_clusters("bad.csv", num_samples=1, num_clusters=2)
 
 

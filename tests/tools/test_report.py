@@ -85,7 +85,7 @@ def test_clusters_are_matched_with_the_classes(folder: Path) -> None:
     copy.mkdir()
     (copy / "summary.json").write_text((folder / "summary.json").read_text().replace("test/loss", "test/nmi"))
     lines = [f"{row},{row % 3},{(row + 1) % 3 if row else 0},0.9" for row in range(30)]
-    (copy / "test_predictions.csv").write_text("\n".join(["index,label,class,confidence", *lines]))
+    (copy / "test_predictions.csv").write_text("\n".join(["index,label,cluster,confidence", *lines]))
     main(["report", "clusters"])
     page = (copy / "report.html").read_text()
     # All but the first row follow one permutation.

@@ -10,14 +10,15 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from supercm_lightning.callbacks.evaluation.contact_sheet import Picture, contact_sheet, sample_images
+from supercm_lightning.callbacks.evaluation.prediction_writer import has_clusters
 from supercm_lightning.callbacks.evaluation.sample_table import SampleTable
 from supercm_lightning.callbacks.training.step_averaging import averaged_weights
-from supercm_lightning.contracts import ViewConsumer
 from supercm_lightning.data import ViewDataModule
 from supercm_lightning.metrics import ClusteringAccuracy
 from supercm_lightning.nn import evaluating
 from supercm_lightning.utils.files import write_atomically
 from supercm_lightning.utils.options import check_range
+from supercm_lightning.utils.text import printable
 from supercm_lightning.utils.trainer import datamodule_of, is_dry_run
 
 _SIZE, _MAX_CLASSES, _MAX_SAMPLES = 64, 30, 2000
@@ -100,7 +101,7 @@ class ClusterGallery(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws clusters of training samples, by averaged weights where there are such."""
         data = datamodule_of(trainer)
-        if not isinstance(data, ViewDataModule) or not _has_clusters(pl_module) or is_dry_run(trainer):
+        if not isinstance(data, ViewDataModule) or not has_clusters(pl_module) or is_dry_run(trainer):
             return
         self._table = SampleTable()
         with averaged_weights(trainer, pl_module):
@@ -121,7 +122,7 @@ class ClusterGallery(Callback):
         if not sample_images(data, split, table["index"][:1], _SIZE, self.root):
             rank_zero_info(f"No {name}: the samples have no images that are known; ClusterGallery(root=…) says where.")
             return
-        is_known, clusters = bool((table["label"] >= 0).any()), _has_clusters(pl_module)
+        is_known, clusters = bool((table["label"] >= 0).any()), has_clusters(pl_module)
         table["meant"] = table["predicted"]
         if clusters and is_known:
             score = ClusteringAccuracy(data.num_classes, sync_on_compute=False)
@@ -140,6 +141,8 @@ class ClusterGallery(Callback):
         headings = ["surest", "most doubtful", *(["mistaken: predicted / true"] if is_known else [])]
         sheet = contact_sheet(headings, bands, self.columns, _SIZE)
         write_atomically(self._folder / name, lambda stream: sheet.save(stream, format="png"))
+        if trainer.predicting:
+            rank_zero_info(f"Pictures of them: {printable(str(self._folder / name))}")
 
     def _groups(
         self, data: ViewDataModule, split: str, table: dict[str, Tensor], number: int
@@ -165,7 +168,3 @@ def _name(data: ViewDataModule, number: int) -> str:
     if number < 0:
         return "none"  # a cluster that no class was left for
     return data.class_names[number] if data.class_names else str(number)
-
-
-def _has_clusters(module: LightningModule) -> bool:
-    return isinstance(module, ViewConsumer) and not module.needs_labeled

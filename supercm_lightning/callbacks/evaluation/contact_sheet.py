@@ -46,7 +46,7 @@ def contact_sheet(
     Examples:
         >>> cat = Picture(Image.new("RGB", (20, 10)), ("98 %",))
         >>> contact_sheet(["surest"], [("cat: 1 image", [[cat]])], columns=2, size=16).size
-        (47, 68)
+        (47, 67)
     """
     font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), 10)
     lines = [max((len(one.lines) for group in groups for one in group), default=0) for _, groups in bands]

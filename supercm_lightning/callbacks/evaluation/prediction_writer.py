@@ -11,8 +11,9 @@ from typing import Any, BinaryIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from supercm_lightning.callbacks.evaluation.cluster_names import name_clusters
 from supercm_lightning.callbacks.evaluation.sample_table import SampleTable
-from supercm_lightning.contracts import ViewData
+from supercm_lightning.contracts import ClassModel, ViewConsumer, ViewData
 from supercm_lightning.utils.files import write_atomically
 from supercm_lightning.utils.options import SuperCMError
 from supercm_lightning.utils.text import printable, table_cell
@@ -22,7 +23,8 @@ from supercm_lightning.utils.trainer import datamodule_of, is_dry_run
 class PredictionWriter(Callback):
     """Writes a table with one line per sample: `file` (or `index`, without files), `class` and `confidence`.
 
-    `predict` writes it into the file of this name, `test` into one with `test_` in front, with a column `label`.
+    `predict` writes it into the file of this name, `test` into one with `test_` in front, with a column `label`. A
+    method without labels gives `cluster` in place of `class`.
 
     In CSV a cell that a spreadsheet would take for a formula (`=`, `+`, `-`, `@`) has a quote in front; control
     characters, and bytes of a name that are no text, are escaped.
@@ -36,6 +38,8 @@ class PredictionWriter(Callback):
         filename: Name of the table in the run's folder (the logger's, else `default_root_dir`), or a full path. A
             name that ends in `.parquet` gives that format (needs the extra `export`), any other CSV.
         probabilities: Adds a column `p_<class>` with the probability of each class.
+        names: Table with the columns `file` and `class`, some samples that name clusters in a column `class`; prints
+            which clusters have no name, and which classes are split.
 
     Raises:
         ModuleNotFoundError: If Parquet is requested and pyarrow is not installed.
@@ -47,13 +51,16 @@ class PredictionWriter(Callback):
         >>> trainer = Trainer(callbacks=[writer], logger=False, enable_checkpointing=False)
     """
 
-    def __init__(self, filename: str = "predictions.csv", probabilities: bool = False) -> None:
+    def __init__(
+        self, filename: str = "predictions.csv", probabilities: bool = False, names: str | None = None
+    ) -> None:
         if not Path(filename).name:
             raise SuperCMError(f"filename={filename!r}: no name of a file. Give one, such as predictions.csv.")
         if filename.endswith(".parquet") and find_spec("pyarrow") is None:
             raise ModuleNotFoundError(f"filename={filename!r} needs pyarrow: pip install 'supercm-lightning[export]'.")
         self.filename = filename
         self.probabilities = probabilities
+        self.names = names
         self._path = Path(filename)
         self._tables: defaultdict[int, SampleTable] = defaultdict(SampleTable)
 
@@ -123,8 +130,10 @@ class PredictionWriter(Callback):
         data = datamodule_of(trainer)
         parts = [self._columns(table, split, data) for table in tables]
         columns = {name: [value for part in parts for value in part[name]] for name in parts[0]}
+        if has_clusters(trainer.lightning_module):
+            columns = cluster_columns(columns, trainer.lightning_module, self.names if split == "predict" else None)
         write_atomically(path, lambda stream: write_table(stream, path.suffix, columns))
-        return len(columns["class"])
+        return len(columns["confidence"])
 
     def _columns(self, table: dict[str, Tensor], split: str, data: object) -> dict[str, Sequence[Any]]:
         names = data.class_names if isinstance(data, ViewData) else None
@@ -143,6 +152,25 @@ class PredictionWriter(Callback):
             classes = names or range(table["probabilities"].shape[1])
             columns |= {f"p_{name}": p.tolist() for name, p in zip(classes, table["probabilities"].T, strict=True)}
         return columns
+
+
+def has_clusters(module: LightningModule) -> bool:
+    """Whether the outputs of a module are clusters rather than classes."""
+    return isinstance(module, ViewConsumer) and not module.needs_labeled
+
+
+def cluster_columns(
+    columns: dict[str, list[Any]], module: LightningModule, names: str | Path | None
+) -> dict[str, list[Any]]:
+    """A table of predictions with `cluster` in place of `class`, and the names of clusters as `class`."""
+    columns = {"cluster" if name == "class" else name: values for name, values in columns.items()}
+    if names is None:
+        return columns
+    assert isinstance(module, ClassModel)
+    files = [str(value) for value in columns.get("file") or columns["index"]]
+    found, notes = name_clusters(names, files, columns["cluster"], module.num_classes)
+    print("\n".join(map(printable, notes)))
+    return columns | {"class": [found[number] for number in columns["cluster"]]}
 
 
 def write_table(stream: BinaryIO, suffix: str, columns: dict[str, list[Any]]) -> None:

@@ -142,7 +142,7 @@ def _curves(file: Path) -> str | None:
 
 def _predictions(file: Path, clusters: bool) -> dict[str, str] | None:
     """What the test predicted: numbers, the confusion matrix and the reliability diagram."""
-    table = _table(file)
+    table = _table(file).rename(columns={"cluster": "class"})
     if not {"label", "class", "confidence"} <= {*table}:
         return None
     table["confidence"] = pd.to_numeric(table["confidence"], errors="coerce")

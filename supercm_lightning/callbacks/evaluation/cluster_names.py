@@ -1,0 +1,72 @@
+"""Names of clusters, from a few samples whose class is known."""
+
+import csv
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from supercm_lightning.data.sources.names import normalized
+from supercm_lightning.utils.options import MissingFileError, SuperCMError
+
+
+def name_clusters(
+    examples: str | Path, files: Sequence[str], clusters: Sequence[int], num_clusters: int
+) -> tuple[list[str], list[str]]:
+    r"""Gives each cluster the name that most of its examples have; of equally many the one that comes first.
+
+    Args:
+        examples: Table in CSV with the columns `file` and `class`. A file may be given by the end of its path.
+        files: File of each clustered sample, or its index as text.
+        clusters: Cluster of each sample, in [0, num_clusters).
+        num_clusters: Number of clusters.
+
+    Returns:
+        Name of each cluster, empty where it has no example; and notes on clusters without a name, on those that have
+        examples of several classes, and on classes that are split over several clusters.
+
+    Raises:
+        MissingFileError: If there is no such table.
+        SuperCMError: If it lacks a column, or a file of it is none of the samples, or several.
+
+    Examples:
+        >>> import os, tempfile
+        >>> table = os.path.join(tempfile.mkdtemp(), "labels.csv")
+        >>> _ = Path(table).write_text("file,class\na.png,cat\n")
+        >>> name_clusters(table, ["photos/a.png", "photos/b.png"], [1, 0], num_clusters=2)
+        (['', 'cat'], ['1 of 2 clusters have a name; without: 0.'])
+    """
+    path = Path(examples).expanduser()
+    if not path.is_file():
+        raise MissingFileError(f"names={path}: no such file. Expected a table with the columns file and class.")
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        rows = list(csv.DictReader(stream))
+    if not rows or not {"file", "class"} <= rows[0].keys():
+        raise SuperCMError(f"names={path}: no table with the columns file and class.")
+    ends = defaultdict[str, list[int]](list)
+    for number, file in enumerate(files):
+        parts = normalized(file).split("/")
+        for start in range(len(parts)):
+            ends["/".join(parts[start:])].append(number)
+    of_cluster = defaultdict[int, Counter[str]](Counter)
+    of_class = defaultdict[str, Counter[int]](Counter)
+    for row in rows:
+        found = ends.get(normalized(row["file"]), [])
+        if len(found) != 1:
+            what = f"{len(found)} of the samples; give more of its path" if found else "none of the samples"
+            raise SuperCMError(f"names={path}: {row['file']} is {what}.")
+        of_cluster[clusters[found[0]]][row["class"]] += 1
+        of_class[row["class"]][clusters[found[0]]] += 1
+    names = [of_cluster[k].most_common(1)[0][0] if k in of_cluster else "" for k in range(num_clusters)]
+    unnamed = ", ".join(str(number) for number, name in enumerate(names) if not name)
+    notes = [f"{num_clusters - names.count('')} of {num_clusters} clusters have a name; without: {unnamed or 'none'}."]
+    for cluster, found_names in sorted(of_cluster.items()):
+        if len(found_names) > 1:
+            notes.append(f"Cluster {cluster}, called {names[cluster]}, has examples of {_counts(found_names)}.")
+    for name, places in of_class.items():
+        if len(places) > 1:
+            notes.append(f"{name} is split over clusters {_counts(places)}.")
+    return names, notes
+
+
+def _counts(counts: "Counter[str] | Counter[int]") -> str:
+    return ", ".join(f"{name} ({count})" for name, count in counts.most_common())
