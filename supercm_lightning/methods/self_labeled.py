@@ -31,6 +31,8 @@ class SelfLabeled(PerSampleState, Clusterer):
         asd_cost: Alignment cost: `logit`, the negative log-probability of the instance head, or `feature`, the cosine
             distance to the running mean feature of each instance label.
         asd_solver: `exact` or `sinkhorn`, see `align_labels`.
+        asd_reuse: Price of each further use of an instance label within a set, >= 0; None: each label is used once,
+            which suits classes of equal size.
         asd_consistency: Weight of the consistency loss of the instance head on unlabeled samples, >= 0.
         asd_window: Steps over which transitions are counted: a fraction of the training in (0, 1], or a whole number of
             steps.
@@ -74,6 +76,7 @@ class SelfLabeled(PerSampleState, Clusterer):
         asd_strong_labels: bool = True,
         asd_cost: Literal["logit", "feature"] = "logit",
         asd_solver: Literal["exact", "sinkhorn"] = "exact",
+        asd_reuse: float | None = None,
         asd_consistency: float = 1.0,
         asd_window: int | float = 0.3,
         asd_warmup: float = 0.3,

@@ -128,7 +128,7 @@ class SelfLabeler(nn.Module):
         """
         logits = self.instance_head(features)
         if self.starts_set(step):
-            self.samples.align(features, logits, self.options.cost, self.options.solver)
+            self.samples.align(features, logits, self.options.cost, self.options.solver, self.options.reuse)
         # After the alignment, so that a permutation of the labels is not counted as transitions.
         unlabeled_logits = self.instance_head(unlabeled_features)
         self.tracker.update(index, unlabeled_logits.argmax(dim=1))

@@ -22,6 +22,8 @@ class ASDOptions:
         cost: Alignment cost: `logit`, the negative log-probability of the instance head, or `feature`, the cosine
             distance to the running mean feature of each instance label.
         solver: `exact` or `sinkhorn`, see `align_labels`.
+        reuse: Price of each further use of an instance label within a set, >= 0, see `align_labels`; None: each label
+            is used once, which suits classes of equal size.
         consistency: Weight of the consistency loss of the instance head on unlabeled samples, >= 0.
         window: Steps over which transitions are counted: a fraction of the training in (0, 1], or a whole number of
             steps, >= 1.
@@ -47,6 +49,7 @@ class ASDOptions:
     strong_labels: bool = True
     cost: Literal["logit", "feature"] = "logit"
     solver: Literal["exact", "sinkhorn"] = "exact"
+    reuse: float | None = None
     consistency: float = 1.0
     window: int | float = 0.3
     warmup: float = 0.3
@@ -64,7 +67,7 @@ class ASDOptions:
         )
         check_range(1, asd_samples=self.samples, asd_pool=self.pool, asd_hold=self.hold, asd_map_every=self.map_every)
         check_range(0, 1, asd_prototype_start=self.prototype_start)
-        check_range(0, asd_consistency=self.consistency)
+        check_range(0, asd_consistency=self.consistency, asd_reuse=self.reuse)
         if not 0 <= self.warmup < 1:
             raise SuperCMError(f"asd_warmup={self.warmup}: must be a fraction of the training, at least 0 and below 1.")
         if self.window < 1 if isinstance(self.window, int) else not 0 < self.window <= 1:

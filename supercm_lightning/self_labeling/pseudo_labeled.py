@@ -31,7 +31,7 @@ class PseudoLabeledSamples(nn.Module):
 
     Attributes:
         index: Positions of the current samples, (n_l,) int64.
-        labels: Their instance labels, (n_l,) int64, a permutation of 0 … n_l − 1.
+        labels: Their instance labels, (n_l,) int64 in [0, n_l), a permutation unless labels are reused.
         unused: Samples that were not chosen yet in the current pass, (n,) bool.
         last_label: Instance label of each sample when it was last chosen, (n,) int64, -1 before that.
         mean_features: Running mean of the normalized features of each instance label, (n_l, d), normalized.
@@ -113,22 +113,25 @@ class PseudoLabeledSamples(nn.Module):
         logits: Tensor,
         cost: Literal["logit", "feature"] = "logit",
         solver: Literal["exact", "sinkhorn"] = "exact",
+        reuse: float | None = None,
     ) -> None:
-        """Gives each sample an instance label, each label once, at the least total cost.
+        """Gives each sample an instance label at the least total cost, see `align_labels`.
 
         Args:
             features: Features of this process's shard, (m, d).
             logits: Their logits over the instance labels, (m, n_l).
             cost: `logit`: the negative log-probability; `feature`: the cosine distance to `mean_features`.
             solver: See `align_labels`.
+            reuse: See `align_labels`.
         """
         features = F.normalize(all_gather_shards(features.float(), len(self)), dim=1)
         logits = all_gather_shards(logits.float(), len(self))
         costs = -logits.log_softmax(dim=1) if cost == "logit" else 1 - features @ self.mean_features.T
         # A network that became NaN is reported with the loss term of the same step, not by the solver.
-        self.labels.copy_(align_labels(costs.nan_to_num(), solver))
-        mean = self.mean_features[self.labels].lerp(features, FEATURE_RATE)
-        self.mean_features[self.labels] = F.normalize(mean, dim=1)
+        self.labels.copy_(align_labels(costs.nan_to_num(), solver, reuse=reuse))
+        chosen = F.one_hot(self.labels, len(self)).to(features.dtype).T
+        used, mean = chosen.any(dim=1), F.normalize(chosen @ features, dim=1)
+        self.mean_features[used] = F.normalize(self.mean_features[used].lerp(mean[used], FEATURE_RATE), dim=1)
         before = self.last_label[self.index]
         known = before >= 0
         same = (before == self.labels).sum() / known.sum().clamp_min(1)

@@ -51,3 +51,27 @@ def test_wrong_input_is_named() -> None:
         align_labels(torch.zeros(3, 4))
     with pytest.raises(ValueError, match="solver='fast'"):
         align_labels(torch.zeros(3, 3), "fast")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("reuse", "expected"), [(0.05, [1, 1]), (0.15, [0, 1]), (None, [0, 1])])
+def test_a_label_is_used_again_where_another_one_costs_more(reuse: float | None, expected: list[int]) -> None:
+    """Once each: 0.1 + 0.2; label 1 twice: 0.0 + 0.2 and the price."""
+    assert align_labels(torch.tensor([[0.1, 0.0], [0.9, 0.2]]), reuse=reuse).tolist() == expected
+
+
+def test_the_price_grows_with_every_use_of_a_label() -> None:
+    cost = torch.tensor([[0.0, 9, 9], [0, 9, 9], [0, 1.5, 9]])
+    assert align_labels(cost, reuse=0.7).tolist() == [0, 0, 0]  # 0 + 0.7 + 1.4
+    assert align_labels(cost, reuse=1.0).tolist() == [0, 0, 1]  # 0 + 1.0 + 1.5
+
+
+def test_a_rare_class_keeps_its_one_label() -> None:
+    """Labels 0 to 2 stand for a large class, 3 for a rare one, of which this set holds two samples."""
+    cost = torch.tensor([[0.1, 2, 2, 6], [2, 0.1, 2, 6], [5, 5, 5, 0.1], [5, 5, 4, 0.2]])
+    assert align_labels(cost, reuse=1.0).tolist() == [0, 1, 3, 3]
+    assert align_labels(cost).tolist() == [0, 1, 3, 2]  # as if classes were equal: a label of the large class
+
+
+def test_sinkhorn_cannot_reuse_labels() -> None:
+    with pytest.raises(ValueError, match="asd_reuse"):
+        align_labels(torch.zeros(3, 3), "sinkhorn", reuse=1.0)
