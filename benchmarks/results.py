@@ -359,7 +359,7 @@ def methods() -> str:
     found = {page.stem.replace("_", ""): page for page in (ROOT / "docs" / "methods").glob("*.md")}
     lines = []
     for name in (name for name in package.__all__ if name.lower() in found):
-        page = found[name.lower()].relative_to(ROOT).as_posix()
+        page = found[name.lower()].relative_to(ROOT / "docs").as_posix()
         sentence = re.split(r"(?<=\.)\s|\n\n", inspect.getdoc(getattr(package, name)) or "")[0]
         lines.append([f"[`{name}`]({page})", sentence.replace("\n", " ").rstrip(".")])
     return markdown(["method", "what it is"], lines)

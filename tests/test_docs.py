@@ -7,7 +7,7 @@ for two steps, unless a comment above their block says what they need that a tes
     <!-- needs: data -->
 
 or they name `DATA`, which stands for a folder of data sets that cannot ship. Benchmarks and searches take too long to
-run here. The pages in `LITERAL` run from top to bottom exactly as they are printed.
+run here. The pages in `LITERAL`, the quick starts, run from top to bottom exactly as they are printed, commands and Python.
 """
 
 import argparse
@@ -51,7 +51,7 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-LITERAL = [ROOT / "docs" / "tutorial.md", ROOT / "docs" / "own_images.md"]
+LITERAL = [ROOT / "docs" / name for name in ("own_images.md", "two_domains.md", "no_labels.md")]
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
 # Programs of others, of whose options we know nothing.
 OTHERS = {".", "bash", "cd", "git", "ls", "mkdir", "mkdocs", "pip", "pytest", "python3", "sbatch", "tensorboard"}
@@ -303,7 +303,8 @@ def test_page_runs_as_printed(page: Path, tmp_path: Path) -> None:
     # Not the link in bin: it would hide the virtual environment from Python.
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     script = "\n".join(text for comment, text in blocks(page, "bash") if "needs:" not in comment)
-    script = re.sub(r"\bpython\b", shlex.quote(sys.executable), script)
+    (work / "all.py").write_text("\n".join(text for _, text in blocks(page, "python") if not text.startswith("# ")))
+    script = re.sub(r"\bpython\b", shlex.quote(sys.executable), f"{script}\npython all.py")
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script], cwd=work, env=environment, capture_output=True, text=True
     )
@@ -371,7 +372,7 @@ def test_the_reference_page_lists_the_exports_of_every_module(module: str) -> No
     assert re.search(rf"^::: supercm_lightning\.{module}\.\*$", text, re.M)
 
 
-def test_every_method_stands_in_the_readme() -> None:
-    table = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_every_method_stands_in_the_list_of_methods() -> None:
+    table = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8")
     plain = [name for name in methods.__all__ if not name.startswith(("SuperCM", "ASD")) and name not in BASES]
     assert [name for name in plain if f"[`{name}`]" not in table] == []
