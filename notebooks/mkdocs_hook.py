@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -36,9 +37,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turns links to notebooks into links to their pages, and `::: package.*` into the names that it exports."""
+    """Turns links to notebooks into links to their pages, `::: package.*` into names, and equations into MathML."""
+    markdown = re.sub(r"^```math\n(.*?)\n```$", _equation, markdown, flags=re.MULTILINE | re.DOTALL)
     markdown = re.sub(r"^::: ([\w.]+)\.\*$", _exports, markdown, flags=re.MULTILINE)
     return re.sub(r"\]\(\.\./((?:\.\./)*notebooks/\w+)\.ipynb", r"](\1.md", markdown)
+
+
+def _equation(match: re.Match[str]) -> str:
+    return f'<div style="overflow-x: auto">{convert(match[1], display="block")}</div>'
 
 
 def _exports(match: re.Match[str]) -> str:

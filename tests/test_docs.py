@@ -7,7 +7,7 @@ for two steps, unless a comment above their block says what they need that a tes
     <!-- needs: data -->
 
 or they name `DATA`, which stands for a folder of data sets that cannot ship. Benchmarks and searches take too long to
-run here. The pages in `LITERAL`, the quick starts, run from top to bottom exactly as they are printed, commands and Python.
+run here. The quick starts, `LITERAL`, run from top to bottom exactly as they are printed, commands and Python.
 """
 
 import argparse
