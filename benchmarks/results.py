@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 import pandas as pd
+from docstring_parser import parse
 from jsonargparse import ArgumentParser, auto_cli
 
 from supercm_lightning.tools.bench.grid import Grid
@@ -365,6 +366,23 @@ def methods() -> str:
     return markdown(["method", "what it is"], lines)
 
 
+def options(name: str) -> str:
+    """The options that a method adds to those of its base, with default and meaning, from the code."""
+    from supercm_lightning import methods as package
+    from supercm_lightning.self_labeling import ASDOptions
+
+    kind = getattr(package, name)
+    documented = (param for one in (ASDOptions, *reversed(kind.__mro__)) for param in parse(one.__doc__ or "").params)
+    meanings = {param.arg_name: " ".join((param.description or "").split()) for param in documented}
+    lines = []
+    for option, parameter in inspect.signature(kind).parameters.items():
+        meaning = meanings.get(option) or meanings.get(option.removeprefix("asd_"))
+        if parameter.kind is not parameter.VAR_KEYWORD:
+            default = str(parameter.default).lower()
+            lines.append(f"- `{option}` ({default}): {meaning}")
+    return "\n".join([*lines, ""])
+
+
 def block(name: str, every: dict[str, Table]) -> str:
     """The text of a block.
 
@@ -376,6 +394,8 @@ def block(name: str, every: dict[str, Table]) -> str:
     if kind in kinds and every.keys() >= {*rest.split("; ")}:
         shared = [every[each] for each in rest.split("; ")]
         return f"{described(shared)}\n{kinds[kind](shared)}"
+    if kind == "options":
+        return options(rest)
     if kind == "method":
         return one_method([*every.values()], rest)
     if name == "summary":
