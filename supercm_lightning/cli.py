@@ -39,9 +39,10 @@ from supercm_lightning.callbacks.runs.slurm_requeue import SlurmRequeue
 from supercm_lightning.data import ViewDataModule
 from supercm_lightning.methods import predict_files
 from supercm_lightning.utils.checkpoints import AtomicCheckpointIO, check_classes, check_method, read_checkpoint
-from supercm_lightning.utils.help import asked_help, class_help, overview
+from supercm_lightning.utils.help import asked_help, class_help
 from supercm_lightning.utils.options import SuperCMError, user_error
-from supercm_lightning.utils.parser import HELP, CommandParser, errors_in_one_line, find_local_modules
+from supercm_lightning.utils.overview import answer
+from supercm_lightning.utils.parser import CommandParser, errors_in_one_line, find_local_modules
 from supercm_lightning.utils.saved_options import agreed_options
 from supercm_lightning.utils.text import printable
 from supercm_lightning.utils.trainer import callbacks_of, is_dry_run
@@ -276,8 +277,8 @@ def run(args: ArgsType = None, extra_callbacks: Sequence[Callback] = ()) -> Supe
 def main(args: ArgsType = None) -> None:
     """The console script: prints a `SuperCMError` as one line and exits with status 2."""
     given = sys.argv[1:] if args is None else args
-    if not given or given in (["-h"], ["--help"]):
-        print(overview() if given else HELP.rstrip())
+    if isinstance(given, list) and (text := answer(given)) is not None:
+        print(text)
         return
     find_local_modules()
     for stream in (sys.stdout, sys.stderr):

@@ -14,8 +14,10 @@ import torch
 import yaml
 from PIL import Image
 
+import supercm_lightning
 from supercm_lightning import SuperCM, Supervised, methods
 from supercm_lightning.cli import main, run
+from supercm_lightning.data import ViewDataModule
 from supercm_lightning.tools import bench, export, features, tune
 from supercm_lightning.utils.options import SuperCMError
 
@@ -209,12 +211,19 @@ def test_help_of_a_method_and_of_data_is_short(capsys: pytest.CaptureFixture[str
 
 def test_help_lists_every_method_and_data_module_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
-    first = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
-    kinds = {name: getattr(methods, name) for name in methods.__all__}
-    assert {name for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, methods.Method)} <= set(
-        first
-    )
-    assert {"SemiSupervisedDataModule", "FeatureDataModule"} <= set(first)
+    first = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+    kinds = {name: getattr(supercm_lightning, name) for name in supercm_lightning.__all__}
+    bases = (methods.Method, ViewDataModule)
+    wanted = {name for name, it in kinds.items() if isinstance(it, type) and issubclass(it, bases)} - {"Method"}
+    assert first == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_does_not_wait_for_torch(option: str) -> None:
+    code = f"import sys; sys.argv[1:] = ['{option}']; from supercm_lightning.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", f"{code}; assert 'torch' not in sys.modules"], capture_output=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_command_that_does_not_exist_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

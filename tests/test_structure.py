@@ -19,7 +19,7 @@ LEVELS = {
     **dict.fromkeys(("callbacks", "self_labeling", "baselines"), 2),
     "methods": 3,
     "estimators": 4,
-    "__init__": 5,
+    **dict.fromkeys(("public", "__init__"), 5),
     "cli": 6,
     **dict.fromkeys(("tools", "__main__"), 7),
 }

@@ -1,8 +1,7 @@
-"""Short help of the command line: methods, data modules, and the options of one of them, a line each."""
+"""Short help of the command line: the options of a method or data module."""
 
 import inspect
 import pydoc
-import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,25 +10,10 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 import supercm_lightning
 from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.utils.overview import line_of, overview
 from supercm_lightning.utils.parser import did_you_mean, subclasses_of
 
-_WIDTH = 120
 _BASES = {"model": LightningModule, "data": LightningDataModule}
-
-
-def overview() -> str:
-    """Commands, methods and data modules of the package."""
-    tables = {section: sorted(_public(base), key=lambda kind: kind.__name__) for section, base in _BASES.items()}
-    lines = ["supercm fit|validate|test|predict [options]", ""]
-    for section, kinds in tables.items():
-        lines += [f"--{section}, with options by --{section}.help NAME:"]
-        lines += [_line(kind.__name__, (inspect.getdoc(kind) or "").partition("\n")[0], 28) for kind in kinds]
-        lines += [""]
-    lines += [
-        "--config FILE takes options from a file, --trainer.NAME sets those of Lightning's trainer, and",
-        "supercm fit --help lists all. Other commands: supercm-baselines, -bench, -export, -features, -tune.",
-    ]
-    return "\n".join(lines)
 
 
 def class_help(section: str, name: str) -> str:
@@ -65,7 +49,7 @@ def class_help(section: str, name: str) -> str:
     for option, value in defaults.items():
         if section == "data" or option not in ("num_classes", "input_shape"):  # the data gives them
             default = "" if value is inspect.Parameter.empty else f"={_shown(value)}"
-            lines.append(_line(f"--{section}.{option}{default}", meanings.get(option, ""), 36, most=2))
+            lines.append(line_of(f"--{section}.{option}{default}", meanings.get(option, ""), 36, most=2))
     return "\n".join(lines)
 
 
@@ -87,13 +71,7 @@ def _shown(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _line(name: str, text: str, column: int, most: int = 1) -> str:
-    start = f"  {name}  ".ljust(column)
-    lines = textwrap.wrap(" ".join(text.split()), _WIDTH - len(start), max_lines=most, placeholder=" …")
-    return start + f"\n{' ' * len(start)}".join(lines)
-
-
 def _public(base: type[Any]) -> Iterator[type[Any]]:
     for kind in dict.fromkeys(subclasses_of(base)):
-        if vars(supercm_lightning).get(kind.__name__) is kind:
+        if getattr(supercm_lightning, kind.__name__, None) is kind:
             yield kind

@@ -21,16 +21,6 @@ from supercm_lightning.utils.text import printable
 
 _EXPECTED = (OSError, ModuleNotFoundError, FloatingPointError, MisconfigurationException)
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-HELP = """supercm COMMAND [options]: learning from few labels, across domains, or with none
-
-  supercm fit --model SuperCM --data SemiSupervisedDataModule --data.num_labeled 20 --trainer.max_epochs 3
-                                          trains on the digits of scikit-learn with 20 labels, and tests
-  supercm fit --config FILE.yaml          options from a file
-  supercm test --config FILE.yaml --ckpt_path FILE.ckpt
-  supercm predict --run FOLDER photo.jpg  classes of new files, by the run in that folder
-
-supercm --help lists methods and data; supercm fit --model.help SuperCM the options of one.
-"""
 
 
 @contextmanager

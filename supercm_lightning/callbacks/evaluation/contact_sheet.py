@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
@@ -48,6 +47,8 @@ def contact_sheet(
         >>> contact_sheet(["surest"], [("cat: 1 image", [[cat]])], columns=2, size=16).size
         (47, 67)
     """
+    import matplotlib
+
     font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), 10)
     lines = [max((len(one.lines) for group in groups for one in group), default=0) for _, groups in bands]
     heights = [_LINE + 2 * _GAP + (size + count * _LINE if count else 0) for count in lines]

@@ -1,0 +1,66 @@
+"""Help of the command `supercm` that is read from the source, so that nobody waits for torch."""
+
+import ast
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+HELP = """supercm COMMAND [options]: learning from few labels, across domains, or with none
+
+  supercm fit --model SuperCM --data SemiSupervisedDataModule --data.num_labeled 20 --trainer.max_epochs 3
+                                          trains on the digits of scikit-learn with 20 labels, and tests
+  supercm fit --config FILE.yaml          options from a file
+  supercm test --config FILE.yaml --ckpt_path FILE.ckpt
+  supercm predict --run FOLDER photo.jpg  classes of new files, by the run in that folder
+
+supercm --help lists methods and data; supercm fit --model.help SuperCM the options of one."""
+
+
+def answer(arguments: Sequence[str]) -> str | None:
+    """What `supercm` prints without arguments, with `--help` and with `--version`; None for other arguments."""
+    if list(arguments) == ["--version"]:
+        return f"supercm_lightning {version('supercm-lightning')}"
+    return overview() if list(arguments) in (["-h"], ["--help"]) else None if arguments else HELP
+
+
+def overview() -> str:
+    """Commands, methods and data modules of the package."""
+    lines = ["supercm fit|validate|test|predict [options]", ""]
+    for section, folder, base in (("model", "methods", "Method"), ("data", "data/modules", "ViewDataModule")):
+        lines += [f"--{section}, with options by --{section}.help NAME:"]
+        lines += [line_of(name, text, 36) for name, text in sorted(_classes(folder, base))] + [""]
+    lines += [
+        "--config FILE takes options from a file, --trainer.NAME sets those of Lightning's trainer, and",
+        "supercm fit --help lists all. Other commands: supercm-baselines, -bench, -export, -features, -tune.",
+    ]
+    return "\n".join(lines)
+
+
+def line_of(name: str, text: str, column: int, most: int = 1) -> str:
+    """A name and, from a column on, at most so many lines of text."""
+    start = f"  {name}  ".ljust(column)
+    lines = textwrap.wrap(" ".join(text.split()), 120 - len(start), max_lines=most, placeholder=" …")
+    return start + f"\n{' ' * len(start)}".join(lines)
+
+
+def _classes(folder: str, base: str) -> Iterator[tuple[str, str]]:
+    """Public classes below a class, with the first line of what they say of themselves."""
+    package = Path(__file__).parents[1]
+    listed = "".join(
+        package.joinpath(file).read_text(encoding="utf-8") for file in ("methods/__init__.py", "public.py")
+    )
+    names, kinds = set(re.findall(r"\w+", listed)), dict[str, ast.ClassDef]()
+    for file in (package / folder).glob("*.py"):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                kinds[node.name] = node
+                names |= {node.name} if file.stem == "combinations" else set()  # which is imported as a whole
+
+    def is_below(name: str) -> bool:
+        bases = [ast.unparse(each) for each in kinds[name].bases] if name in kinds else []
+        return base in bases or any(map(is_below, bases))
+
+    for name in filter(is_below, names & kinds.keys()):
+        yield name, (ast.get_docstring(kinds[name]) or "").partition("\n")[0]
