@@ -34,11 +34,11 @@ BY_NAME = {
     ("data/sources/worker_stores.py", "target_transform"): "data sets of users may change their labels when read",
     ("data/sources/torch_datasets.py", "classes"): "data sets of users may name their classes",
     (
-        "data/sources/feature_files.py",
+        "data/sources/feature_store.py",
         "__getitem__",
     ): "whatever can be indexed is a data set of torch, which has no Protocol",
     (
-        "data/sources/feature_files.py",
+        "data/sources/feature_store.py",
         "__len__",
     ): "whatever can be indexed is a data set of torch, which has no Protocol",
     ("data/sources/images.py", "rank"): "Lightning sets the rank on a function, and not in processes of a loader",

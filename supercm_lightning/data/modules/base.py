@@ -2,19 +2,21 @@
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from supercm_lightning.contracts import SeedOwner
 from supercm_lightning.data.manifest import SIDES, Manifest
 from supercm_lightning.data.modules.known_samples import KnownSamples
 from supercm_lightning.data.modules.pipeline import TrainLoader, eval_loader, loader_options
-from supercm_lightning.data.modules.prepared_samples import PreparedSamples, save_options
+from supercm_lightning.data.preparation import OPTIONS, check_preparation, save_options
 from supercm_lightning.data.samplers import CyclingSampler
 from supercm_lightning.data.sources.base import Source
 from supercm_lightning.data.sources.images import progress
@@ -26,7 +28,7 @@ from supercm_lightning.utils.options import SuperCMError, check_range
 from supercm_lightning.utils.trainer import callbacks_of
 
 
-class ViewDataModule(PreparedSamples, KnownSamples, ABC):
+class ViewDataModule(KnownSamples, ABC):
     """Base of the data modules: labeled, unlabeled, validation, test and prediction samples as batches of views.
 
     A training batch is `{"labeled": (x, y), "unlabeled": (views, index)}` with the views that the method declares; an
@@ -93,6 +95,8 @@ class ViewDataModule(PreparedSamples, KnownSamples, ABC):
         num_workers: int | None,
     ) -> None:
         super().__init__()
+        self.preprocessing: dict[str, Any] = {}
+        self.measured: dict[str, Tensor] = {}
         save_options(self, inspect.currentframe())
         check_range(
             1,
@@ -169,8 +173,14 @@ class ViewDataModule(PreparedSamples, KnownSamples, ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """The run's seed, so that a resumed run continues the sampling order; classes, samples, preparation."""
-        about = {"seed": self.seed, "class_names": self.class_names}
-        return about | self.preparation_state() | {"samples": self.manifest_state()}
+        options = {name: self.hparams[name] for name in OPTIONS if name in self.hparams}
+        about = {"seed": self.seed, "class_names": self.class_names, "samples": self.manifest_state()}
+        return about | {"preprocessing": self.preparation, "measured": self.measured, "options": options}
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """How a file becomes an input of the model, plain values."""
+        return (self.source.preparation if self.source is not None else {}) | self.preprocessing
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the seed, split and preprocessing of the run: every sample that it knows stays in its split.
@@ -189,6 +199,12 @@ class ViewDataModule(PreparedSamples, KnownSamples, ABC):
         self.keep_sides(Manifest.from_state(state_dict["samples"]))
         if outdated:
             self.read_again()
+
+    def restore_preparation(self, state: Mapping[str, Any]) -> bool:
+        """Takes what a checkpoint measured; says whether the samples that were read are outdated by that."""
+        check_preparation(state["preprocessing"], self.preparation)
+        own, self.measured = self.measured, dict(state["measured"])
+        return own.keys() != self.measured.keys() or not all(own[k].equal(v) for k, v in self.measured.items())
 
     def read_again(self) -> None:
         """Reads what was read, after a checkpoint told how samples are prepared."""

@@ -8,8 +8,14 @@ import torch
 from supercm_lightning.data.image_features import cached_features
 from supercm_lightning.data.manifest import SIDES
 from supercm_lightning.data.modules.base import ViewDataModule
-from supercm_lightning.data.sources.feature_files import FeatureSet, Labels, are_arrays, located
-from supercm_lightning.data.sources.feature_store import standardize_stores, statistics
+from supercm_lightning.data.sources.feature_store import (
+    FeatureSet,
+    Labels,
+    are_arrays,
+    located,
+    standardize_stores,
+    statistics,
+)
 from supercm_lightning.data.sources.features import FeatureSource
 from supercm_lightning.data.sources.stores import Samples
 from supercm_lightning.data.splits import check_labels

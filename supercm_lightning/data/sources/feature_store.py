@@ -1,15 +1,24 @@
-"""Frozen features that are read where they are, and what standardizes them."""
+"""Frozen features from files and arrays, checked, read where they are, and standardized."""
 
-from collections.abc import Iterable, Mapping
+import unicodedata
+import zlib
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass, field
-from typing import cast
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Literal, cast
+from zipfile import BadZipFile
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
 
 from supercm_lightning.data.sources.files import MEMORY
+from supercm_lightning.data.sources.npz import load_npz
 from supercm_lightning.data.sources.stores import ArrayStore, Store
-from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.data.sources.worker_stores import DatasetStore
+from supercm_lightning.utils.options import MissingFileError, SuperCMError
 
 Statistics = tuple[Tensor, Tensor]
 """Mean and standard deviation of each feature, (d,) each; the deviation of a constant feature is 1."""
@@ -106,3 +115,133 @@ def standardize_stores(parts: Iterable[tuple[Store, Tensor]], found: Statistics)
     """Sets what is taken out of the features of stores when they are fetched, in place of what was before."""
     for store, _ in parts:
         cast(FeatureStore, store).standardization = found
+
+
+FeatureSet = str | Path | Dataset[Any]
+"""A file, or a torch data set of (features, label), a `TensorDataset` also with views, (features, label, weak,
+strong); from Python also arrays, (features, labels) or features alone."""
+
+Labels = Literal["required", "if known", "never"]
+"""Whether the labels of a set must be there, and whether they are read."""
+
+
+# ------------------------------------------------------------------------------------------------------- what is given
+def are_arrays(given: Any) -> bool:
+    """Whether features are given as an array, or a tuple of features and labels."""
+    arrays = given if isinstance(given, tuple) else (given,)
+    return 0 < len(arrays) < 3 and all(isinstance(array, np.ndarray | Tensor) for array in arrays)
+
+
+def located(given: Any, root: Path) -> Path | Dataset[Any]:
+    """The file that a name means; a data set of arrays."""
+    if are_arrays(given):
+        features, *labels = map(torch.as_tensor, given if isinstance(given, tuple) else (given,))
+        if any(len(one) != len(features) for one in labels):
+            raise SuperCMError(f"features of shape {tuple(features.shape)} with {len(labels[0])} labels.")
+        return TensorDataset(features.detach(), *labels)
+    if not isinstance(given, str | Path):
+        if not (hasattr(given, "__getitem__") and hasattr(given, "__len__")) or isinstance(given, tuple | dict):
+            raise SuperCMError(
+                f"{type(given).__name__} is no set of features. Give the name of a file, a torch data set of "
+                "(features, label), a tuple of arrays (n, d) and (n,), or an array (n, d) where no labels are needed."
+            )
+        return given
+    try:
+        path = root.expanduser() / Path(given).expanduser()
+    except RuntimeError as error:
+        raise SuperCMError(f"{given}: there is no such user ({error}).") from error
+    named = [path.with_name(path.name + suffix) for suffix in (".npz", ".pt")]
+    found = [path] if path.is_file() else [file for file in named if file.exists()] or [path]
+    if len(found) > 1:
+        raise SuperCMError(f"{found[0]} and {found[1]} are both there; give the name with its suffix.")
+    return found[0]
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
+def read_features(
+    option: str, given: Path | Dataset[Any], labels: Labels
+) -> tuple[FeatureStore, tuple[str, ...] | None]:
+    """Features of one file or data set, labels (-1 where unknown or not to be read), class names."""
+    names = files = None
+    views: dict[str, Any] = {}
+    if isinstance(given, Path):
+        content = _load(option, given, labels)
+        data, known = content["features"], content.get("labels")
+        names, files = content.get("classes"), content.get("files")
+        views = {name: content[name] for name in ("weak", "strong", "origin") if name in content}
+    elif isinstance(given, TensorDataset):
+        data, *more = given.tensors
+        views = dict(zip(("weak", "strong"), more[1:], strict=False))
+        known = more[0] if more and labels != "never" else None
+        if known is None and labels == "required":
+            raise SuperCMError(f"{option}: features without labels; give (features, labels).")
+    else:
+        hidden = None if labels == "required" else torch.full((len(cast(Sized, given)),), -1)
+        dataset = DatasetStore(given, hidden)
+        dataset.shape = tuple(dataset[0].shape)
+        data, known = dataset.in_memory().data, dataset.labels
+    data = data.detach()
+    numbers = _whole_numbers(option, known) if known is not None else torch.full((len(data),), -1)
+    if data.ndim != 2 or len(data) != len(numbers) or not len(data):
+        raise SuperCMError(
+            f"{option}: features of shape {tuple(data.shape)} with {len(numbers)} labels; expected (n, d) and n, with "
+            "n at least 1."
+        )
+    if files is not None and len(files) != len(data):
+        raise SuperCMError(f"{option}: {len(files)} files for {len(data)} samples; each needs one, or leave files out.")
+    for name in views.keys() - {"origin"}:
+        if views[name].ndim != 3 or views[name].shape[::2] != data.shape:
+            raise SuperCMError(f"{option}: {name} of shape {tuple(views[name].shape)}; expected (n, views, d).")
+    return FeatureStore(data, numbers, files, option=option, **views), names
+
+
+def _whole_numbers(option: str, labels: Tensor) -> Tensor:
+    whole = labels.long().flatten()
+    if not torch.equal(whole.to(labels.dtype), labels.flatten()) or (len(whole) and int(whole.min()) < -1):
+        raise SuperCMError(f"{option}: labels must be whole numbers from 0, or -1 where unknown.")
+    return whole
+
+
+_NETWORK = ("backbone", "weights", "image_size")
+
+
+def _load(option: str, path: Path, labels: Labels) -> dict[str, Any]:
+    """What a file holds, as tensors and strings; features stay on the disk if they can."""
+    if not path.exists():
+        raise MissingFileError(
+            f"{option}={path}: no such file. Expected .npz or .pt with features (n, d) and labels (n,)."
+        )
+    if path.suffix not in (".npz", ".pt", ".pth"):
+        raise SuperCMError(f"{option}={path}: features are read from .npz or .pt files.")
+    required = {"features", *(["labels"] if labels == "required" else [])}
+    arrays = {"features", "weak", "strong", *(["labels"] if labels != "never" else [])}
+    wanted = arrays | {"classes", "files", *_NETWORK}
+    try:
+        if path.suffix == ".npz":
+            content, found = load_npz(path, wanted)
+        else:
+            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            content = {name: saved[name] for name in saved if name in wanted} if isinstance(saved, dict) else {}
+            found = set(saved) if isinstance(saved, dict) else set()
+    except (UnpicklingError, ValueError) as error:
+        raise SuperCMError(f"{option}={path}: holds more than tensors, numbers, strings; save only these.") from error
+    except (OSError, RuntimeError, EOFError, BadZipFile, zlib.error, MemoryError, OverflowError) as error:
+        raise SuperCMError(f"{option}={path}: cannot be read; the file is truncated or damaged ({error}).") from error
+    if missing := required - found:
+        raise SuperCMError(
+            f"{option}={path}: has {', '.join(sorted(map(str, found))) or 'nothing by name'}, lacks "
+            f"{' and '.join(sorted(missing))}."
+        )
+    try:
+        tensors: dict[str, Any] = {name: torch.as_tensor(content[name]) for name in arrays & content.keys()}
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SuperCMError(f"{option}={path}: features and labels must be arrays of numbers ({error}).") from error
+    if odd := [name for name, one in tensors.items() if one.is_quantized or one.is_meta]:
+        raise SuperCMError(f"{option}={path}: {odd[0]} must be an array of plain numbers, of a type that NumPy has.")
+    for name in {"classes", "files"} & content.keys():
+        if np.ndim(content[name]) != 1:
+            raise SuperCMError(f"{option}={path}: {name} must be a list of names.")
+        tensors[name] = [unicodedata.normalize("NFC", str(value)) for value in content[name]]
+    if "classes" in tensors:
+        tensors["classes"] = tuple(tensors["classes"])
+    return tensors | {"origin": {name: str(content[name]) for name in _NETWORK if name in content}}

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from supercm_lightning.data.sources.base import Defaults, Source
-from supercm_lightning.data.sources.feature_files import Labels, located, read_features
-from supercm_lightning.data.sources.feature_store import FeatureStore
+from supercm_lightning.data.sources.feature_store import FeatureStore, Labels, located, read_features
 from supercm_lightning.data.sources.stores import Store, join
 from supercm_lightning.utils.options import SuperCMError
 

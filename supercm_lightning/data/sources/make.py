@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, TensorDataset
 from supercm_lightning.data.sources.base import Defaults, Source
 from supercm_lightning.data.sources.domain_files import find_files, folder_set
 from supercm_lightning.data.sources.domains import DIGITS, DOMAIN_SETS
-from supercm_lightning.data.sources.feature_files import located
+from supercm_lightning.data.sources.feature_store import located
 from supercm_lightning.data.sources.features import FeatureSource
 from supercm_lightning.data.sources.files import FileSource, Reading
 from supercm_lightning.data.sources.folder import scan_clusters, scan_folder
