@@ -126,7 +126,6 @@ class Manifest:
         found = self.joined(*SIDES).find(members)
         return np.where(found >= 0, np.append(side, -1)[found], -1)
 
-    # ------------------------------------------------------------------------------------------------- checkpoint
     def state(self) -> dict[str, Any]:
         """Plain values and tensors, compressed: numbers of samples without names take next to no space."""
         about = {name: value for name, value in vars(self).items() if name not in ("splits", "origin")}
@@ -141,7 +140,6 @@ class Manifest:
         names = state["class_names"]
         return cls(**{**state, "splits": splits, "class_names": None if names is None else tuple(names)})
 
-    # ------------------------------------------------------------------------------------------------- split file
     def write(self, path: Path, store: Store) -> None:
         """Writes the splits of one store as JSON, in one piece: a reader never sees half a file."""
         names = store.ids if store.ids is not None else store.names

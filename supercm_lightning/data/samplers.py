@@ -46,11 +46,8 @@ class CyclingSampler(DistributedSampler[int]):
         step: Callable[[], int] | None = None,
     ) -> None:
         super().__init__(range(num_samples), num_replicas=world_size, rank=rank, seed=seed)  # type: ignore[arg-type]
-        self.set_size = num_samples
-        self.batch_size = batch_size
-        self.steps_per_epoch = steps_per_epoch
-        self.name = name
-        self.step = step
+        self.set_size, self.batch_size, self.steps_per_epoch = num_samples, batch_size, steps_per_epoch
+        self.name, self.step = name, step
         self.num_samples = batch_size * steps_per_epoch
         self.total_size = self.num_samples * world_size
         self._permutation: tuple[int, Tensor] | None = None
@@ -70,10 +67,8 @@ class CyclingSampler(DistributedSampler[int]):
     def _order(self, number: int) -> Tensor:
         """The order of one pass, computed once: an epoch may be a small fraction of a large set."""
         if self._permutation is None or self._permutation[0] != number:
-            self._permutation = (
-                number,
-                torch.randperm(self.set_size, generator=generator(self.seed, self.name, number)),
-            )
+            order = torch.randperm(self.set_size, generator=generator(self.seed, self.name, number))
+            self._permutation = number, order
         return self._permutation[1]
 
 

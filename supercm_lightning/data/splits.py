@@ -117,18 +117,12 @@ def make_split(
             f"num_labeled={num_labeled}, num_val={num_val} and num_test={num_test} ask for more than the "
             f"{len(known):,} samples that have labels. Lower one of them."
         )
-    rest = torch.arange(len(labels))
+    rest = (labels >= 0).nonzero().flatten()
 
     def draw(count: int | None, stream: torch.Generator, balanced: bool, order: int) -> list[int]:
         nonlocal rest
-        candidates = rest[labels[rest] >= 0]
-        if count is None:
-            drawn = candidates
-        else:
-            drawn = stratified_draw(labels, candidates, count, stream, balanced, keys, order)
-        keep = torch.ones(len(labels), dtype=torch.bool)
-        keep[drawn] = False
-        rest = rest[keep[rest]]
+        drawn = rest if count is None else stratified_draw(labels, rest, count, stream, balanced, keys, order)
+        rest = rest[~torch.isin(rest, drawn)]
         return drawn.tolist()
 
     test = draw(num_test, generator(0, "test split"), False, seed_of(0, "test"))
@@ -160,11 +154,11 @@ def split_of(
         by_name: Whether a new split goes by the names of the samples rather than by their numbers.
         saved: The saved split, or None.
     """
-    seed, num_labeled = int(options.get("split_seed") or 0), options.get("num_labeled")
+    seed = int(options.get("split_seed") or 0)
     if saved is not None:
         sides = torch.from_numpy(saved.sides(Members.of(Samples.all_of(train))))
         if bool((sides >= 0).any()):
-            _check_options(saved, seed, num_labeled, options, held_out)
+            _check_options(saved, seed, options, held_out)
             of = {split: (sides == SIDES.index(split)).nonzero().flatten() for split in ("labeled", "val", "test")}
             for split in held_out:
                 if len(lost := of[split][train.labels[of[split]] < 0]):
@@ -177,23 +171,17 @@ def split_of(
     known = int((train.labels >= 0).sum())
     counts = {split: num_held_out(split, amount, known) for split, amount in held_out.items()}
     keys = train.keys if by_name else None
-    return make_split(strata, num_labeled, counts.get("val", 0), counts.get("test", 0), seed, keys)
+    return make_split(strata, options.get("num_labeled"), counts.get("val", 0), counts.get("test", 0), seed, keys)
 
 
-def _check_options(
-    saved: Manifest,
-    seed: int,
-    num_labeled: int | None,
-    options: Mapping[str, Any],
-    held_out: Mapping[str, int | float],
-) -> None:
+def _check_options(saved: Manifest, seed: int, options: Mapping[str, Any], held_out: Mapping[str, int | float]) -> None:
     """Compares a saved split with the options that the user gave."""
     remedy = "Leave the option out, or name another file to make a new split."
     if saved.origin == "ckpt_path":
         remedy = "Leave the option out: the split is that of the checkpoint."
     for name in ("labeled", *held_out):
         option, count = options.get(f"num_{name}"), saved.counts.get(name, 0)
-        expected = num_held_out(name, held_out[name], saved.known) if name in held_out else num_labeled
+        expected = num_held_out(name, held_out[name], saved.known) if name in held_out else option
         if option is not None and count != expected:
             of = f" ({expected:,} samples)" if expected != option else ""
             raise SuperCMError(

@@ -138,7 +138,6 @@ def _hash(network: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-# ------------------------------------------------------------------------------------------------ two layers as one
 def _fused(network: nn.Module, size: int) -> nn.Module:
     """The network with fewer layers, if it gives the same features."""
     network.eval()

@@ -11,7 +11,6 @@ def world_size() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-# -------------------------------------------------------------------------------------------------------- reductions
 def sum_over_ranks(value: Tensor) -> Tensor:
     """Sum of a tensor over the processes, without gradient; every process must give the same shape."""
     value = value.detach()
@@ -33,7 +32,6 @@ def from_rank_zero(value: Tensor) -> Tensor:
     return value
 
 
-# ----------------------------------------------------------------------------------------------------------- gathers
 def all_gather_samples(samples: Tensor) -> Tensor:
     """Samples of all processes in the order of the ranks, (world · n, …), on every one, without gradient.
 

@@ -125,7 +125,6 @@ class ViewDataModule(KnownSamples, ABC):
         if self.num_classes < 2:
             raise SuperCMError(f"{option}: {self.num_classes} class, where at least two are needed.")
 
-    # ------------------------------------------------------------------------------------- what subclasses give
     @abstractmethod
     def read(self) -> dict[str, Samples]:
         """Reads the data: `labeled`, `unlabeled`, `val`, `test`, those of which there are samples.
@@ -141,7 +140,6 @@ class ViewDataModule(KnownSamples, ABC):
             self._read_splits()  # on which this is measured
         return self.source.read_new(path, self.preprocessing)
 
-    # --------------------------------------------------------------------------------------------------- set-up
     def prepare_data(self) -> None:
         """Downloads a registered data set, in one process, if asked to."""
         if self.source is not None and self.hparams.get("download"):
@@ -248,7 +246,6 @@ class ViewDataModule(KnownSamples, ABC):
             x[position[0] : position[-1] + 1] = self.normalize(fetched).float().numpy()
         return x, (np.full(len(samples), -1) if split == "unlabeled" else samples.labels.numpy())
 
-    # --------------------------------------------------------------------------------------------------- loaders
     @property
     def _batch_sizes(self) -> dict[str, int]:
         """Samples per step of each training loader that the method needs."""
@@ -292,8 +289,7 @@ class ViewDataModule(KnownSamples, ABC):
 
     def test_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         """The test samples. With two domains a list: these and the source validation samples, where there are such."""
-        self._check_read()
-        if not self.has_test:
+        if self.samples and not self.has_test:
             raise SuperCMError(self.missing_messages["test"])
         return self._eval_dataloaders("test", "val")
 
@@ -311,11 +307,8 @@ class ViewDataModule(KnownSamples, ABC):
         return eval_loader(split, self._split(split), self.eval_batch_size, self.num_workers, self.trainer)
 
     def _split(self, split: str) -> Samples:
-        self._check_read()
+        if not self.samples:
+            raise RuntimeError('The data has not been read: call setup("fit") first.')
         if not len(self.samples.get(split, ())):
             raise SuperCMError(self.missing_messages[split])
         return self.samples[split]
-
-    def _check_read(self) -> None:
-        if not self.samples:
-            raise RuntimeError('The data has not been read: call setup("fit") first.')

@@ -126,7 +126,6 @@ class ClusteringDataModule(ViewDataModule):
             check_weak_options(self.input_shape, self.shift, self.noise, mean, std)
             self.preprocessing = asdict(self.normalization)
 
-    # ------------------------------------------------------------------------------------------------- reading
     def read(self) -> dict[str, Samples]:
         """Reads the samples; the clustered ones show no label."""
         assert self.source is not None

@@ -144,7 +144,6 @@ class DomainAdaptationDataModule(ViewDataModule):
         self._augmentations = {"source": source_view, "weak": weak, "strong": strong}
         self.preprocessing = asdict(self.normalization)
 
-    # ------------------------------------------------------------------------------------------------- reading
     def read(self) -> dict[str, Samples]:
         """Reads the images and holds out validation samples of the source."""
         assert self.source is not None
@@ -159,7 +158,6 @@ class DomainAdaptationDataModule(ViewDataModule):
             "test": Samples.labeled_of(target) if test is None else Samples.all_of(test),
         }
 
-    # -------------------------------------------------------------------------------------------- augmentation
     def normalize(self, samples: Tensor) -> Tensor:
         """Normalized images without augmentation: the central box."""
         return self.normalization(CenterCrop((self.input_shape[1], self.input_shape[2]))(samples))

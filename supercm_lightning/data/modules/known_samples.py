@@ -84,7 +84,6 @@ class KnownSamples(ViewPipeline):
             self._state = (present if self._saved is None else present.carrying(self._saved)).state()
         return self._state
 
-    # ------------------------------------------------------------------------------------------------- checkpoint
     def keep_sides(self, saved: Manifest) -> None:
         """Gives every sample that a checkpoint knows the split that it had, and tells what has changed.
 
@@ -166,7 +165,6 @@ class KnownSamples(ViewPipeline):
         shown = [part.store.describe(int(part.index[place])) for place in places[:5]]
         return ", ".join(shown) + (", …" if len(places) > 5 else "")
 
-    # ----------------------------------------------------------------------------------------------------- copies
     def check_copies(self) -> None:
         """Looks for one image in two splits: exact copies, links to one file, and the same file listed twice.
 

@@ -126,7 +126,6 @@ class SemiSupervisedDataModule(ViewDataModule):
             self.view_remedy = "Set whitening=false: whitened images have no strong view."
         self.split: Split | None = None
 
-    # ------------------------------------------------------------------------------------------------- reading
     def read(self) -> dict[str, Samples]:
         """Reads the images and splits the training set."""
         assert self.source is not None
@@ -166,7 +165,6 @@ class SemiSupervisedDataModule(ViewDataModule):
             white[id(store)].keys = store.keys
         return {split: replace(part, store=white[id(part.store)]) for split, part in samples.items()}
 
-    # -------------------------------------------------------------------------------------------- augmentation
     def configure_augmentations(self) -> dict[str, Any]:
         """The weak view: flip, shift and noise; the strong view, except for whitened images: RandAugment and Cutout."""
         weak = WeakAugmentation(self.normalization, self.flip, self.shift, self.noise)

@@ -93,7 +93,6 @@ def find_files(dataset: str, spec: DomainSet, root: Path, source: Sequence[Domai
     return found
 
 
-# ---------------------------------------------------------------------------------------------------- locations
 def _base(dataset: str, spec: DomainSet, root: Path, domains: Sequence[Domain]) -> Path:
     """The data set's folder."""
     wanted = {plain_name(name) for name in spec.folders}
@@ -141,7 +140,6 @@ def _is_list_of(file: Path, domain: Domain, suffix: str) -> bool:
     return domain.is_called(stem) or domain.is_called(plain_name(stem).removesuffix("list"))
 
 
-# ------------------------------------------------------------------------------------------------------ readers
 def _from_folders(dataset: str, spec: DomainSet, base: Path, source: Sequence[Domain], target: Domain) -> DomainFiles:
     trees = {}
     for domain in (*source, target):

@@ -125,7 +125,6 @@ Labels = Literal["required", "if known", "never"]
 """Whether the labels of a set must be there, and whether they are read."""
 
 
-# ------------------------------------------------------------------------------------------------------- what is given
 def are_arrays(given: Any) -> bool:
     """Whether features are given as an array, or a tuple of features and labels."""
     arrays = given if isinstance(given, tuple) else (given,)
@@ -157,7 +156,6 @@ def located(given: Any, root: Path) -> Path | Dataset[Any]:
     return found[0]
 
 
-# ------------------------------------------------------------------------------------------------------------ reading
 def read_features(
     option: str, given: Path | Dataset[Any], labels: Labels
 ) -> tuple[FeatureStore, tuple[str, ...] | None]:
