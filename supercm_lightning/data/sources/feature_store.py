@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, TensorDataset
 from supercm_lightning.data.sources.files import MEMORY
 from supercm_lightning.data.sources.npz import load_npz
 from supercm_lightning.data.sources.stores import ArrayStore, Store
-from supercm_lightning.data.sources.worker_stores import DatasetStore
+from supercm_lightning.data.sources.worker_stores import DatasetStore, whole_numbers
 from supercm_lightning.utils.options import MissingFileError, SuperCMError
 
 Statistics = tuple[Tensor, Tensor]
@@ -179,7 +179,7 @@ def read_features(
         dataset.shape = tuple(dataset[0].shape)
         data, known = dataset.in_memory().data, dataset.labels
     data = data.detach()
-    numbers = _whole_numbers(option, known) if known is not None else torch.full((len(data),), -1)
+    numbers = whole_numbers(known, option) if known is not None else torch.full((len(data),), -1)
     if data.ndim != 2 or len(data) != len(numbers) or not len(data):
         raise SuperCMError(
             f"{option}: features of shape {tuple(data.shape)} with {len(numbers)} labels; expected (n, d) and n, with "
@@ -191,13 +191,6 @@ def read_features(
         if views[name].ndim != 3 or views[name].shape[::2] != data.shape:
             raise SuperCMError(f"{option}: {name} of shape {tuple(views[name].shape)}; expected (n, views, d).")
     return FeatureStore(data, numbers, files, option=option, **views), names
-
-
-def _whole_numbers(option: str, labels: Tensor) -> Tensor:
-    whole = labels.long().flatten()
-    if not torch.equal(whole.to(labels.dtype), labels.flatten()) or (len(whole) and int(whole.min()) < -1):
-        raise SuperCMError(f"{option}: labels must be whole numbers from 0, or -1 where unknown.")
-    return whole
 
 
 _NETWORK = ("backbone", "weights", "image_size")

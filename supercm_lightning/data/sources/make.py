@@ -44,7 +44,7 @@ def make_source(
         spec = DATASETS[dataset]
         splits = {"train": [(dataset, "train")] + [(dataset, "unlabeled")] * spec.has_unlabeled}
         splits |= {} if spec.num_test else {"test": [(dataset, "test")]}
-        return RegisteredSource(dataset, root, splits, reading, reading.image_size if spec.of_files else None)
+        return RegisteredSource(dataset, root, splits, reading)
     files, classes = scan_folder(root)
     # Where a few images were labeled by hand, all of them are trained on unless the user decides otherwise.
     num_val = 0.1 if "train" in files else 0
@@ -90,9 +90,8 @@ def make_cluster_source(
                 raise MissingFileError(f"dataset=features: there is no train.npz or train.pt in root={root}.")
         return FeatureSource(arranged(given), dict.fromkeys(given, "if known"), defaults=features)
     if dataset != "folder":
-        spec = DATASETS[dataset]
-        sets = {split: [(dataset, split)] for split in (("train",) if spec.num_test else ("train", "test"))}
-        return RegisteredSource(dataset, root, arranged(sets), reading, reading.image_size if spec.of_files else None)
+        parts = ("train",) if DATASETS[dataset].num_test else ("train", "test")
+        return RegisteredSource(dataset, root, arranged({split: [(dataset, split)] for split in parts}), reading)
     files, classes = scan_clusters(root, num_classes)
     return FileSource("folder", arranged(files), reading, classes, root=root)
 

@@ -238,7 +238,7 @@ class RegisteredSource(ImageSource):
         self.name, self.root, self.splits, self.reading = name, root, splits, reading
         specs = [DATASETS[dataset] for parts in splits.values() for dataset, _ in parts]
         spec, largest = specs[0], max(spec.input_shape[1] for spec in specs)
-        size = image_size or largest
+        size = image_size or (reading.image_size if spec.of_files else None) or largest
         self.sample_shape = (max(spec.input_shape[0] for spec in specs), size, size)
         self.num_classes, self.class_names = spec.num_classes, spec.class_names
         shift = spec.shift * size // largest

@@ -168,7 +168,7 @@ class DatasetStore(WorkerStore):
         if found is None:
             numbers = images.progress(range(count), f"Reading {count:,} labels", count)
             found = [_label(dataset[number]) for number in numbers]
-        self.labels = _whole(found, name)
+        self.labels = whole_numbers(found, name)
         if len(self.labels) != count:
             raise SuperCMError(f"{name}: {len(self.labels)} labels for {count} items.")
 
@@ -206,14 +206,15 @@ def _label(item: Any) -> Any:
     return item[1]
 
 
-def _whole(labels: Any, name: str) -> Tensor:
+def whole_numbers(labels: Any, name: str) -> Tensor:
+    """Labels as (N,) int64; others than whole numbers from 0, or -1, are an error that names whose they are."""
     try:
         found = torch.as_tensor(labels)
         whole = found.long()
     except (TypeError, ValueError, RuntimeError) as error:
         raise SuperCMError(f"{name}: its labels are no numbers ({error}). Give whole numbers from 0 on.") from error
-    if whole.ndim > 1 and whole[0].numel() > 1:
+    if whole.ndim > 1 and whole.numel() != len(whole):
         raise SuperCMError(f"{name}: labels of shape {tuple(whole.shape[1:])}, where one number each was expected.")
-    if not torch.equal(whole.to(found.dtype), found) or int(whole.min()) < -1:
-        raise SuperCMError(f"{name}: its labels must be whole numbers from 0 on, or -1 where unknown.")
+    if not torch.equal(whole.to(found.dtype), found) or bool((whole < -1).any()):
+        raise SuperCMError(f"{name}: labels must be whole numbers from 0, or -1 where unknown.")
     return whole.flatten()
