@@ -24,10 +24,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds a page for every notebook, and its pictures."""
     for notebook in sorted(_FOLDER.glob("*.ipynb")):
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-        pictures: list[bytes] = []
+        pictures: dict[str, bytes] = {}
         text = "\n\n".join(_markdown(cell, notebook.stem, pictures) for cell in cells)
-        for number, picture in enumerate(pictures):
-            files.append(File.generated(config, f"notebooks/{notebook.stem}_{number}.png", content=picture))
+        for name, picture in pictures.items():
+            files.append(File.generated(config, f"notebooks/{name}", content=picture))
         note = f"*A notebook of the repository, `notebooks/{notebook.name}`, with the outputs of one run.*"
         title, _, rest = text.partition("\n")
         page = re.sub(r"\]\(\.\./docs/", "](../", f"{title}\n\n{note}\n{rest}")
@@ -51,16 +51,18 @@ def _exports(match: re.Match[str]) -> str:
     return "\n".join(f"::: {match[1]}.{name}" for name in importlib.import_module(match[1]).__all__)
 
 
-def _markdown(cell: dict[str, Any], name: str, pictures: list[bytes]) -> str:
+def _markdown(cell: dict[str, Any], name: str, pictures: dict[str, bytes]) -> str:
     source = "".join(cell["source"])
     if cell["cell_type"] == "markdown":
         return source
     parts = [f"```python\n{source}\n```"]
     for output in cell["outputs"]:
         data = output.get("data", {})
-        if "image/png" in data:
-            parts.append(f"![Output of the code above]({name}_{len(pictures)}.png)")
-            pictures.append(base64.b64decode(data["image/png"]))
+        kind = next((kind for kind in ("png", "jpeg") if f"image/{kind}" in data), None)
+        if kind is not None:
+            picture = f"{name}_{len(pictures)}.{kind}"
+            parts.append(f"![Output of the code above]({picture})")
+            pictures[picture] = base64.b64decode(data[f"image/{kind}"])
         else:
             text = "".join(output.get("text", data.get("text/plain", "")))
             parts.append(f"```text\n{text.rstrip()}\n```")

@@ -96,11 +96,13 @@ def main(args: Sequence[str]) -> list[str]:
     """Reads the arguments of `supercm predict --run`, without the command's name.
 
     Returns:
-        Without inputs, arguments of `supercm predict` on the run's own data; else an empty list: all is done.
+        Without inputs, arguments of `supercm predict` on the run's unlabeled samples; else an empty list: all is done.
     """
     parser = CommandParser(prog="supercm predict", description="Predictions of files by a trained model alone.")
     parser.add_argument(
-        "inputs", nargs="*", help="image files, folders of images, .npz files of features; none: the run's own data"
+        "inputs",
+        nargs="*",
+        help="image files, folders of images, .npz files of features; none: the run's unlabeled ones",
     )
     parser.add_function_arguments(predict_files, skip={"inputs"}, as_positional=False)
     given = vars(parser.instantiate_classes(parser.parse_args(list(args))))
@@ -114,6 +116,6 @@ def main(args: Sequence[str]) -> list[str]:
     writer |= {"names": str(given["names"])} if given["names"] else {}
     return [
         *("predict", "--config", str(config), "--ckpt_path", str(checkpoint_of(given["run"]))),
-        *("--trainer.logger", "false", "--trainer.callbacks+=PredictionWriter"),
+        *("--data.predict_on", "unlabeled", "--trainer.logger", "false", "--trainer.callbacks+=PredictionWriter"),
         *(f"--trainer.callbacks.{name}={value}" for name, value in writer.items()),
     ]
