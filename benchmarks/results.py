@@ -227,7 +227,7 @@ def with_std(mean: float, std: float | None, sign: str = "") -> str:
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines)) + "\n"
+    return "\n".join(f"|{'|'.join(line)}|" for line in (head, ["---"] * len(head), *lines)) + "\n"
 
 
 def described(shared: Sequence[Table]) -> str:
