@@ -17,8 +17,6 @@ def _checked(features: Tensor, assignments: Tensor, centroids: Tensor) -> tuple[
 
 def _prior(assignments: Tensor, alpha: float | Tensor) -> Tensor:
     """The Dirichlet prior on the clusters' mean assignment."""
-    if not isinstance(alpha, Tensor) and alpha == 1:
-        return assignments.new_zeros(())
     # The smallest normal number instead of zero keeps the gradient of an empty cluster finite: 0 * inf would be NaN.
     share = assignments.mean(dim=0).clamp_min(torch.finfo(assignments.dtype).tiny)
     alpha = alpha.to(share) if isinstance(alpha, Tensor) else alpha
@@ -102,4 +100,6 @@ def clustering_loss(features: Tensor, assignments: Tensor, centroids: Tensor, al
         # |x|² stands outside the sum over k, so that the three-term form is matched even where a row of γ does not sum
         # to one, as in a gradient with respect to γ itself.
         to_centroids = gamma * (mu.square().sum(dim=1) - 2 * (x @ mu.T))
-        return (x.square().sum() + to_centroids.sum()) / x.numel() + _prior(gamma, alpha)
+        distortion = (x.square().sum() + to_centroids.sum()) / x.numel()
+        has_prior = isinstance(alpha, Tensor) or alpha != 1
+        return distortion + _prior(gamma, alpha) if has_prior else distortion
