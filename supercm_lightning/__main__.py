@@ -5,14 +5,14 @@ import sys
 from supercm_lightning.utils.overview import answer
 
 
-def main() -> None:
+def main(args: list[str] | None = None) -> None:
     """The console script, which imports torch for what needs it alone."""
-    if (text := answer(sys.argv[1:])) is not None:
+    if (text := answer(sys.argv[1:] if args is None else args)) is not None:
         print(text)
-        return
-    from supercm_lightning.cli import main
+        sys.exit()
+    from supercm_lightning import cli
 
-    main()
+    cli.main(args)
 
 
 if __name__ == "__main__":
