@@ -489,8 +489,8 @@ def features() -> None:
                 return work
 
             extractor = FrozenExtractor(name, checkpoint=Path(folder, "weights.pth"), image_size=size)
-            files = sorted(root.rglob("*.jpg"))
-            store = FileStore(files, torch.full((count,), -1), channels=3, image_size=None)
+            files = [(file, -1) for file in sorted(root.rglob("*.jpg"))]
+            store = FileStore(files, channels=3, image_size=None)
             trainer = feature_trainer(accelerator="cpu", devices=1, enable_progress_bar=False, callbacks=[])
 
             def ours(side: int = side, store: Any = store, extractor: Any = extractor, trainer: Any = trainer) -> None:

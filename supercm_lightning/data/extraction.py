@@ -58,21 +58,11 @@ class Views:
 
 
 class FeatureFile(LightningModule):
-    """Writes one feature file; processes share the work, and what an interrupted call has computed is kept.
+    """Writes the feature file of some images; processes share the work, and an interrupted call is continued.
 
     Each chunk of images is a file of its own in a hidden folder beside `path`; the first process joins them. The random
-    numbers of a chunk depend on its place alone.
-
-    Args:
-        path: The file, replaced unless it is what would be written.
-        store: The images and their labels.
-        root: Folder from which the names of the images count.
-        class_names: Names of the classes, or None.
-        extractor: The network.
-        backbone: Its name.
-        views: What is written of each image.
-        chunk: Images per chunk, decoded at a time.
-        num_workers: Processes that decode images; None: none on a CPU, where threads decode between the forwards.
+    numbers of a chunk depend on its place alone. Names of images count from `root`. Without `num_workers` threads
+    decode between the forwards on a CPU, else a process for each core that this one may use, at most four.
     """
 
     def __init__(

@@ -9,7 +9,6 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
 from filelock import FileLock
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
@@ -112,8 +111,7 @@ def extract_features(
         trainer = feature_trainer(accelerator=accelerator, devices=devices, num_nodes=num_nodes)
     written = {}
     for split, files in splits.items():
-        labels = torch.tensor([label for _, label in files], dtype=torch.int64)
-        store = FileStore([file for file, _ in files], labels, channels=3, image_size=None)
+        store = FileStore(files, channels=3, image_size=None)
         if on_bad_image == "skip":
             store, messages = store.readable()
             _announce("\n".join([*messages, f"{split}: {len(messages)} of {len(files)} images are left out."]))

@@ -27,8 +27,7 @@ class Split:
         test: Samples held out for the test; empty where the data has its own test set.
 
     Examples:
-        >>> split = Split(num_rows=6, seed=0, labeled=[0, 3], val=[1], test=[])
-        >>> split.indices()["unlabeled"]
+        >>> Split(num_rows=6, seed=0, labeled=[0, 3], val=[1], test=[]).indices()["unlabeled"]
         tensor([2, 4, 5])
     """
 
@@ -61,19 +60,10 @@ def stratified_draw(
     keys: Keys | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """Draws `count` of the candidates, spread over the classes.
+    """Draws `count` of the candidates (R,) that have a label, spread over the classes: their numbers (count,), sorted.
 
-    Args:
-        labels: Labels of the whole set, (N,); samples with negative labels are never drawn.
-        candidates: Sample numbers, (R,) int64.
-        count: Number of samples to draw, at most the number of labeled candidates.
-        stream: Source of randomness.
-        balanced: Equal numbers per class as far as each class reaches, instead of in proportion to the classes.
-        keys: What each sample of the whole set is known by, (N,), if their order shall not depend on their numbers.
-        seed: Seed of that order.
-
-    Returns:
-        The drawn sample numbers, (count,) int64, sorted.
+    `balanced` draws equal numbers per class as far as each class reaches, instead of in proportion to the classes. With
+    `keys` (N,), by which each sample of the whole set is known, `seed` gives an order that does not depend on numbers.
     """
     candidates = candidates[labels[candidates] >= 0]
     if keys is None:
@@ -149,8 +139,7 @@ def split_of(
         train: The training set.
         strata: What a draw spreads over, (N,) int64, negative where the label is unknown.
         options: `num_labeled`, `num_val`, `num_test` and `split_seed` as the user gave them, None or absent where not.
-        held_out: Number or fraction of the samples with labels of `val` and `test`, unless they have samples of their
-            own.
+        held_out: Number or fraction of the samples with labels to cut from `train` for `val` and `test`.
         by_name: Whether a new split goes by the names of the samples rather than by their numbers.
         saved: The saved split, or None.
     """

@@ -24,8 +24,6 @@ class KnownSamples(ViewPipeline):
     """The part of a data module that knows its samples by name and compares them with those of a checkpoint.
 
     Attributes:
-        class_names: Names of the classes, or None.
-        source: Where the data modules of the package read from; None for others.
         former_unlabeled: Position of each unlabeled sample among those of the checkpoint, (n,) int64, -1 for a new one;
             None: all are where they were.
     """

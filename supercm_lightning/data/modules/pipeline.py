@@ -18,13 +18,9 @@ from supercm_lightning.utils.trainer import callbacks_of
 
 
 class RawBatch(NamedTuple):
-    """What a loader yields.
+    """What a loader yields: samples of a split, or of the path of new ones, by position (n,) with labels (n,).
 
-    Attributes:
-        split: Split of the samples: `labeled`, `unlabeled`, `val` or `test`, or the path of new ones.
-        position: Positions of the samples in their split, (n,) int64.
-        pixels: The samples as read by workers, or None where they are fetched from memory later.
-        labels: Their labels, (n,) int64, -1 where unknown.
+    `pixels` are the samples as read by workers, or None where they are fetched from memory later.
     """
 
     split: str

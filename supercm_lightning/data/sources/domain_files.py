@@ -18,14 +18,9 @@ LIST_FOLDERS = ("image_list", "list", "lists")
 
 @dataclass
 class DomainFiles:
-    """The image files of the requested domains.
+    """The image files of the requested domains below `base`: `files`, and `tests` where a domain has a test set.
 
-    Attributes:
-        files: Files and labels of each domain; the training set, where a domain has a test set too.
-        num_classes: Number of classes.
-        class_names: Their names in the order of the labels, or None where list files do not tell.
-        tests: Files and labels of the test set of each domain that has one.
-        base: The data set's folder.
+    `class_names` are in the order of the labels, None where list files do not tell.
     """
 
     files: dict[str, Files]

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from supercm_lightning.data.sources.base import Defaults, Source
@@ -55,8 +54,7 @@ def file_stores(
     stores: dict[str, Store] = {}
     skipped: list[str] = []
     for split, files in splits.items():
-        labels = torch.tensor([label for _, label in files], dtype=torch.int64)
-        store = FileStore([f for f, _ in files], labels, shape[0], reading.image_size, reading.keep_aspect, shape, root)
+        store = FileStore(files, shape[0], reading.image_size, reading.keep_aspect, shape, root)
         if reading.on_bad_image == "skip":
             store, messages = store.readable()
             skipped += messages

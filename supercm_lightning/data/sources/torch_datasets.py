@@ -14,19 +14,11 @@ from supercm_lightning.utils.options import SuperCMError
 
 
 class TorchSource(Source):
-    """Torch data sets of images, as their authors wrote them.
+    """Torch data sets of images, as their authors wrote them; those of `train`, one for each domain, have labels.
 
-    Items are (image, label), or images alone where no labels are needed. The number of classes is given, or that of an
-    attribute `classes`, or the largest label + 1; only the last needs the labels before the data is read.
-
-    Args:
-        train: Data sets with labels, one for each domain.
-        others: Data sets of `unlabeled`, whose labels are never read, `val` and `test`; None where there is none.
-        num_classes: Number of classes; None: as above.
-        in_memory: Whether to read all items at once.
-        without_labels: Whether items of `train` may be images alone.
-        option: Option that gives `train`, for messages.
-        image_size: Side of what the model receives, if smaller than the images.
+    Items are (image, label), or with `without_labels` images alone. Labels of `unlabeled` are never read. The number of
+    classes is given, or that of an attribute `classes`, or the largest label + 1; only the last needs the labels before
+    the data is read. `option` gave `train`, for messages; `image_size` is the model's, where images are larger.
     """
 
     def __init__(

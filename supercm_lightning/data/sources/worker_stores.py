@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from supercm_lightning.data.sources import images
+from supercm_lightning.data.sources.folder import Files
 from supercm_lightning.data.sources.names import Keys, content_number, fingerprint, relative_names
 from supercm_lightning.data.sources.stores import ArrayStore, Store
 from supercm_lightning.utils.options import SuperCMError
@@ -89,7 +90,7 @@ class WorkerStore(Store):
 
 
 class FileStore(WorkerStore):
-    """Image files with labels (N,), in 1 or 3 channels, resized as `pixels_of` says; a `shape` is expected of all.
+    """Image files with their labels, in 1 or 3 channels, resized as `pixels_of` says; a `shape` is expected of all.
 
     A file's path below `root` is its name; None: the whole path is.
     """
@@ -102,18 +103,17 @@ class FileStore(WorkerStore):
 
     def __init__(
         self,
-        paths: Sequence[Path],
-        labels: Tensor,
+        files: Files,
         channels: int,
         image_size: int | None,
         keep_aspect: bool = True,
         shape: tuple[int, ...] | None = None,
         root: Path | None = None,
     ) -> None:
-        self.names = [str(path) for path in paths]
+        self.names = [str(file) for file, _ in files]
         self.ids = relative_names(self.names, root) if root is not None else self.names
         self.marks = np.zeros(len(self.names), np.int64)
-        self.labels, self.shape = labels, shape
+        self.labels, self.shape = torch.tensor([label for _, label in files], dtype=torch.int64), shape
         self.channels, self.image_size, self.keep_aspect = channels, image_size, keep_aspect
 
     def __getitem__(self, number: int) -> Tensor:
