@@ -36,7 +36,7 @@ def user_error(error: BaseException) -> SuperCMError | None:
         cause = cause.__cause__
     if cause is None or not str(cause).startswith("Caught "):
         return cause
-    *_, message = re.split(r"^[\w.]+Error: ", str(cause), flags=re.MULTILINE)
+    *_, message = re.split(rf"^[\w.]*{type(cause).__name__}: ", str(cause), flags=re.MULTILINE)
     return type(cause)(message.strip())
 
 
