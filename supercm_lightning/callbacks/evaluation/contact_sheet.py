@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from supercm_lightning.data import ViewDataModule
-from supercm_lightning.data.sources.images import IMAGE_SUFFIXES, in_threads, read_image
+from supercm_lightning.data.sources.images import IMAGE_SUFFIXES, UnreadableImage, in_threads, read_image
 from supercm_lightning.utils.text import printable
 
 _GAP, _LINE, _RED = 3, 13, (200, 30, 30)
@@ -99,8 +99,7 @@ def sample_images(
         folder = Path(root or data.hparams.get("images") or "").expanduser()
         files = [folder / samples.store.names[number] for number in samples.index[places].tolist()]
         if all(file.suffix.lower() in IMAGE_SUFFIXES and file.is_file() for file in files):
-            read = in_threads(lambda file: read_image(file, 3, None, at_most=size), files, "Reading", None)
-            return [to_pil_image(pixels) for pixels in read]
+            return list(in_threads(lambda file: _open(file, size), files, "Reading", None))
     if not len(places) or len(data.input_shape) != 3:
         return []
     pixels = samples.fetch(places, torch.device("cpu"))
@@ -109,3 +108,10 @@ def sample_images(
         low, high = pixels.amin(), pixels.amax()
         pixels = ((pixels - low) / (high - low).clamp_min(1e-12) * 255).byte()
     return [to_pil_image(one) for one in pixels]
+
+
+def _open(file: Path, size: int) -> Image.Image:
+    try:
+        return to_pil_image(read_image(file, 3, None, at_most=size))
+    except UnreadableImage:  # of features, which are whole
+        return Image.new("RGB", (size, size), "gray")
