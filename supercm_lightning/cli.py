@@ -200,10 +200,11 @@ class SuperCMCLI(LightningCLI):
 
     def _print(self, results: Any, domains: tuple[str, str], interval: tuple[float, float] | None) -> None:
         is_adaptation = isinstance(self.datamodule, ViewDataModule) and self.datamodule.is_domain_adaptation
+        shown: dict[str, float] = {}  # what the end of an epoch logs is among the results of every loader
         for domain, metrics in zip(domains if is_adaptation else ("",) * len(results), results, strict=False):
-            if metrics:
-                print("\n".join(result_lines(metrics, interval, domain)))
-            interval = None
+            if new := {name: value for name, value in metrics.items() if name not in shown}:
+                print("\n".join(result_lines(new, interval, domain)))
+            shown, interval = shown | metrics, None
 
     def after_fit(self) -> None:
         """Tests the final weights, where there is a test set, and prints the run's folder.

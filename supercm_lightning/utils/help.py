@@ -36,13 +36,16 @@ def class_help(section: str, name: str) -> str:
         raise SuperCMError(f"{section}.help={name}: there is no such class{did_you_mean(name, known)}")
     meanings: dict[str, str] = {}
     defaults: dict[str, Any] = {}
+    hands_on = True
     for one in inspect.getmro(kind):
         if "__init__" not in vars(one) or one in inspect.getmro(base):
             continue
         for text in (vars(one).get("__doc__"), vars(one)["__init__"].__doc__):
             for each in parse(text or "").params:
                 meanings.setdefault(each.arg_name, each.description or "")
-        for taken in inspect.signature(vars(one)["__init__"]).parameters.values():
+        own = inspect.signature(vars(one)["__init__"]).parameters.values() if hands_on else ()
+        hands_on = any(taken.kind is taken.VAR_KEYWORD for taken in own)
+        for taken in own:
             if taken.name != "self" and taken.kind not in (taken.VAR_POSITIONAL, taken.VAR_KEYWORD):
                 defaults.setdefault(taken.name, taken.default)
     lines = [f"{kind.__name__}: {(inspect.getdoc(kind) or '').partition(chr(10))[0]}", ""]

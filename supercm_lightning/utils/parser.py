@@ -7,6 +7,7 @@ import os
 import pydoc
 import re
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -103,7 +104,8 @@ def explain(message: str, known: Iterable[str] = ()) -> str:
     expected.pop("NoneType", None)
     if keys and value and expected:
         return f"{'.'.join(keys)}={value[1]}: expected {' or '.join(expected)}"
-    return re.sub(r'Parser key "([\w.]+)":', r"\1:", " ".join(message.split(" Given value type:")[0].split()))
+    message = textwrap.shorten(message.split(" Given value type:")[0], 500, placeholder=" …")
+    return re.sub(r'Parser key "([\w.]+)":', r"\1:", message)
 
 
 def find_local_modules() -> None:

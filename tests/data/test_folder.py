@@ -46,6 +46,11 @@ class TestLayouts:
         assert data.samples["test"].labels.tolist() == [1]
         assert not len(data.samples["val"])
 
+    def test_british_names_of_folders_are_read_likewise(self, image_folder):
+        data = folder(image_folder({"labelled/cat": 2, "labelled/ant": 3, "unlabelled": 2}))
+        assert data.class_names == ("ant", "cat")
+        assert [len(data.samples[split]) for split in ("labeled", "unlabeled")] == [5, 2]
+
     def test_few_images_labelled_by_hand_are_not_held_out_unasked_but_on_request(self, image_folder):
         root = image_folder({"labeled/a": 10, "labeled/b": 10, "unlabeled": 5})
         data = folder(root, num_val=4)

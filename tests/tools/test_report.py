@@ -107,6 +107,7 @@ def test_calibration_error_of_the_page_is_that_of_its_bins(folder: Path) -> None
 
 def test_two_domains_are_named_with_their_roles(folder: Path) -> None:
     summary = json.loads((folder / "summary.json").read_text())
+    summary["collapse"] = "98 % of 20 samples are predicted to be dog"
     summary["data_options"] |= {"dataset": "pacs", "source": ["photo", "art"], "target": "sketch <b>"}
     Path("domains").mkdir()
     Path("domains/summary.json").write_text(json.dumps(summary))
@@ -115,6 +116,7 @@ def test_two_domains_are_named_with_their_roles(folder: Path) -> None:
     assert "<h1>SuperCM on pacs, photo, art → sketch &lt;b&gt;</h1>" in page
     assert re.search(r"8 labeled \(source\), .*unlabeled \(target\)", page)
     assert "<b>" not in page
+    assert "predicted to be dog: the model has collapsed" in page
 
 
 def test_bars_of_both_kinds_are_in_the_legend() -> None:

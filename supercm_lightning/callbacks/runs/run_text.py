@@ -29,15 +29,16 @@ def result_lines(metrics: Mapping[str, float], interval: Sequence[float] | None 
     Args:
         metrics: Values by name.
         interval: 95 % interval of the accuracy.
-        domain: Domain of the samples, for data of two.
+        domain: Before accuracy and loss: `source ` or `target `, for data of two domains.
 
     Examples:
         >>> result_lines({"test/loss": 0.51234, "test/acc": 0.9}, (0.826, 0.945))
         ['test/acc   0.9000 (95 % interval 0.8260 to 0.9450)', 'test/loss  0.5123']
     """
     names = sorted(metrics, key=lambda name: (not name.endswith("/acc"), name))
-    width = max(map(len, names), default=0)
-    lines = [f"{domain}{name:{width}}  {metrics[name]:.4f}" for name in names]
+    full = [f"{domain}{name}" if name.endswith(("/acc", "/loss")) else name for name in names]
+    width = max(map(len, full), default=0)
+    lines = [f"{text:{width}}  {metrics[name]:.4f}" for text, name in zip(full, names, strict=True)]
     if interval is not None and lines:
         lines[0] += f" (95 % interval {interval[0]:.4f} to {interval[1]:.4f})"
     return lines

@@ -17,12 +17,14 @@ _LAYOUT = (
     "labeled/<class>/*.jpg with unlabeled/**/*.jpg, or train/<class>/*.jpg, or <class>/*.jpg with num_labeled; "
     "optionally val/<class>/ and test/<class>/"
 )
+_PARTS = ("labelled", "labeled", "train", "unlabelled", "unlabeled")
 
 
 def scan_folder(root: Path) -> tuple[dict[str, Files], tuple[str, ...]]:
     """Finds the image files of a folder: `labeled/<class>` and `unlabeled`, or `train/<class>`, or `<class>`.
 
-    Hidden files and folders are left out; links are followed, each folder once. What is missing is an error.
+    `labelled` and `unlabelled` are read likewise. Hidden files and folders are left out; links are followed, each
+    folder once. What is missing is an error.
 
     Returns:
         Files of `labeled`, or of `train` where every training image has a label, and those of `unlabeled`, `val` and
@@ -30,9 +32,10 @@ def scan_folder(root: Path) -> tuple[dict[str, Files], tuple[str, ...]]:
     """
     if not root.is_dir():
         raise MissingFileError(f"dataset=folder: root={root} is not a folder. Expected there: {_LAYOUT}.")
-    tree = next((root / name for name in ("labeled", "train") if (root / name).is_dir()), root)
+    parts = {name.replace("elled", "eled"): root / name for name in _PARTS if (root / name).is_dir()}
+    tree = parts.get("labeled") or parts.get("train") or root
     classes = class_folders(tree)
-    names = tuple(sorted(classes.keys() - ({"unlabeled", "val", "test"} if tree == root else set())))
+    names = tuple(sorted(classes.keys() - ({"unlabeled", "unlabelled", "val", "test"} if tree == root else set())))
     if not names:
         raise MissingFileError(f"dataset=folder: no class folders in {tree}. Expected: {_LAYOUT}.")
 
@@ -40,10 +43,10 @@ def scan_folder(root: Path) -> tuple[dict[str, Files], tuple[str, ...]]:
         known = [(folders[name], label) for label, name in enumerate(names) if name in folders]
         return [(file, label) for folder, label in known for file in images_under(folder)]
 
-    splits = {"train" if tree == root else tree.name: labeled(classes)}
+    splits = {"labeled" if "labeled" in parts else "train": labeled(classes)}
     if not any(splits.values()):
         raise MissingFileError(f"dataset=folder: no images in the class folders of {tree}. Expected: {_LAYOUT}.")
-    splits["unlabeled"] = [(file, -1) for file in images_under(root / "unlabeled")]
+    splits["unlabeled"] = [(file, -1) for file in images_under(parts.get("unlabeled", root / "unlabeled"))]
     for split in ("val", "test"):
         found = class_folders(root / split)
         if unexpected := found.keys() - set(names):
