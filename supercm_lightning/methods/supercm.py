@@ -23,7 +23,7 @@ class SuperCM(Method):
 
     Args:
         beta: Weight of the clustering loss, >= 0. The published weight for WRN-28-2 (CIFAR-10, MNIST, SVHN) is 0.372 in
-            this convention; with a small net on digits 0.372, 1 and 5 are not told apart.
+            this convention; with a small net on digits 0.372, 1 and 5 end alike.
         temperature: Softmax temperature of the assignments, > 0.
         pseudo_centroids: Confidence from which unlabeled samples join the centroid update under their predicted class,
             in [0, 1]; None: labeled samples alone. The published code uses 0.95.
