@@ -484,7 +484,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     domains(new=b"")
 
 
-@case(LISTS, "given clusters under another header", "c.csv: not a clustering … with a column `class`", SuperCMError)
+@case(LISTS, "given clusters under another header", "c.csv: not a clustering … with a column `cluster`", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("c.csv").write_text("file,label\na.png,1\n")
     read_clusters(Path("c.csv"), 1, 2)
@@ -532,15 +532,15 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @case(LISTS, "given clusters in another order of the files, or in other folders", "matched by file")
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("c.csv").write_text("file,class\nphotos/b.png,1\nphotos/a.png,0\n")
+    Path("c.csv").write_text("file,cluster\nphotos/b.png,1\nphotos/a.png,0\n")
     assert read_clusters(Path("c.csv"), 2, 2, ["a.png", "b.png"]).tolist() == [0, 1]
-    Path("c.csv").write_text("index,class\n1,1\n0,0\n")
+    Path("c.csv").write_text("index,cluster\n1,1\n0,0\n")
     assert read_clusters(Path("c.csv"), 2, 2).tolist() == [0, 1]
 
 
 @case(LISTS, "given clusters of other files", "c.csv: line 3 (c.png) is none of the samples", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("c.csv").write_text("file,class\na.png,1\nc.png,0\n")
+    Path("c.csv").write_text("file,cluster\na.png,1\nc.png,0\n")
     read_clusters(Path("c.csv"), 2, 2, ["a.png", "b.png"])
 
 
