@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, TensorDataset
 
 from supercm_lightning import Supervised
@@ -40,3 +41,17 @@ def test_one_class_for_all_is_named_in_words_and_in_the_summary(caplog: pytest.L
 )
 def test_other_predictions_are_left_alone(labels: torch.Tensor, favored: float) -> None:
     assert judged(labels, favored) is None
+
+
+def test_the_check_before_training_is_no_validation() -> None:
+    model = Supervised(num_classes=3, input_shape=(4,), backbone="identity")
+    with torch.no_grad():
+        model.head.bias += torch.tensor([0.0, 0.0, 1e3])
+    rows = TensorDataset(torch.randn(60, 4), torch.arange(60) % 3, torch.arange(60))
+    collapse = PredictionCollapse()
+    options = {"max_epochs": 1, "check_val_every_n_epoch": 2, "num_sanity_val_steps": 8, "limit_train_batches": 1}
+    trainer = Trainer(**QUIET, **options, callbacks=[collapse], log_every_n_steps=1, enable_model_summary=False)
+    trainer.fit(
+        model, CombinedLoader({"labeled": DataLoader(TensorDataset(*rows.tensors[:2]), 8)}), DataLoader(rows, 8)
+    )
+    assert collapse.message is None

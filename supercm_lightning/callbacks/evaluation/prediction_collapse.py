@@ -43,7 +43,7 @@ class PredictionCollapse(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts counting."""
-        classes = pl_module.num_classes if isinstance(pl_module, ClassModel) else 0
+        classes = pl_module.num_classes if isinstance(pl_module, ClassModel) and not trainer.sanity_checking else 0
         self.message, self._counts = None, torch.zeros(2, classes, device=pl_module.device)
 
     def on_validation_batch_end(
