@@ -130,7 +130,8 @@ class PseudoLabeledSamples(nn.Module):
         # A network that became NaN is reported with the loss term of the same step, not by the solver.
         self.labels.copy_(align_labels(costs.nan_to_num(), solver, reuse=reuse))
         chosen = F.one_hot(self.labels, len(self)).to(features.dtype).T
-        used, mean = chosen.any(dim=1), F.normalize(chosen @ features, dim=1)
+        with torch.autocast(features.device.type, enabled=False):
+            used, mean = chosen.any(dim=1), F.normalize(chosen @ features, dim=1)
         self.mean_features[used] = F.normalize(self.mean_features[used].lerp(mean[used], FEATURE_RATE), dim=1)
         before = self.last_label[self.index]
         known = before >= 0
