@@ -190,3 +190,5 @@ def test_the_accuracy_stands_first_with_its_interval(folder: Path) -> None:
     assert first[1] == "test accuracy"
     accuracy, low, high = (float(number) for number in re.findall(r"\d+\.\d", first[2]))
     assert low < accuracy < high
+    metrics = re.findall(r"<td>((?:test|val)/\w+)</td>", Path("page.html").read_text())
+    assert metrics.index("test/acc") < metrics.index("test/loss") < metrics.index("val/acc") < metrics.index("val/loss")

@@ -217,9 +217,10 @@ def _caption(name: str) -> str:
     return f"after epoch {int(epoch)}" if epoch.isdecimal() else "at the end"
 
 
-def _stage(metric: str) -> int:
-    """The test comes before validation, and training last."""
-    return ["test", "val", metric.partition("/")[0], "train"].index(metric.partition("/")[0])
+def _stage(metric: str) -> tuple[int, bool]:
+    """The test comes before validation, and training last; of each the accuracy comes first."""
+    stage, _, name = metric.partition("/")
+    return ["test", "val", stage, "train"].index(stage), name != "acc"
 
 
 def _natural(name: str) -> tuple[bool, float, str]:
