@@ -3,16 +3,19 @@
 from typing import Any, ClassVar, Literal
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from supercm_lightning.contracts import ViewData
 from supercm_lightning.methods.clusterer import Clusterer
 from supercm_lightning.methods.per_sample import PerSampleState
-from supercm_lightning.nn import Ema
-from supercm_lightning.self_labeling import ASDOptions, SelfLabeler, read_clusters
+from supercm_lightning.nn import Ema, evaluating
+from supercm_lightning.self_labeling import ASDOptions, SelfLabeler, judge, read_clusters
 from supercm_lightning.utils.options import SuperCMError
-from supercm_lightning.utils.trainer import datamodule_of
+from supercm_lightning.utils.trainer import datamodule_of, is_dry_run
 
+JUDGED = 5000
+"""Most samples by which a clustering is judged."""
 AVERAGE_DECAY = 0.99
 """Decay of the averaged weights whose features prototypes are found by."""
 
@@ -142,6 +145,20 @@ class SelfLabeled(PerSampleState, Clusterer):
         super().on_train_start()
         batches = self.total_steps * self.trainer.accumulate_grad_batches
         self.labeler.tracker.resize(self.labeler.options.window_steps(batches))
+
+    @torch.no_grad()
+    def on_train_end(self) -> None:
+        """Says whether the clusters are to be trusted, by the final weights on at most `JUDGED` samples."""
+        super().on_train_end()
+        if self.trainer.interrupted or is_dry_run(self.trainer) or not self.labeler.clusters.is_known:
+            return
+        order = torch.randperm(datamodule_of(self.trainer).num_unlabeled, generator=torch.Generator().manual_seed(0))
+        with evaluating(self):
+            features = self.of_samples("unlabeled", order[:JUDGED], self.feature_network)
+            clusters = self.head(features).argmax(dim=1)
+        if self.trainer.is_global_zero:
+            agreement = float(self.labeler.label_agreement)
+            rank_zero_info(str(judge(features, clusters, self.num_classes, agreement)))
 
     def move_samples(self, former: Tensor) -> None:
         """Brings the state of the samples into the order of the data; labeled ones that are gone are replaced."""

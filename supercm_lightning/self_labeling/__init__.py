@@ -9,6 +9,7 @@ from supercm_lightning.self_labeling.options import ASDOptions
 from supercm_lightning.self_labeling.pseudo_labeled import PseudoLabeledSamples
 from supercm_lightning.self_labeling.sampling import class_coverage, prototype_sample, random_sample
 from supercm_lightning.self_labeling.transitions import ClassTransitionTracker
+from supercm_lightning.self_labeling.verdict import Verdict, judge
 
 __all__ = [
     "ASDOptions",
@@ -16,9 +17,11 @@ __all__ = [
     "ClusterMap",
     "PseudoLabeledSamples",
     "SelfLabeler",
+    "Verdict",
     "align_labels",
     "class_coverage",
     "group_classes",
+    "judge",
     "kmedoids",
     "majority_clusters",
     "match_clusters",

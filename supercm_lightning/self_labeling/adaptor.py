@@ -12,7 +12,10 @@ from supercm_lightning.self_labeling.initial_clusters import majority_clusters
 from supercm_lightning.self_labeling.options import ASDOptions
 from supercm_lightning.self_labeling.pseudo_labeled import PseudoLabeledSamples
 from supercm_lightning.self_labeling.transitions import ClassTransitionTracker
-from supercm_lightning.utils.collectives import world_size
+from supercm_lightning.utils.collectives import mean_over_ranks, world_size
+
+LABEL_AGREEMENT_RATE = 0.01
+"""Weight of the newest step in the running agreement of labels and instance head."""
 
 
 class SelfLabeler(nn.Module):
@@ -33,6 +36,7 @@ class SelfLabeler(nn.Module):
         samples: The pseudo-labeled samples and their instance labels.
         tracker: Transitions between predicted instance classes.
         clusters: Map from instance classes to clusters.
+        label_agreement: Running fraction of the labels in whose cluster the prediction of the instance head falls too.
         initial_clusters: Clustering to start from, (num_samples,) int64, -1 for none, or empty; not in the state dict.
 
     Source: Duan et al., "An Adaptor for Triggering Semi-Supervised Learning to Out-of-Box Serve Deep Image Clustering",
@@ -49,6 +53,7 @@ class SelfLabeler(nn.Module):
     """
 
     initial_clusters: Tensor
+    label_agreement: Tensor
 
     def __init__(
         self, num_features: int, num_clusters: int, options: ASDOptions | None = None, num_samples: int = 1
@@ -57,6 +62,7 @@ class SelfLabeler(nn.Module):
         self.options = options or ASDOptions()
         self.num_clusters = num_clusters
         self.instance_head = nn.Linear(num_features, self.options.num_samples(num_clusters))
+        self.register_buffer("label_agreement", torch.zeros(()))
         self.register_buffer("initial_clusters", torch.empty(0, dtype=torch.int64), persistent=False)
         self.reset(num_samples)
 
@@ -68,6 +74,7 @@ class SelfLabeler(nn.Module):
         self.tracker = ClassTransitionTracker(num_samples, n_l, window=1).to(device)
         self.clusters = ClusterMap(n_l, self.num_clusters).to(device)
         # No buffer: DDP gives all processes the buffers of the first one, and each process has targets of its own.
+        self.label_agreement.zero_()
         self._targets = torch.full((len(self.samples.shard[0]) * self.num_views,), -1)
 
     @property
@@ -137,6 +144,9 @@ class SelfLabeler(nn.Module):
         if is_due and progress >= self.options.warmup:
             self.update_map()
         self.targets.copy_(self.label(logits).repeat(self.num_views))
+        if self.clusters.is_known:
+            agree = self.clusters(logits.argmax(dim=1)) == self.clusters(self.samples.shard[1])
+            self.label_agreement.lerp_(mean_over_ranks(agree.float().mean()), LABEL_AGREEMENT_RATE)
 
     def update_map(self) -> None:
         """Groups the instance classes into clusters by their transitions."""

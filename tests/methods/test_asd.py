@@ -580,3 +580,9 @@ def test_more_samples_than_there_are_is_an_error_at_setup() -> None:
 def test_a_fraction_of_an_endless_training_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"trainer\.max_epochs or trainer\.max_steps"):
         trainer(-1, max_epochs=-1).fit(model_of(asd_window=0.3), datamodule=digits())
+
+
+def test_a_fit_ends_with_a_verdict(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "lightning.pytorch.utilities.rank_zero"):
+        trainer(5).fit(model_of(), datamodule=digits())
+    assert [record for record in caplog.messages if "to be trusted" in record and "silhouette" in record]
