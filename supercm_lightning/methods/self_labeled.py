@@ -42,7 +42,8 @@ class SelfLabeled(PerSampleState, Clusterer):
         asd_warmup: Fraction of the training, in [0, 1), before the first cluster map; the instance head learns alone
             until then.
         asd_map_every: Steps between two cluster maps, >= 1.
-        asd_map: How instance classes are grouped into clusters: `kmedoids` or `spectral`, see `group_classes`.
+        asd_map: How instance classes are grouped into clusters: `kmedoids` or `spectral` by transitions, see
+            `group_classes`; `features`, average linkage of their mean features, for clusters of unequal size.
         asd_agreement: Use a cluster label only where the prediction of the instance head falls into the same cluster.
         asd_init_labels: File with a clustering to start from, one label per unlabeled sample, -1 for none: `.npy`, or
             the table that `predict` writes, matched by file. It gives the cluster labels until the first map.
@@ -84,7 +85,7 @@ class SelfLabeled(PerSampleState, Clusterer):
         asd_window: int | float = 0.3,
         asd_warmup: float = 0.3,
         asd_map_every: int = 50,
-        asd_map: Literal["kmedoids", "spectral"] = "kmedoids",
+        asd_map: Literal["kmedoids", "spectral", "features"] = "kmedoids",
         asd_agreement: bool = True,
         asd_init_labels: str | None = None,
         **kwargs: Any,

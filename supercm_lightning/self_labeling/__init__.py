@@ -3,7 +3,7 @@
 from supercm_lightning.self_labeling.adaptor import SelfLabeler
 from supercm_lightning.self_labeling.alignment import align_labels
 from supercm_lightning.self_labeling.cluster_map import ClusterMap
-from supercm_lightning.self_labeling.grouping import group_classes, kmedoids, match_clusters
+from supercm_lightning.self_labeling.grouping import group_classes, group_features, kmedoids, match_clusters
 from supercm_lightning.self_labeling.initial_clusters import majority_clusters, read_clusters
 from supercm_lightning.self_labeling.options import ASDOptions
 from supercm_lightning.self_labeling.pseudo_labeled import PseudoLabeledSamples
@@ -21,6 +21,7 @@ __all__ = [
     "align_labels",
     "class_coverage",
     "group_classes",
+    "group_features",
     "judge",
     "kmedoids",
     "majority_clusters",

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from supercm_lightning.losses import balanced_consistency_loss
 from supercm_lightning.self_labeling.cluster_map import ClusterMap
+from supercm_lightning.self_labeling.grouping import group_features
 from supercm_lightning.self_labeling.initial_clusters import majority_clusters
 from supercm_lightning.self_labeling.options import ASDOptions
 from supercm_lightning.self_labeling.pseudo_labeled import PseudoLabeledSamples
@@ -146,14 +147,21 @@ class SelfLabeler(nn.Module):
         self.targets.copy_(self.label(logits).repeat(self.num_views))
         if self.clusters.is_known:
             agree = self.clusters(logits.argmax(dim=1)) == self.clusters(self.samples.shard[1])
-            self.label_agreement.lerp_(mean_over_ranks(agree.float().mean()), LABEL_AGREEMENT_RATE)
+            agree = mean_over_ranks(self.shard_weight * agree.float().mean())
+            self.label_agreement.lerp_(agree, LABEL_AGREEMENT_RATE)
 
     def update_map(self) -> None:
-        """Groups the instance classes into clusters by their transitions."""
+        """Groups the instance classes into clusters, by their transitions or their mean features."""
         names = None
         if len(self.initial_clusters):
             names = majority_clusters(self.tracker.bank, self.initial_clusters, len(self.samples), self.num_clusters)
-        self.clusters.update_map(self.tracker.matrix, self.options.map, names)
+        if self.options.map != "features":
+            self.clusters.update_map(self.tracker.matrix, self.options.map, names)
+            return
+        counts = torch.bincount(self.tracker.bank + 1, minlength=len(self.samples) + 1)[1:]  # without the unvisited
+        groups = group_features(self.samples.mean_features, counts, self.num_clusters)
+        if len(groups):
+            self.clusters.follow(groups, names)
 
     def label(self, logits: Tensor) -> Tensor:
         """Cluster labels (m,) int64 of this process's pseudo-labeled samples, -1 where in doubt.

@@ -74,7 +74,12 @@ class ClusterMap(nn.Module):
         """
         if not bool(transitions.any()):
             return
-        new = group_classes(transitions, self.num_clusters, by).to(self.cluster_of.device)
+        self.follow(group_classes(transitions, self.num_clusters, by), names)
+
+    @torch.no_grad()
+    def follow(self, groups: Tensor, names: Tensor | None = None) -> None:
+        """Sets the map to groups of the classes, (C,) int64 in [0, k); clusters keep their ids as in `update_map`."""
+        new = groups.to(self.cluster_of.device)
         old = self.cluster_of if self.is_known or names is None else names
         new = match_clusters(new, old, self.frequencies, self.num_clusters)
         self.change.copy_((new != self.cluster_of).float().mean())

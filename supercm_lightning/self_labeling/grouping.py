@@ -133,6 +133,40 @@ def group_classes(transitions: Tensor, k: int, by: Literal["kmedoids", "spectral
     return torch.from_numpy(spectral.fit_predict(affinity.numpy())).long()
 
 
+def group_features(features: Tensor, counts: Tensor, k: int) -> Tensor:
+    """Groups classes by the cosine distance of their mean features: average linkage, which does not need equal groups.
+
+    Classes with fewer than a tenth of the mean count are left out, and join the group of the nearest class.
+
+    Args:
+        features: Normalized mean feature of each class, (C, d); zero for a class without samples.
+        counts: Number of samples of each class, (C,).
+        k: Number of groups.
+
+    Returns:
+        Group of each class, (C,) int64 in [0, k), on the host, or (0,) as long as fewer than k classes have samples.
+
+    Examples:
+        >>> features = torch.nn.functional.normalize(torch.tensor([[1.0, 0], [9, 1], [8, 1], [0, 1], [1, 2]]), dim=1)
+        >>> group_features(features, counts=torch.tensor([9, 9, 9, 9, 0]), k=2)
+        tensor([0, 0, 0, 1, 1])
+    """
+    from sklearn.cluster import AgglomerativeClustering
+
+    features, counts = features.cpu(), counts.cpu()
+    known = features.any(dim=1)
+    frequent = known & (10 * counts >= counts.float().mean())
+    used = (frequent if int(frequent.sum()) >= k else known).nonzero()[:, 0]
+    if len(used) < max(k, 2):
+        return torch.empty(0, dtype=torch.int64)
+    similarity = features @ features[used].T
+    linkage = AgglomerativeClustering(k, metric="precomputed", linkage="average")
+    group = torch.from_numpy(linkage.fit_predict((1 - similarity[used]).clamp_min(0).numpy())).long()
+    found = group[similarity.argmax(dim=1)]
+    found[used] = group
+    return found
+
+
 def match_clusters(new: Tensor, old: Tensor, weight: Tensor, k: int) -> Tensor:
     """Permutes cluster ids so that the overlap with an earlier clustering of the same items is largest.
 

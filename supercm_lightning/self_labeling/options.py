@@ -30,7 +30,8 @@ class ASDOptions:
         warmup: Fraction of the training, in [0, 1), before the first cluster map; the instance head learns alone until
             then.
         map_every: Steps between two cluster maps, >= 1.
-        map: How instance classes are grouped into clusters: `kmedoids` or `spectral`, see `group_classes`.
+        map: How instance classes are grouped into clusters: `kmedoids` or `spectral` by transitions, see
+            `group_classes`; `features`, see `group_features`, for clusters of unequal size.
         agreement: Use a cluster label only where the prediction of the instance head falls into the same cluster.
 
     Raises:
@@ -54,7 +55,7 @@ class ASDOptions:
     window: int | float = 0.3
     warmup: float = 0.3
     map_every: int = 50
-    map: Literal["kmedoids", "spectral"] = "kmedoids"
+    map: Literal["kmedoids", "spectral", "features"] = "kmedoids"
     agreement: bool = True
 
     def __post_init__(self) -> None:
@@ -63,7 +64,7 @@ class ASDOptions:
             asd_sampler=(self.sampler, ("prototype", "random")),
             asd_cost=(self.cost, ("logit", "feature")),
             asd_solver=(self.solver, ("exact", "sinkhorn")),
-            asd_map=(self.map, ("kmedoids", "spectral")),
+            asd_map=(self.map, ("kmedoids", "spectral", "features")),
         )
         check_range(1, asd_samples=self.samples, asd_pool=self.pool, asd_hold=self.hold, asd_map_every=self.map_every)
         check_range(0, 1, asd_prototype_start=self.prototype_start)

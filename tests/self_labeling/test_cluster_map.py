@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from supercm_lightning.self_labeling import ClusterMap, majority_clusters
+from supercm_lightning.self_labeling import ClusterMap, group_classes, group_features, majority_clusters
 
 
 def planted(group: Tensor) -> Tensor:
@@ -71,3 +71,24 @@ def test_the_cluster_of_a_class_is_that_of_most_of_its_samples() -> None:
     classes = torch.tensor([0, 0, 0, 1, 1, 2, -1, 3], dtype=torch.int32)
     clusters = torch.tensor([1, 1, 0, 2, 2, -1, 0, 0])
     assert majority_clusters(classes, clusters, 5, 3).tolist() == [1, 2, -1, 0, -1]
+
+
+def test_one_class_of_a_rare_cluster_is_not_merged_to_make_sizes_equal() -> None:
+    """Nine classes stand for a large cluster and one each for two rare ones; a class without samples follows."""
+    centers = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]])[[0] * 9 + [1, 2, 2]]
+    spread = 0.3 * torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+    features = torch.nn.functional.normalize(centers + spread * torch.tensor([1.0, 0, 0]), dim=1)
+    counts = torch.tensor([20] * 11 + [0])
+    groups = group_features(features, counts, k=3)
+    assert len(groups[:9].unique()) == 1
+    assert len(groups.unique()) == 3
+    assert groups[10] == groups[11]
+    # With a label for each sample, samples of rare classes get labels of large ones, which k-medoids then takes apart.
+    transitions = torch.ones(11, 11, dtype=torch.int64)
+    transitions[:5, :5] = transitions[5:9, 5:9] = 6
+    transitions[9, 0] = transitions[10, 1] = 9
+    assert len(group_classes(transitions, 3)[:9].unique()) > 1
+
+
+def test_there_is_no_map_before_enough_classes_have_samples() -> None:
+    assert len(group_features(torch.zeros(4, 3), torch.zeros(4), k=2)) == 0
