@@ -1204,7 +1204,8 @@ def lines() -> str:
             ("refused", [c.tried for c in cases if c.error]),
             ("read", [c.tried for c in cases if not c.error]),
         ):
-            found += [f"- **{area}**, {kind}: {'; '.join(tried)}."] if tried else []
+            brief = "; ".join(re.sub(r"^an? ", "", text) for text in tried)
+            found += [f"- **{area}**, {kind}: {brief}."] if tried else []
     return "\n".join(found)
 
 
