@@ -8,7 +8,7 @@ from torch import Tensor
 
 from supercm_lightning.self_labeling.grouping import match_clusters
 
-LABEL_AGREEMENT, KMEANS_AGREEMENT = 0.95, 0.9
+LABEL_AGREEMENT, KMEANS_AGREEMENT = 0.88, 0.9
 """Lowest values of runs to be trusted; `docs/methods/asd.md` has the runs that they are from."""
 MAX_COMPARED = 3000
 """Most samples whose distances to each other are computed."""
