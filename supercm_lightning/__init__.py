@@ -18,3 +18,7 @@ else:
         if name not in globals():
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return globals()[name]
+
+    def __dir__() -> list[str]:
+        """The public names, for completion."""
+        return sorted({*globals(), *__getattr__("__all__")})

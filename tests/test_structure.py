@@ -41,7 +41,6 @@ BY_NAME = {
         "data/sources/feature_store.py",
         "__len__",
     ): "whatever can be indexed is a data set of torch, which has no Protocol",
-    ("data/sources/images.py", "rank"): "Lightning sets the rank on a function, and not in processes of a loader",
 }
 
 

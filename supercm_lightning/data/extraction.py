@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import warnings
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -113,7 +115,7 @@ class FeatureFile(LightningModule):
     def _is_written(self) -> bool:
         try:
             return self.path.exists() and str(load_npz(self.path, ["key"])[0].get("key", "")) == self.key
-        except (OSError, ValueError, SuperCMError):  # some other file, which is replaced
+        except (OSError, ValueError, SuperCMError, BadZipFile, zlib.error):  # some other file, which is replaced
             return False
 
     def predict_dataloader(self) -> DataLoader[Any]:

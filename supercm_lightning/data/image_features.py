@@ -17,10 +17,11 @@ from supercm_lightning.data.extraction import FeatureFile, Views, feature_traine
 from supercm_lightning.data.sources.domain_files import find_files, folder_set
 from supercm_lightning.data.sources.domains import DOMAIN_SETS
 from supercm_lightning.data.sources.folder import Files, scan_clusters, scan_folder
-from supercm_lightning.data.sources.images import BadImage, is_rank_zero
+from supercm_lightning.data.sources.images import BadImage
 from supercm_lightning.data.sources.worker_stores import FileStore
 from supercm_lightning.nn.extractor import FrozenExtractor
 from supercm_lightning.utils.options import SuperCMError, check_choice, check_range
+from supercm_lightning.utils.trainer import is_rank_zero
 
 
 def extract_features(

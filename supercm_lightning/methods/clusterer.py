@@ -56,6 +56,12 @@ class Clusterer(Method):
         """Accuracy under the best matching of clusters and classes, NMI and ARI."""
         return clustering_scores(self.num_classes)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores the state; clusters have no names, also where the classes of the data have."""
+        super().on_load_checkpoint(checkpoint)
+        if self.preparation is not None:
+            self.preparation.class_names = None
+
     def configure_callbacks(self) -> list[Callback]:
         """Adds `KMeansBaseline` unless the trainer has one."""
         present = any(isinstance(callback, KMeansBaseline) for callback in callbacks_of(self.trainer))

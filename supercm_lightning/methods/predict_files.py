@@ -50,6 +50,9 @@ def predict_files(
         SuperCMError: If a file or the checkpoint cannot be read.
     """
     predictor, found, images = load_model(run, model), list[Prediction](), list[str]()
+    clusters = has_clusters(predictor)
+    if names is not None and not clusters:
+        raise SuperCMError("names: name clusters; this method predicts classes, which have names.")
     for given in map(Path, inputs):
         if given.suffix == ".npz":
             found += _of_features(predictor, given, top_k)
@@ -65,12 +68,13 @@ def predict_files(
     columns: dict[str, list[Any]] = {"file": [one.file for one in found]}
     for place in range(top_k):
         suffix = f"_{place + 1}" if place else ""
-        columns[f"class{suffix}"] = [one.classes[place] for one in found]
+        kind = "cluster" if clusters and place else "class"  # cluster_columns renames the first
+        columns[f"{kind}{suffix}"] = [one.classes[place] for one in found]
         columns[f"confidence{suffix}"] = [one.confidences[place] for one in found]
     if probabilities:
         classes = predictor.preparation.class_names or range(predictor.num_classes)
         columns |= {f"p_{name}": [float(one.probabilities[k]) for one in found] for k, name in enumerate(classes)}
-    if has_clusters(predictor):
+    if clusters:
         columns = cluster_columns(columns, predictor, names)
     output = Path(output).expanduser()
     write_atomically(output, lambda stream: write_table(stream, output.suffix, columns))
@@ -109,13 +113,14 @@ def main(args: Sequence[str]) -> list[str]:
     if given["inputs"]:
         predict_files(**given)
         return []
-    config = Path(given["run"], "config.yaml")
+    config, output = Path(given["run"]).expanduser() / "config.yaml", Path(given["output"]).expanduser().absolute()
     if not config.is_file():
         raise SuperCMError(f"run={given['run']}: no config.yaml in it that names the data; give images or features.")
-    writer = {"filename": str(Path(given["output"]).absolute()), "probabilities": str(given["probabilities"]).lower()}
+    writer = {"filename": str(output), "probabilities": str(given["probabilities"]).lower()}
     writer |= {"names": str(given["names"])} if given["names"] else {}
     return [
         *("predict", "--config", str(config), "--ckpt_path", str(checkpoint_of(given["run"]))),
+        *("--trainer.default_root_dir", str(output.parent)),
         *("--data.predict_on", "unlabeled", "--trainer.logger", "false", "--trainer.callbacks+=PredictionWriter"),
         *(f"--trainer.callbacks.{name}={value}" for name, value in writer.items()),
     ]

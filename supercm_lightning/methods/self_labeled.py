@@ -1,5 +1,6 @@
 """Options, networks and set-up of ASD; its steps are in `asd.py`."""
 
+import logging
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,6 +15,7 @@ from supercm_lightning.self_labeling import ASDOptions, SelfLabeler, judge, read
 from supercm_lightning.utils.options import SuperCMError
 from supercm_lightning.utils.trainer import datamodule_of, is_dry_run
 
+_LOG = logging.getLogger("lightning.pytorch.utilities.rank_zero")  # that of `rank_zero_info`
 JUDGED = 5000
 """Most samples by which a clustering is judged."""
 AVERAGE_DECAY = 0.99
@@ -157,7 +159,7 @@ class SelfLabeled(PerSampleState, Clusterer):
         with evaluating(self):
             features = self.of_samples("unlabeled", order[:JUDGED], self.feature_network)
             clusters = self.head(features).argmax(dim=1)
-        if self.trainer.is_global_zero:
+        if self.trainer.is_global_zero and _LOG.isEnabledFor(logging.INFO):
             agreement = float(self.labeler.label_agreement)
             rank_zero_info(str(judge(features, clusters, self.num_classes, agreement)))
 

@@ -54,7 +54,7 @@ class SelfLabeler(nn.Module):
     """
 
     initial_clusters: Tensor
-    label_agreement: Tensor
+    _agreements: Tensor
 
     def __init__(
         self, num_features: int, num_clusters: int, options: ASDOptions | None = None, num_samples: int = 1
@@ -63,7 +63,7 @@ class SelfLabeler(nn.Module):
         self.options = options or ASDOptions()
         self.num_clusters = num_clusters
         self.instance_head = nn.Linear(num_features, self.options.num_samples(num_clusters))
-        self.register_buffer("label_agreement", torch.zeros(()))
+        self.register_buffer("_agreements", torch.zeros(2))  # weighted sum, and weight: else short runs read low
         self.register_buffer("initial_clusters", torch.empty(0, dtype=torch.int64), persistent=False)
         self.reset(num_samples)
 
@@ -75,7 +75,7 @@ class SelfLabeler(nn.Module):
         self.tracker = ClassTransitionTracker(num_samples, n_l, window=1).to(device)
         self.clusters = ClusterMap(n_l, self.num_clusters).to(device)
         # No buffer: DDP gives all processes the buffers of the first one, and each process has targets of its own.
-        self.label_agreement.zero_()
+        self._agreements.zero_()
         self._targets = torch.full((len(self.samples.shard[0]) * self.num_views,), -1)
 
     @property
@@ -91,6 +91,11 @@ class SelfLabeler(nn.Module):
         """
         self._targets = self._targets.to(self.samples.index.device)
         return self._targets
+
+    @property
+    def label_agreement(self) -> Tensor:
+        """Running fraction of the labels in whose cluster the prediction of the instance head falls too, a scalar."""
+        return self._agreements[0] / self._agreements[1].clamp_min(1e-12)
 
     @property
     def has_clusters(self) -> bool:
@@ -148,7 +153,7 @@ class SelfLabeler(nn.Module):
         if self.clusters.is_known:
             agree = self.clusters(logits.argmax(dim=1)) == self.clusters(self.samples.shard[1])
             agree = mean_over_ranks(self.shard_weight * agree.float().mean())
-            self.label_agreement.lerp_(agree, LABEL_AGREEMENT_RATE)
+            self._agreements.lerp_(torch.stack([agree, torch.ones_like(agree)]), LABEL_AGREEMENT_RATE)
 
     def update_map(self) -> None:
         """Groups the instance classes into clusters, by their transitions or their mean features."""

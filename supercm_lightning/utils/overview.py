@@ -4,7 +4,6 @@ import ast
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 HELP = """supercm COMMAND [options]: learning from few labels, across domains, or with none
@@ -21,7 +20,9 @@ supercm --help lists methods and data; supercm fit --model.help SuperCM the opti
 def answer(arguments: Sequence[str]) -> str | None:
     """What `supercm` prints without arguments, with `--help` and with `--version`; None for other arguments."""
     if list(arguments) == ["--version"]:
-        return f"supercm_lightning {version('supercm-lightning')}"
+        from supercm_lightning import __version__
+
+        return f"supercm_lightning {__version__}"
     return overview() if list(arguments) in (["-h"], ["--help"]) else None if arguments else HELP
 
 

@@ -21,7 +21,7 @@ from supercm_lightning.utils.options import user_error
 from supercm_lightning.utils.text import printable
 
 _EXPECTED = (OSError, ModuleNotFoundError, FloatingPointError, MisconfigurationException)
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @contextmanager

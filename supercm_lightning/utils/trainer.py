@@ -4,6 +4,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from supercm_lightning.utils.options import SuperCMError
 
@@ -26,6 +27,11 @@ def log_interval(trainer: Trainer) -> int:
 def is_dry_run(trainer: Trainer) -> bool:
     """Whether the trainer only tries out the code (`fast_dev_run`) or its speed (`barebones`), and writes nothing."""
     return bool(trainer.fast_dev_run or trainer.barebones)  # type: ignore[attr-defined]
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is the first of the run, which alone reports progress and writes."""
+    return rank_zero_only.rank == 0  # type: ignore[attr-defined]
 
 
 def check_trainer(trainer: Trainer, name: str) -> None:

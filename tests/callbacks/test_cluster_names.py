@@ -32,3 +32,18 @@ def test_the_majority_names_a_cluster_and_splits_are_told() -> None:
 def test_examples_that_are_no_samples_are_refused(rows: list[str], message: str) -> None:
     with pytest.raises(SuperCMError, match=message):
         names(*rows)
+
+
+def test_a_table_filled_in_in_part_names_what_it_can() -> None:
+    assert names("a/1.png,", "a/2.png,cat", "a/3.png,")[0] == ["cat", "", "", "", ""]
+
+
+def test_a_whole_name_is_not_the_end_of_another_one() -> None:
+    Path("labels.csv").write_text("file,class\n1.png,dog\n")
+    assert name_clusters("labels.csv", ["1.png", "a/1.png"], [0, 1], num_clusters=2)[0] == ["dog", ""]
+
+
+def test_a_table_in_another_encoding_is_named() -> None:
+    Path("labels.csv").write_bytes("file,class\na/1.png,Bär\n".encode("cp1252"))
+    with pytest.raises(SuperCMError, match="UTF-8"):
+        name_clusters("labels.csv", FILES, CLUSTERS, num_clusters=5)

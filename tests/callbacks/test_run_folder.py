@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,6 +105,14 @@ def test_a_command_that_fails_before_its_first_step_leaves_no_folder(wrong: list
     with pytest.raises(SuperCMError):
         run([*FIT, *wrong])
     assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
+
+
+def test_two_that_fail_at_once_do_not_stumble_over_each_other() -> None:
+    first, second = new_run(Path()), new_run(Path())
+    first.close(failed=True)
+    assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_1"]
+    shutil.rmtree("lightning_logs")
+    second.close(failed=True)
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")

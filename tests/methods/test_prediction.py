@@ -116,6 +116,17 @@ def test_clusters_are_predicted_and_named_by_a_few_examples(
         assert f"1 of 2 clusters have a name; without: {1 - int(of)}" in capsys.readouterr().out
 
 
+def test_clusters_have_no_names_also_where_classes_have() -> None:
+    photos = photographs(Path("photos"))
+    run(["fit", "--model", "ASD", "--data", "SemiSupervisedDataModule", "--data.dataset", "folder", "--data.root",
+         "photos", "--data.num_labeled", "4", "--data.image_size", "16", "--data.unlabeled_batch_size", "8",
+         "--data.num_test", "4", "--model.asd_samples", "4", *QUICK])  # fmt: skip
+    main(["predict", "--run", "lightning_logs/version_0", *map(str, photos[:4])])
+    assert {row["cluster"] for row in table(Path("predictions.csv")).values()} <= {"0", "1"}
+    with Path("lightning_logs/version_0/test_predictions.csv").open() as stream:
+        assert {row["cluster"] for row in csv.DictReader(stream)} <= {"0", "1"}
+
+
 def test_features_are_predicted_as_they_are_in_their_file(capsys: pytest.CaptureFixture[str]) -> None:
     stream = np.random.default_rng(0)
     for name in ("train", "new"):

@@ -54,6 +54,7 @@ def test_separate_groups_are_found() -> None:
     assert pairs.max(dim=1).values.sum() >= 0.9 * len(features)
     assert len(pairs.argmax(dim=1).unique()) == 3
     assert bool((labeler.targets >= 0).any())
+    assert labeler.label_agreement > 0.8  # also after few steps
 
 
 def test_losses_have_no_side_effects_and_reach_head_and_features() -> None:

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
+from PIL import Image
 from torch import Tensor
 
 from supercm_lightning.callbacks.evaluation.contact_sheet import Picture, contact_sheet, sample_images
@@ -105,10 +106,11 @@ class ClusterGallery(Callback):
             return
         self._table = SampleTable()
         with averaged_weights(trainer, pl_module):
-            if trainer.is_global_zero:
+            first = torch.zeros(1, dtype=torch.int64)
+            if trainer.is_global_zero and sample_images(data, "unlabeled", first, _SIZE, self.root):
                 order = torch.randperm(data.num_unlabeled, generator=torch.Generator().manual_seed(0))
                 with torch.no_grad(), isolate_rng(), evaluating(pl_module):
-                    for position in order[:_MAX_SAMPLES].sort().values.split(256):
+                    for position in order[:_MAX_SAMPLES].sort().values.split(min(256, data.eval_batch_size)):
                         (x,) = data.views_of("unlabeled", position, ("clean",), "gallery")
                         with trainer.precision_plugin.forward_context():
                             self._keep(pl_module(x).float().softmax(dim=1), position)
@@ -152,7 +154,9 @@ class ClusterGallery(Callback):
         members = members[table["confidence"][members].argsort(descending=True, stable=True)]
         surest, others, mistaken = members[: self.columns], members[self.columns :], members[table["wrong"][members]]
         groups = surest, others.flip(0)[: self.columns], mistaken[: self.columns]
-        images = iter(sample_images(data, split, table["index"][torch.cat(groups)], _SIZE, self.root))
+        chosen = table["index"][torch.cat(groups)]
+        blank = [Image.new("RGB", (_SIZE, _SIZE), "gray")] * len(chosen)  # for files that are gone
+        images = iter(sample_images(data, split, chosen, _SIZE, self.root) or blank)
 
         def picture(row: int, says_names: bool) -> Picture:
             lines: tuple[str, ...] = (f"{100 * float(table['confidence'][row]):.0f} %",)

@@ -1,12 +1,14 @@
 """Names of clusters, from a few samples whose class is known."""
 
 import csv
+import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from supercm_lightning.data.sources.names import normalized
 from supercm_lightning.utils.options import MissingFileError, SuperCMError
+from supercm_lightning.utils.text import cell_text
 
 
 def name_clusters(
@@ -38,19 +40,26 @@ def name_clusters(
     path = Path(examples).expanduser()
     if not path.is_file():
         raise MissingFileError(f"names={path}: no such file. Expected a table with the columns file and class.")
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        rows = list(csv.DictReader(stream))
-    if not rows or not {"file", "class"} <= rows[0].keys():
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            # A table may be filled in only in part.
+            rows = [row for row in csv.DictReader(stream) if row.get("file") and row.get("class")]
+    except UnicodeDecodeError as error:
+        raise SuperCMError(f"names={path}: no table in UTF-8 ({error}).") from error
+    if not rows:
         raise SuperCMError(f"names={path}: no table with the columns file and class.")
-    ends = defaultdict[str, list[int]](list)
+    ends, whole = defaultdict[str, list[int]](list), defaultdict[str, list[int]](list)
     for number, file in enumerate(files):
-        parts = normalized(file).split("/")
+        name = normalized(file).replace(os.sep, "/")
+        whole[name].append(number)
+        parts = name.split("/")
         for start in range(len(parts)):
             ends["/".join(parts[start:])].append(number)
     of_cluster = defaultdict[int, Counter[str]](Counter)
     of_class = defaultdict[str, Counter[int]](Counter)
     for row in rows:
-        found = ends.get(normalized(row["file"]), [])
+        wanted = normalized(cell_text(row["file"])).replace(os.sep, "/")
+        found = whole.get(wanted) or ends.get(wanted, [])
         if len(found) != 1:
             what = f"{len(found)} of the samples; give more of its path" if found else "none of the samples"
             raise SuperCMError(f"names={path}: {row['file']} is {what}.")

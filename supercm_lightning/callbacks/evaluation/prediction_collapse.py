@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from supercm_lightning.callbacks.evaluation.prediction_writer import has_clusters
 from supercm_lightning.contracts import ClassModel, ViewData
 from supercm_lightning.utils.collectives import sum_over_ranks
 from supercm_lightning.utils.options import check_range
@@ -70,7 +71,8 @@ class PredictionCollapse(Callback):
             if 0 < known.sum() * (self.threshold - 0.15) < known.max():
                 return
             top, data = int(predicted.argmax()), datamodule_of(trainer)
-            name = data.class_names[top] if isinstance(data, ViewData) and data.class_names else top
+            has_names = isinstance(data, ViewData) and data.class_names and not has_clusters(pl_module)
+            name = data.class_names[top] if has_names else top
             samples = (
                 f"{100 * float(predicted[top]) / total:.0f} % of {total:,} {'target ' * _has_target(trainer)}samples"
             )

@@ -128,14 +128,15 @@ class PredictionWriter(Callback):
         if not tables:
             return 0
         data = datamodule_of(trainer)
-        parts = [self._columns(table, split, data) for table in tables]
+        clusters = has_clusters(trainer.lightning_module)
+        parts = [self._columns(table, split, data, clusters) for table in tables]
         columns = {name: [value for part in parts for value in part[name]] for name in parts[0]}
-        if has_clusters(trainer.lightning_module):
+        if clusters:
             columns = cluster_columns(columns, trainer.lightning_module, self.names if split == "predict" else None)
         write_atomically(path, lambda stream: write_table(stream, path.suffix, columns))
         return len(columns["confidence"])
 
-    def _columns(self, table: dict[str, Tensor], split: str, data: object) -> dict[str, Sequence[Any]]:
+    def _columns(self, table: dict[str, Tensor], split: str, data: object, clusters: bool) -> dict[str, Sequence[Any]]:
         names = data.class_names if isinstance(data, ViewData) else None
         places = table["index"].tolist() if "index" in table else list(range(len(table["class"])))
         files = [data.describe_sample(split, place) for place in places] if isinstance(data, ViewData) else []
@@ -147,9 +148,10 @@ class PredictionWriter(Callback):
         columns: dict[str, Sequence[Any]] = {"file": files} if has_files else {"index": places}
         if "label" in table:
             columns["label"] = named(table["label"])
-        columns |= {"class": named(table["class"]), "confidence": table["confidence"].tolist()}
+        found = table["class"].tolist() if clusters else named(table["class"])  # cluster 0 is not class 0
+        columns |= {"class": found, "confidence": table["confidence"].tolist()}
         if "probabilities" in table:
-            classes = names or range(table["probabilities"].shape[1])
+            classes = (None if clusters else names) or range(table["probabilities"].shape[1])
             columns |= {f"p_{name}": p.tolist() for name, p in zip(classes, table["probabilities"].T, strict=True)}
         return columns
 

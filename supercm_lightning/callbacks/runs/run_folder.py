@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.core.saving import load_hparams_from_yaml
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from yaml import YAMLError
 
 from supercm_lightning.callbacks.runs.metrics_table import MetricsTable, drop_rows
 from supercm_lightning.utils.checkpoints import newest_checkpoint
 from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.utils.trainer import is_rank_zero
 
 _FOLDER = "lightning_logs"
 _LOCK = ".lock"
@@ -49,7 +51,7 @@ class RunFolder:
         # Readers of event files drop what was logged from `purge_step` on before the resumed run began.
         board = TensorBoardLogger(self.root, version=self.version, default_hp_metric=False, purge_step=self.steps)
         table = MetricsTable(board.log_dir)
-        if self.steps is not None and _is_rank_zero():
+        if self.steps is not None and is_rank_zero():
             drop_rows(table.file, self.steps)
         return [board, table]
 
@@ -66,11 +68,11 @@ class RunFolder:
         files = list(folder.iterdir()) if folder.is_dir() else []
         is_trace = [file.name in _TRACES or "tfevents" in file.name for file in files]
         if failed and self.steps is None and all(is_trace) and not _steps_of(folder):
-            for file in files:
-                file.unlink()
-            for empty in (folder, folder.parent):
-                if not any(empty.iterdir()):
-                    empty.rmdir()
+            with suppress(OSError):  # what cannot be removed must not hide the command's own error
+                for file in files:
+                    file.unlink(missing_ok=True)
+                folder.rmdir()
+                folder.parent.rmdir()  # refused where there are other runs
 
 
 def local_folder(option: str | Path) -> Path:
@@ -137,7 +139,7 @@ def new_run(root: Path) -> RunFolder:
     Raises:
         SuperCMError: If the folder cannot be made.
     """
-    if not _is_rank_zero():  # the folder is broadcast from the first process
+    if not is_rank_zero():  # the folder is broadcast from the first process
         return RunFolder(root)
     job = os.environ.get("SLURM_JOB_ID")
     number = 0
@@ -149,7 +151,7 @@ def new_run(root: Path) -> RunFolder:
         while True:
             version = f"version_{number}" if job is None else f"{job}_{number}" if number else job
             try:
-                (root / _FOLDER / version).mkdir()
+                (root / _FOLDER / version).mkdir(parents=True)  # a run that failed may have removed the parent
             except FileExistsError:
                 number += 1
             else:
@@ -189,7 +191,7 @@ def resumed_run(root: Path, config: dict[str, Any], elsewhere: Iterable[Path], o
             rank_zero_warn(f"{file}: cannot be read as the configuration of a run, which is passed over.")
             continue
         if found.keys() == wanted.keys() and _agree(wanted, found):
-            lock = _lock(folder) if _is_rank_zero() else None
+            lock = _lock(folder) if is_rank_zero() else None
             path, checkpoint = newest_checkpoint(folder, elsewhere) or (None, {"global_step": 0})
             steps = checkpoint.get("run", {}).get("steps", checkpoint["global_step"])
             rank_zero_info(f"Going on with the run in {folder} from {path or 'its beginning'}.")
@@ -231,7 +233,3 @@ def _agree(one: Any, other: Any) -> bool:
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(_agree, one, other))
     return bool(one == other)
-
-
-def _is_rank_zero() -> bool:
-    return rank_zero_only.rank == 0  # type: ignore[attr-defined]

@@ -35,7 +35,7 @@ def result_lines(metrics: Mapping[str, float], interval: Sequence[float] | None 
         >>> result_lines({"test/loss": 0.51234, "test/acc": 0.9}, (0.826, 0.945))
         ['test/acc   0.9000 (95 % interval 0.8260 to 0.9450)', 'test/loss  0.5123']
     """
-    names = sorted(metrics, key=lambda name: (not name.endswith("/acc"), name))
+    names = sorted(metrics, key=lambda name: (name != "test/acc", not name.endswith("/acc"), name))
     full = [f"{domain}{name}" if name.endswith(("/acc", "/loss")) else name for name in names]
     width = max(map(len, full), default=0)
     lines = [f"{text:{width}}  {metrics[name]:.4f}" for text, name in zip(full, names, strict=True)]

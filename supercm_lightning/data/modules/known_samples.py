@@ -14,10 +14,10 @@ from torch import Tensor
 from supercm_lightning.data.manifest import SIDES, Manifest, last_place
 from supercm_lightning.data.modules.pipeline import ViewPipeline
 from supercm_lightning.data.sources.base import Source
-from supercm_lightning.data.sources.images import is_rank_zero
 from supercm_lightning.data.sources.stores import Samples, Store
 from supercm_lightning.data.splits import Split, domain_strata, split_of
 from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.utils.trainer import is_rank_zero
 
 
 class KnownSamples(ViewPipeline):

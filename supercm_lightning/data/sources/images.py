@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
 from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.utils.trainer import is_rank_zero
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jfif"})
 OTHER_IMAGES = frozenset({".gif", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".svg", ".psd", ".tga", ".dng"})
@@ -34,11 +34,6 @@ _TURNS = dict(
 
 class UnreadableImage(SuperCMError):
     """A file that cannot be read as an image."""
-
-
-def is_rank_zero() -> bool:
-    """Whether this process is the first of the run, which alone reports progress and writes."""
-    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def progress(work: Any, what: str, total: int) -> Any:

@@ -95,7 +95,8 @@ class ArrayStore(Store):
             self._asked = device
             if self._fits(torch.cuda.mem_get_info(device)[0]):
                 self.data = self.data.to(device)
-        return self.data[index.to(self.data.device, non_blocking=True)].to(device, non_blocking=True)
+        # torch does not wait for a copy to the host, which would be read before it is complete.
+        return self.data[index.to(self.data.device, non_blocking=True)].to(device, non_blocking=device.type != "cpu")
 
     def content(self) -> int:
         """A number for the array."""
