@@ -1,6 +1,6 @@
-"""Input that is wrong or unusual, and what becomes of it: the list in docs/reliability.md.
+"""Input that is wrong or unusual, and what becomes of it; docs/reliability.md counts the cases.
 
-`python tests/test_bad_input.py` writes the list into the page.
+`python tests/test_bad_input.py` writes the counts into the page.
 """
 
 import csv
@@ -37,10 +37,10 @@ PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
 
 @dataclass(frozen=True)
 class Case:
-    """One item of the list.
+    """One input that was tried.
 
     Attributes:
-        area: Heading under which it stands.
+        area: What is wrong or unusual, the line of the page that counts it.
         tried: What was tried.
         result: Words of the error message, `…` for left-out parts; what happens, for input that is accepted.
         do: Makes the input and gives it to the library.
@@ -55,6 +55,19 @@ class Case:
 
 
 CASES: list[Case] = []
+
+# What is wrong or unusual
+FILES = "Image files that cannot be read"
+FORMATS = "Formats and sizes of images"
+NAMES = "Names of classes and files"
+FOLDERS = "Folders"
+LISTS = "Lists of two domains"
+CLUSTERS = "Given clusters"
+NUMBERS = "Numbers of samples, and other values"
+SPLITS = "Split files"
+FEATURES = "Feature files"
+CONFIG = "Configuration"
+CHECKPOINTS = "Checkpoints and folders of runs"
 
 
 def case(area: str, tried: str, result: str, error: type[BaseException] | None = None) -> Callable[..., Any]:
@@ -73,7 +86,6 @@ def said(text: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------ image files
-FILES = "Image files"
 
 
 def images() -> Path:
@@ -251,7 +263,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @case(
-    FILES,
+    FORMATS,
     "gray, gray with alpha, RGBA, palette, CMYK, 1-bit and 16-bit files beside RGB ones",
     "read as RGB; 16 bits are scaled to 8, transparent pixels are white",
 )
@@ -266,7 +278,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.samples["labeled"].store.data[8:].unique().tolist() == [255]
 
 
-@case(FILES, "gray files alone", "read with one channel")
+@case(FORMATS, "gray files alone", "read with one channel")
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     for file in images().glob("train/*/*.png"):
         Image.open(file).convert("L").save(file)
@@ -274,7 +286,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @case(
-    FILES,
+    FORMATS,
     "an image of another size",
     "images/train/dog/0.png: shape (3, 5, 9) where (3, 8, 8) was expected. Set image_size",
     SuperCMError,
@@ -284,7 +296,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     read()
 
 
-@case(FILES, "1×1 and 10,000×1 images, `image_size: 8`", "resized and cut like any other")
+@case(FORMATS, "1×1 and 10,000×1 images, `image_size: 8`", "resized and cut like any other")
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     root = images()
     for number, size in enumerate(((1, 1), (10_000, 1), (1, 10_000))):
@@ -293,7 +305,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.samples["labeled"].store.data[8:].unique().tolist() == [200]
 
 
-@case(FILES, "nothing but 1×1 images", "read and trained on; they are not shifted")
+@case(FORMATS, "nothing but 1×1 images", "read and trained on; they are not shifted")
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     for file in images().glob("train/*/*.png"):
         Image.new("RGB", (1, 1)).save(file)
@@ -304,7 +316,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli.trainer.global_step == 2
 
 
-@case(FILES, "nothing but 10,000×1 images", "read; they are not shifted")
+@case(FORMATS, "nothing but 10,000×1 images", "read; they are not shifted")
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     for file in images().glob("train/*/*.png"):
         Image.new("RGB", (10_000, 1)).save(file)
@@ -312,7 +324,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (data.input_shape, data.shift) == ((3, 1, 10_000), 0)
 
 
-@case(FILES, "unicode in names of classes and files, and names of 250 bytes", "read, and reported by name")
+@case(NAMES, "unicode in names of classes and files, and names of 250 bytes", "read, and reported by name")
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     root = images()
     (root / "train/猫 ñ").mkdir()
@@ -326,7 +338,6 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- folders
-FOLDERS = "Folders"
 
 
 @case(FOLDERS, "no such folder", "root=images is not a folder. Expected there: labeled/<class>", SuperCMError)
@@ -405,7 +416,6 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ label files
-LISTS = "Lists of two domains, and given clusters"
 
 
 def domains(old: str = "", new: str | bytes = "") -> DomainAdaptationDataModule:
@@ -425,11 +435,6 @@ def domains(old: str = "", new: str | bytes = "") -> DomainAdaptationDataModule:
     )
     data.setup("fit")
     return data
-
-
-@case(LISTS, "a list as it should be", "read; images in one folder have their classes from the list")
-def _(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert domains().samples["labeled"].labels.tolist() == [0, 1, 2, 0, 1, 2]
 
 
 @case(LISTS, "a class that one domain lacks", "the classes of one and other differ: 2 only in other", SuperCMError)
@@ -484,13 +489,17 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     domains(new=b"")
 
 
-@case(LISTS, "given clusters under another header", "c.csv: not a clustering … with a column `cluster`", SuperCMError)
+@case(
+    CLUSTERS, "given clusters under another header", "c.csv: not a clustering … with a column `cluster`", SuperCMError
+)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("c.csv").write_text("file,label\na.png,1\n")
     read_clusters(Path("c.csv"), 1, 2)
 
 
-@case(LISTS, "given clusters that are words or fractions", "not a clustering … numbers of type float64", SuperCMError)
+@case(
+    CLUSTERS, "given clusters that are words or fractions", "not a clustering … numbers of type float64", SuperCMError
+)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("c.csv").write_text("file,class\na.png,cat\n")
     with pytest.raises(ValueError, match="not a clustering"):
@@ -500,7 +509,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @case(
-    LISTS,
+    CLUSTERS,
     "given clusters for other samples, or none",
     "clusters of shape (0,); expected one for each of 2",
     SuperCMError,
@@ -513,13 +522,13 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     read_clusters(Path("c.csv"), 2, 2)
 
 
-@case(LISTS, "a given cluster out of range", "clusters from 0 to 2; expected 0 to 1, or -1", SuperCMError)
+@case(CLUSTERS, "a given cluster out of range", "clusters from 0 to 2; expected 0 to 1, or -1", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     np.save("c.npy", np.array([0, 2]))
     read_clusters(Path("c.npy"), 2, 2)
 
 
-@case(LISTS, "truncated or empty files of given clusters", "c.npy: not a clustering", SuperCMError)
+@case(CLUSTERS, "truncated or empty files of given clusters", "c.npy: not a clustering", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     np.save("c.npy", np.arange(50) % 2)
     whole = Path("c.npy").read_bytes()
@@ -530,7 +539,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     read_clusters(Path("c.npy"), 50, 2)
 
 
-@case(LISTS, "given clusters in another order of the files, or in other folders", "matched by file")
+@case(CLUSTERS, "given clusters in another order of the files, or in other folders", "matched by file")
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("c.csv").write_text("file,cluster\nphotos/b.png,1\nphotos/a.png,0\n")
     assert read_clusters(Path("c.csv"), 2, 2, ["a.png", "b.png"]).tolist() == [0, 1]
@@ -538,13 +547,13 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_clusters(Path("c.csv"), 2, 2).tolist() == [0, 1]
 
 
-@case(LISTS, "given clusters of other files", "c.csv: line 3 (c.png) is none of the samples", SuperCMError)
+@case(CLUSTERS, "given clusters of other files", "c.csv: line 3 (c.png) is none of the samples", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("c.csv").write_text("file,cluster\na.png,1\nc.png,0\n")
     read_clusters(Path("c.csv"), 2, 2, ["a.png", "b.png"])
 
 
-@case(LISTS, "given clusters in an .npz or a folder", "not a clustering", SuperCMError)
+@case(CLUSTERS, "given clusters in an .npz or a folder", "not a clustering", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez("c.npz", clusters=np.array([0, 1]))
     with pytest.raises(SuperCMError, match=r"c\.npz: not a clustering"):
@@ -554,7 +563,6 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------- splits
-SPLITS = "Splits and sizes"
 
 
 def digits(**options: Any) -> SemiSupervisedDataModule:
@@ -571,33 +579,36 @@ def split_file(**changes: Any) -> SemiSupervisedDataModule:
     return digits(num_labeled=None, split_file="split.json")
 
 
-@case(SPLITS, "fewer labels than classes", "num_labeled=5: fewer labels than the 10 classes", SuperCMError)
+@case(NUMBERS, "fewer labels than classes", "num_labeled=5: fewer labels than the 10 classes", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     digits(num_labeled=5)
 
 
 @case(
-    SPLITS, "more labels than samples", "num_labeled=1700, num_val=150 and num_test=450 ask for more than", SuperCMError
+    NUMBERS,
+    "more labels than samples",
+    "num_labeled=1700, num_val=150 and num_test=450 ask for more than",
+    SuperCMError,
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     digits(num_labeled=1700)
 
 
 @case(
-    SPLITS, "every sample labeled, with a method that needs unlabeled ones", "The unlabeled set is empty", SuperCMError
+    NUMBERS, "every sample labeled, with a method that needs unlabeled ones", "The unlabeled set is empty", SuperCMError
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     run(["fit", "--model", "SuperCM", "--data", "SemiSupervisedDataModule", *QUIET])
 
 
-@case(SPLITS, "one label per class, fewer labels than the batch", "trained on; rows come again within a batch")
+@case(NUMBERS, "one label per class, fewer labels than the batch", "trained on; rows come again within a batch")
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["--data.num_labeled", "10", "--data.labeled_batch_size", "64", "--data.steps_per_epoch", "2"]
     cli = run(["fit", "--model", "SuperCM", "--data", "SemiSupervisedDataModule", *options, *QUIET])
     assert cli.model.head.updates.tolist() == [2] * 10
 
 
-@case(SPLITS, "a batch of no samples", "labeled_batch_size=0: must be at least 1", SuperCMError)
+@case(NUMBERS, "a batch of no samples", "labeled_batch_size=0: must be at least 1", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     digits(num_labeled=20, labeled_batch_size=0)
 
@@ -662,7 +673,9 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     split_file(dataset="mnist")
 
 
-@case(SPLITS, "a fraction of 1.5, of 1.0 or of nan for validation", "num_val=nan: must be a whole number", SuperCMError)
+@case(
+    NUMBERS, "a fraction of 1.5, of 1.0 or of nan for validation", "num_val=nan: must be a whole number", SuperCMError
+)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     for amount in (1.5, 1.0, float("inf")):
         with pytest.raises(SuperCMError, match=r"num_val=.*: must be a whole number, or a fraction"):
@@ -670,7 +683,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     digits(num_val=float("nan"))
 
 
-@case(SPLITS, "a deviation, a mean or noise of nan", "std=(nan,): must be finite numbers", SuperCMError)
+@case(NUMBERS, "a deviation, a mean or noise of nan", "std=(nan,): must be finite numbers", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SuperCMError, match="noise=nan"):
         digits(noise=float("nan"))
@@ -679,12 +692,12 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     digits(std=(float("nan"),))
 
 
-@case(SPLITS, "an empty name of what to predict", "predict_on='': choose one of", SuperCMError)
+@case(NUMBERS, "an empty name of what to predict", "predict_on='': choose one of", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     digits(predict_on="")
 
 
-@case(FILES, "an image size of 0 or less", "image_size=-3: must be at least 1", SuperCMError)
+@case(FORMATS, "an image size of 0 or less", "image_size=-3: must be at least 1", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     images()
     with pytest.raises(SuperCMError, match="image_size=0: must be at least 1"):
@@ -693,7 +706,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @case(
-    FILES,
+    FORMATS,
     "GIF, AVIF, HEIC and other kinds (left out with a warning)",
     "left out, with a warning that counts and names them",
 )
@@ -706,7 +719,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(data.samples["labeled"]) == 8
 
 
-@case(FILES, "a TIFF of floats in [0, 1]", "read on the scale of its values")
+@case(FORMATS, "a TIFF of floats in [0, 1]", "read on the scale of its values")
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     images()
     for file in Path("images").rglob("*.png"):
@@ -717,21 +730,21 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     assert int(data.samples["labeled"].store.fetch(torch.tensor([0]), torch.device("cpu")).unique()) == 128
 
 
-@case(FILES, "a TIFF of floats beyond 1", "floats outside [0, 1] have no known scale", SuperCMError)
+@case(FORMATS, "a TIFF of floats beyond 1", "floats outside [0, 1] have no known scale", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     images()
     Image.fromarray(np.full((8, 8), 200, np.float32)).save("images/train/cat/bad.tif")
     read()
 
 
-@case(FILES, "escape sequences of a terminal in a file's name", "cannot be read … escaped in the message", None)
+@case(NAMES, "escape sequences of a terminal in a file's name", "cannot be read … escaped in the message", None)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     images().joinpath("train/cat/\x1b[31mbad.png").touch()
     with pytest.raises(SuperCMError, match=r"\\x1b\[31mbad\.png: cannot be read"):
         read()
 
 
-@case(FILES, "two class folders of one name in different Unicode forms", "two folders are called", SuperCMError)
+@case(NAMES, "two class folders of one name in different Unicode forms", "two folders are called", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     images()
     for name in ("caf\u00e9", "cafe\u0301"):
@@ -739,7 +752,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     read()
 
 
-@case(FILES, "a class of `test` in another Unicode form than that of `train`", "matched with it")
+@case(NAMES, "a class of `test` in another Unicode form than that of `train`", "matched with it")
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     images()
     Path("images/train/cat").rename("images/train/caf\u00e9")
@@ -776,6 +789,11 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [Path(name).parent.name for name in names] == [data.class_names[k] for k in part.labels.tolist()]
 
 
+@case(LISTS, "a list as it should be", "read; images in one folder have their classes from the list")
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert domains().samples["labeled"].labels.tolist() == [0, 1, 2, 0, 1, 2]
+
+
 @case(
     LISTS, "folders that tell the classes in one list and not in the other", "their numbers mean the same", SuperCMError
 )
@@ -804,7 +822,6 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- features
-FEATURES = "Feature files"
 X = np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32)
 Y = np.arange(60) % 3
 
@@ -827,13 +844,6 @@ def with_value(value: float) -> Any:
     return bad
 
 
-@case(FEATURES, "one file twice among the sources", "source: a file is named twice", SuperCMError)
-def _(monkeypatch: pytest.MonkeyPatch) -> None:
-    np.savez("a.npz", features=X, labels=Y)
-    np.savez("b.npz", features=X + 1, labels=Y)
-    FeatureDataModule(source=["a.npz", "./a"], target="b.npz")
-
-
 @case(FEATURES, "a feature that is NaN", "labeled: sample 17 has a feature that is NaN or infinite", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     features(features=with_value(np.nan)).arrays("labeled")
@@ -842,6 +852,13 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 @case(FEATURES, "a feature that is infinite", "labeled: sample 17 has a feature that is NaN or infinite", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     features(features=with_value(np.inf)).arrays("labeled")
+
+
+@case(FEATURES, "one file twice among the sources", "source: a file is named twice", SuperCMError)
+def _(monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez("a.npz", features=X, labels=Y)
+    np.savez("b.npz", features=X + 1, labels=Y)
+    FeatureDataModule(source=["a.npz", "./a"], target="b.npz")
 
 
 @case(FEATURES, "a truncated `.npz`", "labeled=a.npz: cannot be read; the file is truncated or damaged", SuperCMError)
@@ -945,7 +962,6 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ---------------------------------------------------------------------------------------- configuration, checkpoints
-CONFIG = "Configuration and checkpoints"
 QUIET = [
     *("--trainer.max_epochs", "1", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
     *("--trainer.enable_model_summary", "false"),
@@ -1030,14 +1046,20 @@ def resume(path: Path | str, command: str = "fit") -> None:
 
 
 @case(
-    CONFIG, "a checkpoint of another method", "a checkpoint of … Supervised, but the model is … SuperCM", SuperCMError
+    CHECKPOINTS,
+    "a checkpoint of another method",
+    "a checkpoint of … Supervised, but the model is … SuperCM",
+    SuperCMError,
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     resume(checkpoint("Supervised"))
 
 
 @case(
-    CONFIG, "a truncated checkpoint", "cannot be read as a checkpoint; the file is truncated or damaged", SuperCMError
+    CHECKPOINTS,
+    "a truncated checkpoint",
+    "cannot be read as a checkpoint; the file is truncated or damaged",
+    SuperCMError,
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     path = checkpoint()
@@ -1045,13 +1067,17 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     resume(path)
 
 
-@case(CONFIG, "an empty checkpoint", "cannot be read as a checkpoint; the file is truncated or damaged", SuperCMError)
+@case(
+    CHECKPOINTS, "an empty checkpoint", "cannot be read as a checkpoint; the file is truncated or damaged", SuperCMError
+)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("a.ckpt").touch()
     resume("a.ckpt")
 
 
-@case(CONFIG, "a checkpoint that carries code", "a.ckpt: refused, because it holds more than tensors", SuperCMError)
+@case(
+    CHECKPOINTS, "a checkpoint that carries code", "a.ckpt: refused, because it holds more than tensors", SuperCMError
+)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save({"state_dict": {}, "loops": Code()}, "a.ckpt")
     try:
@@ -1061,7 +1087,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @case(
-    CONFIG,
+    CHECKPOINTS,
     "a file that is no checkpoint of Lightning",
     "holds no state_dict; it is no checkpoint of Lightning",
     SuperCMError,
@@ -1071,24 +1097,24 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     resume("a.ckpt")
 
 
-@case(CONFIG, "a checkpoint that does not exist", "ckpt_path=nowhere.ckpt: no such file", SuperCMError)
+@case(CHECKPOINTS, "a checkpoint that does not exist", "ckpt_path=nowhere.ckpt: no such file", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     resume("nowhere.ckpt")
 
 
-@case(CONFIG, "a file in place of the folder of all runs", "default_root_dir=here: … cannot be made", SuperCMError)
+@case(CHECKPOINTS, "a file in place of the folder of all runs", "default_root_dir=here: … cannot be made", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("here").touch()
     run(["fit", "--model", "SuperCM", *DIGITS, *QUIET, "--trainer.default_root_dir", "here"])
 
 
-@case(CONFIG, "a file in place of `lightning_logs`", "lightning_logs cannot be made", SuperCMError)
+@case(CHECKPOINTS, "a file in place of `lightning_logs`", "lightning_logs cannot be made", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("lightning_logs").touch()
     run(["fit", "--model", "SuperCM", *DIGITS, *QUIET])
 
 
-@case(CONFIG, "runs on another machine", "default_root_dir=s3://bucket: runs are written into local", SuperCMError)
+@case(CHECKPOINTS, "runs on another machine", "default_root_dir=s3://bucket: runs are written into local", SuperCMError)
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     run(["fit", "--model", "SuperCM", *DIGITS, *QUIET, "--trainer.default_root_dir", "s3://bucket"])
 
@@ -1138,7 +1164,6 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not list(Path().iterdir())
 
 
-NAMES = "Names of classes and files"
 ODD = ("=1+1", "$\\foo$", "_hidden", "b\udce9te", "\x1b[31mred")
 
 
@@ -1196,16 +1221,14 @@ def test_input_has_the_outcome_of_the_table(
 
 
 def lines() -> str:
-    """The cases as Markdown, by area."""
-    found = []
+    """The cases as a table in Markdown: how many of each kind, and one of those refused, with its message."""
+    found = ["| what is wrong or unusual | refused | accepted | for example |", "|---|---|---|---|"]
     for area in dict.fromkeys(c.area for c in CASES):
         cases = [c for c in CASES if c.area == area]
-        for kind, tried in (
-            ("refused", [c.tried for c in cases if c.error]),
-            ("read", [c.tried for c in cases if not c.error]),
-        ):
-            brief = "; ".join(re.sub(r"^an? ", "", text) for text in tried)
-            found += [f"- **{area}**, {kind}: {brief}."] if tried else []
+        refused = [c for c in cases if c.error]
+        one = next(c for c in refused if c.error is SuperCMError)
+        text = f"{re.sub('^an? ', '', one.tried)}: `{one.result.replace('`', '')}`"
+        found.append(f"| {area} | {len(refused)} | {len(cases) - len(refused)} | {text} |")
     return "\n".join(found)
 
 

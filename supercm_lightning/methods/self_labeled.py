@@ -34,19 +34,17 @@ class SelfLabeled(PerSampleState, Clusterer):
         asd_hold: Steps for which a set keeps its samples and instance labels, >= 1.
         asd_strong_labels: Train on the strong view of the pseudo-labeled samples too.
         asd_cost: Alignment cost: `logit`, the negative log-probability of the instance head, or `feature`, the cosine
-            distance to the running mean feature of each instance label.
+            distance to the mean feature of each instance label.
         asd_solver: `exact` or `sinkhorn`, see `align_labels`.
         asd_reuse: Price of each further use of an instance label within a set, >= 0; None: each label is used once,
             which suits classes of equal size.
         asd_consistency: Weight of the consistency loss of the instance head on unlabeled samples, >= 0.
-        asd_window: Steps over which transitions are counted: a fraction of the training in (0, 1], or a whole number of
-            steps.
-        asd_warmup: Fraction of the training, in [0, 1), before the first cluster map; the instance head learns alone
-            until then.
+        asd_window: Steps over which transitions are counted: a fraction of the training in (0, 1], or their number.
+        asd_warmup: Fraction of the training, in [0, 1), before the first cluster map.
         asd_map_every: Steps between two cluster maps, >= 1.
-        asd_map: How instance classes are grouped into clusters: `kmedoids` or `spectral` by transitions, see
-            `group_classes`; `features`, average linkage of their mean features, for clusters of unequal size.
-        asd_agreement: Use a cluster label only where the prediction of the instance head falls into the same cluster.
+        asd_map: How instance classes are grouped: `kmedoids` or `spectral` by transitions; `features`, average linkage
+            of their mean features, for clusters of unequal size.
+        asd_agreement: Use a cluster label only where the instance head predicts the same cluster.
         asd_init_labels: File with a clustering to start from, one label per unlabeled sample, -1 for none: `.npy`, or
             the table that `predict` writes, matched by file. It gives the cluster labels until the first map.
         **kwargs: Options of the method that it is combined with, and of `Method`.
