@@ -18,6 +18,7 @@ def test_there_are_notebooks() -> None:
     assert FILES
 
 
+@pytest.mark.timeout(1500)  # seconds alone, but two share the cores
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=NAMES)
 def test_notebook_runs(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,7 +30,7 @@ def test_notebook_runs(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         pytest.skip("SUPERCM_DATA is not set")
     # Raises what a cell raised, with the cell and its traceback.
     NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+        notebook, timeout=800, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
 
 
