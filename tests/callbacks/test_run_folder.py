@@ -107,6 +107,17 @@ def test_a_command_that_fails_before_its_first_step_leaves_no_folder(wrong: list
     assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
 
 
+def test_a_file_system_without_locks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise NotImplementedError("no locks here")
+
+    monkeypatch.setattr(run_folder.FileLock, "acquire", refuse)
+    with pytest.warns(UserWarning, match="version_0 cannot be locked"):
+        folder = new_run(Path())
+    folder.close(failed=False)
+    assert folder.version == "version_0"
+
+
 def test_two_that_fail_at_once_do_not_stumble_over_each_other() -> None:
     first, second = new_run(Path()), new_run(Path())
     first.close(failed=True)
