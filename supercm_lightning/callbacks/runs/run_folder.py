@@ -216,9 +216,7 @@ def _lock(folder: Path) -> FileLock:
             f"ckpt_path=last: the run in {folder} is in progress. Wait for its end, or start a new one without last."
         ) from error
     except (OSError, NotImplementedError) as error:  # a file system without locks
-        rank_zero_warn(
-            f"{folder} cannot be locked ({error}): do not start this run twice at once."
-        )
+        rank_zero_warn(f"{folder} cannot be locked ({error}): do not start this run twice at once.")
     return lock
 
 
