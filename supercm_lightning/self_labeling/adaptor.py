@@ -54,7 +54,7 @@ class SelfLabeler(nn.Module):
     """
 
     initial_clusters: Tensor
-    _agreements: Tensor
+    agreement_sums: Tensor
 
     def __init__(
         self, num_features: int, num_clusters: int, options: ASDOptions | None = None, num_samples: int = 1
@@ -63,7 +63,7 @@ class SelfLabeler(nn.Module):
         self.options = options or ASDOptions()
         self.num_clusters = num_clusters
         self.instance_head = nn.Linear(num_features, self.options.num_samples(num_clusters))
-        self.register_buffer("_agreements", torch.zeros(2))  # weighted sum, and weight: else short runs read low
+        self.register_buffer("agreement_sums", torch.zeros(2))  # weighted sum, and weight: else short runs read low
         self.register_buffer("initial_clusters", torch.empty(0, dtype=torch.int64), persistent=False)
         self.reset(num_samples)
 
@@ -75,7 +75,7 @@ class SelfLabeler(nn.Module):
         self.tracker = ClassTransitionTracker(num_samples, n_l, window=1).to(device)
         self.clusters = ClusterMap(n_l, self.num_clusters).to(device)
         # No buffer: DDP gives all processes the buffers of the first one, and each process has targets of its own.
-        self._agreements.zero_()
+        self.agreement_sums.zero_()
         self._targets = torch.full((len(self.samples.shard[0]) * self.num_views,), -1)
 
     @property
@@ -95,7 +95,7 @@ class SelfLabeler(nn.Module):
     @property
     def label_agreement(self) -> Tensor:
         """Running fraction of the labels in whose cluster the prediction of the instance head falls too, a scalar."""
-        return self._agreements[0] / self._agreements[1].clamp_min(1e-12)
+        return self.agreement_sums[0] / self.agreement_sums[1].clamp_min(1e-12)
 
     @property
     def has_clusters(self) -> bool:
@@ -153,7 +153,7 @@ class SelfLabeler(nn.Module):
         if self.clusters.is_known:
             agree = self.clusters(logits.argmax(dim=1)) == self.clusters(self.samples.shard[1])
             agree = mean_over_ranks(self.shard_weight * agree.float().mean())
-            self._agreements.lerp_(torch.stack([agree, torch.ones_like(agree)]), LABEL_AGREEMENT_RATE)
+            self.agreement_sums.lerp_(torch.stack([agree, torch.ones_like(agree)]), LABEL_AGREEMENT_RATE)
 
     def update_map(self) -> None:
         """Groups the instance classes into clusters, by their transitions or their mean features."""
