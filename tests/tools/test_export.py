@@ -13,6 +13,7 @@ from PIL import Image
 
 from supercm_lightning import FeatureDataModule, SuperCM
 from supercm_lightning.cli import run
+from supercm_lightning.data.transforms import weak
 from supercm_lightning.methods.prediction import load_model
 from supercm_lightning.tools import export
 from supercm_lightning.tools.export import export_model, main
@@ -61,6 +62,7 @@ def test_onnx_file_gives_the_logits_of_the_model(capsys: pytest.CaptureFixture[s
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     _, checkpoint = train_on_photographs()
+    weak._linear_map.cache_clear()  # nothing has been computed where the command starts
     main(["--ckpt_path", str(checkpoint), "--output", "exported/model.onnx"])
     assert "SuperCM, largest relative difference to torch" in capsys.readouterr().out
     session = onnxruntime.InferenceSession("exported/model.onnx", providers=["CPUExecutionProvider"])
@@ -80,6 +82,7 @@ def test_onnx_file_gives_the_logits_of_the_model(capsys: pytest.CaptureFixture[s
 
 def test_a_program_of_torch_export_gives_the_logits_of_the_model() -> None:
     _, checkpoint = train_on_photographs()
+    weak._linear_map.cache_clear()
     main(["--ckpt_path", str(checkpoint), "--format", "torch_export"])
     extra = {"metadata.json": ""}
     program = torch.export.load(checkpoint.with_suffix(".pt2"), extra_files=extra).module()

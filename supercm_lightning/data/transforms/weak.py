@@ -31,7 +31,9 @@ class Normalization:
         """Normalises images (n, C, H, W)."""
         if images.dtype != torch.uint8:
             return images.float()
-        factor, offset = _linear_map(self.mean, self.std, images.device)
+        # What a trace computes is no number that could be kept.
+        linear_map = _linear_map.__wrapped__ if torch.compiler.is_compiling() else _linear_map
+        factor, offset = linear_map(self.mean, self.std, images.device)
         return images.float().mul_(factor).sub_(offset)
 
 
