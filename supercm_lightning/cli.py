@@ -1,13 +1,13 @@
 """The command `supercm`: LightningCLI over every method and data module."""
 
 import io
-import json
 import logging
 import re
 import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,10 @@ class SuperCMCLI(LightningCLI):
     _folder: RunFolder | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        given, commands = sys.argv[1:] if kwargs["args"] is None else kwargs["args"], self.subcommands()
+        if isinstance(given, list) and given and given[0] in commands:
+            # The parsers of the other commands would take most of the time before the run.
+            vars(self)["subcommands"] = partial(dict, {given[0]: commands[given[0]]})
         failed = True
         try:
             super().__init__(*args, **kwargs)
@@ -161,9 +165,8 @@ class SuperCMCLI(LightningCLI):
         if self.subcommand == "fit" and SLURMEnvironment.detect():
             additions.append(SlurmRequeue())
         if config.get("logger") in (None, True) and not config.get("fast_dev_run") and not config.get("barebones"):
-            options = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))[self.subcommand]
             start = self.config_init[self.subcommand].get("ckpt_path")
-            self._folder = run_folder(self.subcommand, start, options, config.get("callbacks"))
+            self._folder = run_folder(self.subcommand, start, self.config_dump, config.get("callbacks"))
             self.config_init[self.subcommand]["ckpt_path"] = self._folder.checkpoint
             kwargs["logger"] = self._folder.loggers()
             additions.insert(0, ContinuedRun())

@@ -2,11 +2,16 @@
 
 import os
 import socket
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import cache
+from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -51,6 +56,13 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def packages_are_searched_once() -> Iterator[None]:
+    """Every trainer looks through all installed packages for callbacks, which takes longer than a step."""
+    with mock.patch("lightning.fabric.utilities.registry.entry_points", cache(metadata.entry_points)):
+        yield
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """Folder of the real data sets; tests that need it skip without it."""
@@ -62,6 +74,7 @@ def data_root() -> Path:
 
 def _join(rank: int, port: int) -> None:
     torch.set_num_threads(1)
+    warnings.simplefilter("default")  # those of Lightning for several processes are no errors
     distributed.init_process_group(
         "gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD, timeout=timedelta(seconds=60)
     )
@@ -71,22 +84,27 @@ def _join(rank: int, port: int) -> None:
 def two_processes() -> Iterator[Callable[..., list[Any]]]:
     """Runs a module-level function in two processes joined by gloo; gives their results by rank.
 
-    The processes live as long as the session: starting them is what takes time.
+    The processes live as long as the session, and are forked where they can be, so that they need not import torch.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     # Joining blocks until both are there, so each process takes exactly one of the two tasks, then and later.
-    with get_context("spawn").Pool(WORLD) as pool:
+    method = "fork" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn"
+    with get_context(method).Pool(WORLD) as pool:
         pool.starmap(_join, [(rank, port) for rank in range(WORLD)], chunksize=1)
 
         def run(function: Callable[..., Any], *args: Any) -> list[Any]:
-            results = pool.starmap_async(_by_rank, [(function, args)] * WORLD, chunksize=1).get(timeout=300)
+            tasks = [(function, args, Path.cwd())] * WORLD
+            results = pool.starmap_async(_by_rank, tasks, chunksize=1).get(timeout=300)
             return [result for _, result in sorted(results, key=lambda pair: pair[0])]
 
         yield run
 
 
-def _by_rank(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[int, Any]:
+def _by_rank(function: Callable[..., Any], args: tuple[Any, ...], folder: Path) -> tuple[int, Any]:
+    os.chdir(folder)
     distributed.barrier()
-    return distributed.get_rank(), function(*args)
+    # How a launcher such as torchrun tells Lightning that the processes are there.
+    with mock.patch.dict(os.environ, {"LOCAL_RANK": str(distributed.get_rank())}):
+        return distributed.get_rank(), function(*args)

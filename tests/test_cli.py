@@ -117,9 +117,18 @@ def test_print_config_is_a_config_that_runs(capsys: pytest.CaptureFixture[str]) 
     assert cli.trainer.global_step == 1
 
 
-@pytest.mark.parametrize(
-    "entry", [["supercm"], pytest.param(["python", "-m", "supercm_lightning"], marks=pytest.mark.slow)]
-)
+def test_a_method_in_the_current_folder_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(Path.cwd()))])
+    Path("my_methods.py").write_text(LOCAL_METHOD)
+    main(["fit", "--model", "my_methods.Mine", "--model.mine_weight", "0.3", *DIGITS, *QUICK])
+    monkeypatch.delitem(sys.modules, "my_methods")
+    with Path("lightning_logs/version_0/config.yaml").open() as file:
+        assert yaml.safe_load(file)["model"]["init_args"]["mine_weight"] == 0.3
+    assert "train/mine" in Path("lightning_logs/version_0/metrics.csv").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", [["supercm"], ["python", "-m", "supercm_lightning"]])
 def test_a_local_method_runs_from_both_entries(entry: list[str]) -> None:
     Path("my_methods.py").write_text(LOCAL_METHOD)
     entry = [str(Path(sys.executable).parent / entry[0]), *entry[1:]]

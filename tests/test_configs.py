@@ -95,7 +95,7 @@ def parse(*arguments: str) -> dict[str, Any]:
 @cache
 def parsed(file: Path) -> dict[str, Any]:
     """A config, resolved."""
-    return parse("--config", str(file))
+    return dict(plain(parser().parse_path(str(file))))
 
 
 def without_supercm(file: Path) -> Path:

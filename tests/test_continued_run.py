@@ -128,8 +128,15 @@ def test_a_job_that_slurm_requeues_goes_on_in_its_folder(monkeypatch: pytest.Mon
     assert not differences(Path("whole"), Path("broken"))
 
 
+# Of which only the folders are looked at.
+SHORT = [
+    *("--data.steps_per_epoch", "1", "--trainer.max_epochs", "1"),
+    *("--trainer.limit_val_batches", "0", "--trainer.limit_test_batches", "0"),
+]
+
+
 def test_another_seed_model_or_callback_is_another_run() -> None:
-    start("runs", *SAVING)
+    start("runs", *SAVING, *SHORT)
     for options, model in (
         (["--seed_everything", "1"], "SuperCM"),
         ([], "Supervised"),
@@ -138,7 +145,7 @@ def test_another_seed_model_or_callback_is_another_run() -> None:
         (["--trainer.callbacks+=EMA"], "SuperCM"),
     ):
         before = len(folders("runs"))
-        start("runs", *SAVING, *options, model=model)
+        start("runs", *SAVING, *SHORT, *options, model=model)
         assert len(folders("runs")) == before + 1
 
 
@@ -155,7 +162,7 @@ def test_a_longer_run_goes_on_where_the_shorter_one_ended() -> None:
 
 def test_without_last_every_start_is_a_new_run() -> None:
     for _ in range(2):
-        start("runs", "--ckpt_path", "null", "--trainer.limit_test_batches", "0")
+        start("runs", "--ckpt_path", "null", *SHORT)
     assert folders("runs") == ["version_0", "version_1"]
 
 
@@ -182,7 +189,7 @@ def test_runs_of_one_slurm_job_have_folders_of_their_own(monkeypatch: pytest.Mon
 def test_a_requeued_job_goes_on_with_runs_of_its_own_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
-    short = ["--ckpt_path", "null", "--trainer.max_epochs", "1"]
+    short = ["--ckpt_path", "null", *SHORT]
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     start("runs", *short)  # another job with the same options
     monkeypatch.setenv("SLURM_JOB_ID", "777")

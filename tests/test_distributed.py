@@ -1,6 +1,5 @@
 """Two processes with half the batch each do what one process does with the whole."""
 
-import os
 from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
@@ -28,7 +27,7 @@ from supercm_lightning import (
 )
 from supercm_lightning.data import CyclingSampler
 from supercm_lightning.nn import ClusteringHead
-from tests.every_method import eager_options
+from tests.every_method import combinations_slow, eager_options
 
 FEATURES = torch.randn(6, 8, 5, generator=torch.Generator().manual_seed(0))
 LABELS = torch.randint(0, 4, (6, 8), generator=torch.Generator().manual_seed(1))
@@ -98,7 +97,7 @@ class Watch(Callback):
             file.write(" ".join(map(str, batch["unlabeled"][1].tolist())) + "\n")
 
 
-def fit(devices: int, batch: int, steps: int = 20) -> SuperCM:
+def fit(devices: int, batch: int, steps: int = 20) -> dict[str, torch.Tensor]:
     """SuperCM on frozen features, without anything that is random per rank."""
     seed_everything(0)
     data = FeatureDataModule(
@@ -108,22 +107,23 @@ def fit(devices: int, batch: int, steps: int = 20) -> SuperCM:
         num_classes=4, input_shape=(5,), backbone="identity", optimizer="sgd", lr=0.1, beta=1.0, lr_schedule="step"
     )
     trainer = Trainer(
-        max_epochs=2, accelerator="cpu", devices=devices, strategy="ddp_spawn" if devices > 1 else "auto",
+        max_epochs=2, accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto",
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         num_sanity_val_steps=0, callbacks=[Watch(), EMA(decay=0.9, start_step=10)],
     )  # fmt: skip
     trainer.fit(model, datamodule=data)
-    return model
+    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def test_training_in_two_processes_equals_training_in_one() -> None:
+def test_training_in_two_processes_equals_training_in_one(two_processes: Callable[..., list[Any]]) -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(120) % 4
     np.savez("features.npz", features=rng.normal(size=(120, 5)).astype("f4") + labels[:, None], labels=labels)
-    alone, together = fit(1, 8), fit(2, 4)
-    for (name, one), two in zip(alone.state_dict().items(), together.state_dict().values(), strict=True):
-        torch.testing.assert_close(two, one, msg=lambda text, name=name: f"{name}: {text}", rtol=1e-4, atol=1e-5)
-    assert alone.head.updates.min() > 10
+    alone, together = fit(1, 8), two_processes(fit, 2, 4)
+    for name, one in alone.items():
+        for rank in together:
+            torch.testing.assert_close(rank[name], one, msg=f"{name} differs", rtol=1e-4, atol=1e-5)
+    assert alone["head.updates"].min() > 10
     rows = {name: [set(map(int, line.split())) for line in Path(f"rows_{name}.txt").read_text().splitlines()]
             for name in ("1_0", "2_0", "2_1")}  # fmt: skip
     assert len(rows["2_0"]) == 20
@@ -194,20 +194,13 @@ def weights_of_a_run(kind: type[Method], batch: int, **kwargs: Any) -> dict[str,
 
 def weights_of_a_run_of_two(kind: type[Method]) -> dict[str, torch.Tensor]:
     """The same in a process of the pool, with half of the rows."""
-    # How a launcher such as torchrun tells Lightning that the processes are there.
-    with mock.patch.dict(os.environ, {"LOCAL_RANK": str(torch.distributed.get_rank())}):
-        return weights_of_a_run(kind, batch=4, devices=2, strategy="ddp")
+    return weights_of_a_run(kind, batch=4, devices=2, strategy="ddp")
 
 
-# A combination adds nothing to its bases but their sum.
-RUNS = [
-    pytest.param(kind, marks=pytest.mark.slow if len(kind.__bases__) > 1 else [])
-    for kind in (getattr(methods, name) for name in methods.__all__)
-    if issubclass(kind, Method) and kind is not Method
-]
+EVERY = [kind for kind in map(vars(methods).get, methods.__all__) if issubclass(kind, Method) and kind is not Method]
 
 
-@pytest.mark.parametrize("kind", RUNS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", combinations_slow(EVERY))
 def test_a_run_of_two_processes_is_that_of_one(kind: type[Method], two_processes: Callable[..., list[Any]]) -> None:
     alone = weights_of_a_run(kind, batch=8)
     ranks = two_processes(weights_of_a_run_of_two, kind)

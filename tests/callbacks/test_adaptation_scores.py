@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from pathlib import Path
 
 import pytest
@@ -225,20 +224,11 @@ def test_a_module_that_returns_no_features_is_an_error():
 
 def scores_of_this_process() -> tuple[dict, dict, list]:
     """Validation and test of an untrained model, in a process of the pool or alone."""
-    rank, world = (
-        (torch.distributed.get_rank(), torch.distributed.get_world_size())
-        if torch.distributed.is_initialized()
-        else (0, 1)
-    )
-    if world > 1:
-        # Lightning then takes this process for one that somebody else started.
-        os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     trainer = make_trainer([AdaptationScores()], devices=world, strategy="ddp" if world > 1 else "auto")
     model, data = make_model(Supervised), TwoDomains()
     validated = trainer.validate(model, datamodule=data, verbose=False)[0]
     tested = trainer.test(model, datamodule=data, verbose=False)
-    for name in ("LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        os.environ.pop(name, None)
     return validated, {name: value for part in tested for name, value in part.items()}
 
 

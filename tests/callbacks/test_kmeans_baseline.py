@@ -1,15 +1,13 @@
 """k-means beside a test: on features and on inputs, from all batches, in bounded memory."""
 
-import os
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from supercm_lightning import KMeansBaseline
@@ -103,10 +101,7 @@ def test_a_module_without_classes_is_refused() -> None:
 
 
 def score_in_one_of_two(limit: int) -> dict[str, Any]:
-    rank = distributed.get_rank()
-    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
-    options: dict[str, Any] = {"devices": 2, "strategy": "ddp", "plugins": [TorchElasticEnvironment()]}
+    options: dict[str, Any] = {"devices": 2, "strategy": "ddp"}
     return scores(digits(), KMeansBaseline(max_samples=limit), **options)
 
 

@@ -2,12 +2,10 @@
 
 import csv
 import errno
-import os
 from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from torch.utils.data import DataLoader, TensorDataset
 
 from supercm_lightning.callbacks import PredictionWriter
@@ -108,15 +106,11 @@ def test_a_loader_without_index_is_numbered(short, tmp_path):
 
 def predict_in_one_of_two(folder):
     """Predicts 9 rows, an odd number, so that the distributed sampler repeats one."""
-    from torch import distributed
+
+    from lightning.pytorch import Trainer
 
     from supercm_lightning.callbacks import PredictionWriter
     from supercm_lightning.methods import Supervised
-
-    rank = distributed.get_rank()
-    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
-    from lightning.pytorch import Trainer
 
     torch.manual_seed(0)
     rows = TensorDataset(torch.randn(9, 6), torch.full((9,), -1), torch.arange(9))
@@ -128,7 +122,6 @@ def predict_in_one_of_two(folder):
         logger=False,
         enable_progress_bar=False,
         default_root_dir=folder,
-        plugins=[TorchElasticEnvironment()],
         callbacks=[PredictionWriter()],
     )
     trainer.predict(model, DataLoader(rows, 2), return_predictions=False)

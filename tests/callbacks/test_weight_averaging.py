@@ -1,6 +1,5 @@
 """Averages of the weights: values, what is validated and saved, resuming, and the statistics that go with them."""
 
-import os
 from itertools import islice
 
 import pytest
@@ -8,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
-from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import CombinedLoader
-from torch import distributed, nn
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from supercm_lightning.callbacks import EMA, SWA, averaged_weights
@@ -306,9 +304,6 @@ def test_statistics_are_those_of_the_averaged_weights(short):
 
 def fit_in_one_of_two(folder):
     """A distributed run; gives the averaged model, the batches of its rank and the raw state of the checkpoint."""
-    rank = distributed.get_rank()
-    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test"}
     from tests.callbacks.conftest import Helpers as short
 
     data = short.make_data(labeled_batch_size=20)
@@ -317,7 +312,6 @@ def fit_in_one_of_two(folder):
         data=data,
         strategy="ddp",
         devices=2,
-        plugins=[TorchElasticEnvironment()],
         default_root_dir=folder,
     )
     return model, joint_batches(data, trainer, model, 2), recorder.validated[12]

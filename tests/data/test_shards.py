@@ -1,10 +1,9 @@
 """Evaluation in several processes: every sample once, the same metrics as in one process."""
 
 import json
-import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -55,20 +54,19 @@ def fit(devices: int) -> None:
     )  # fmt: skip
     model = Supervised(num_classes=4, input_shape=(5,), backbone="identity", optimizer="sgd", lr=0.1)
     trainer = Trainer(
-        max_epochs=1, accelerator="cpu", devices=devices, strategy="ddp_spawn" if devices > 1 else "auto",
+        max_epochs=1, accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto",
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         num_sanity_val_steps=0, callbacks=[Watch()],
     )  # fmt: skip
     trainer.fit(model, datamodule=data)
 
 
-def test_two_processes_measure_what_one_does() -> None:
+def test_two_processes_measure_what_one_does(two_processes: Callable[..., list[Any]]) -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(160) % 4
     np.savez("a.npz", features=rng.normal(size=(160, 5)).astype("f4") + 0.7 * labels[:, None], labels=labels)
     fit(1)
-    with mock.patch.dict(os.environ):
-        fit(2)
+    two_processes(fit, 2)
     alone, *together = ([int(n) for n in Path(f"{name}.txt").read_text().split()] for name in ("1_0", "2_0", "2_1"))
     assert alone == sorted([*together[0], *together[1]]) == list(range(41))
     metrics, *both = (json.loads(Path(f"{name}.json").read_text()) for name in ("1_0", "2_0", "2_1"))

@@ -1,10 +1,8 @@
 """ASD: what it labels and when, that it is the same resumed or distributed, and that it never reads a label."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -199,8 +197,15 @@ def test_health_is_logged_without_labels() -> None:
     assert last.values["train/smallest_cluster"] <= 0.1 <= last.values["train/largest_cluster"]
 
 
-@pytest.mark.parametrize("kind", [ASDFreeMatch, ASDSuperCM])
-@pytest.mark.parametrize("cost", ["logit", "feature"])
+@pytest.mark.parametrize(
+    ("kind", "cost"),
+    [
+        (ASDFreeMatch, "logit"),
+        (ASDSuperCM, "feature"),
+        pytest.param(ASDFreeMatch, "feature", marks=pytest.mark.slow),
+        pytest.param(ASDSuperCM, "logit", marks=pytest.mark.slow),
+    ],
+)
 def test_resumed_run_is_bit_identical(kind: type[Method], cost: str) -> None:
     """Step 7 lies within a held set, within the window of transitions and before the first prototypes."""
 
@@ -310,7 +315,7 @@ def test_balanced_consistency_is_its_formula() -> None:
     assert balanced_consistency_loss(strong, weak, mean).item() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", [ASDFreeMatch, ASDSuperCM])
+@pytest.mark.parametrize("kind", [ASDSuperCM, pytest.param(ASDFreeMatch, marks=pytest.mark.slow)])
 def test_a_loss_that_is_evaluated_twice_changes_nothing(kind: type[Method]) -> None:
     class Twice(kind):  # type: ignore[misc,valid-type]
         """As an optimizer with sharpness-aware minimization does."""
@@ -420,7 +425,8 @@ def test_a_second_fit_starts_the_labeling_anew() -> None:
 )
 def test_window_is_a_fraction_of_the_batches(steps: int, options: dict[str, Any], expected: int) -> None:
     class Stop(Callback):
-        def on_train_batch_start(self, *args: Any) -> int:
+        def on_train_batch_start(self, trainer: Trainer, *args: Any) -> int:
+            trainer.should_stop = True
             return -1
 
     model = model_of(asd_window=0.5)
@@ -463,9 +469,7 @@ def whole_run(kind: type[Method], folder: Path, batch: int, **kwargs: Any) -> An
 
 def whole_run_of_two(kind: type[Method], folder: Path) -> Any:
     """The same in a process of the pool, with half of the samples."""
-    # How a launcher such as torchrun tells Lightning that the processes are there.
-    with mock.patch.dict(os.environ, {"LOCAL_RANK": str(torch.distributed.get_rank())}):
-        return whole_run(kind, folder, batch=30, devices=2, strategy="ddp")
+    return whole_run(kind, folder, batch=30, devices=2, strategy="ddp")
 
 
 def features_of_this_process() -> Tensor:

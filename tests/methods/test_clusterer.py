@@ -86,6 +86,7 @@ def test_a_clusterer_trains_and_is_scored_without_labels(kind: type[Clusterer]) 
     assert sum(len(part["probabilities"]) for part in predictions) == 120  # type: ignore[arg-type,index]
 
 
+@pytest.mark.slow
 def test_two_views_that_agree_find_digits_better_than_chance() -> None:
     seed_everything(0)
     run, data = trainer(150), ClusteringDataModule(num_rows=400, unlabeled_batch_size=100, steps_per_epoch=150)

@@ -23,7 +23,7 @@ from supercm_lightning import (
     methods,
 )
 from supercm_lightning.methods.optim import build_optimizer
-from tests.every_method import eager_options
+from tests.every_method import METHODS, Twice, combinations_slow, differing, eager_options, state_of
 
 EVERY = [
     kind for kind in map(vars(methods).get, methods.__all__) if isinstance(kind, type) and issubclass(kind, Method)
@@ -54,37 +54,8 @@ def trainer_of(*callbacks: Callback, **options: Any) -> Trainer:
     )  # fmt: skip
 
 
-def state_of(model: nn.Module, without: str = "\0") -> dict[str, Tensor]:
-    """Every tensor of a model."""
-    return {name: value.clone() for name, value in model.state_dict().items() if not name.startswith(without)}
-
-
-def differing(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:
-    """Names of the tensors that are not the same."""
-    return [name for name, value in before.items() if not torch.equal(value, after[name])]
-
-
-class Twice(Callback):
-    """Takes the losses of every step twice and compares values and state."""
-
-    def __init__(self) -> None:
-        self.compared = 0
-
-    @torch.enable_grad()
-    def observe(self, trainer: Trainer, pl_module: Method, step: Step) -> None:
-        """Called once a batch, after the state has moved."""
-        # A discriminator's batch norm counts its batches, as that of the backbone does in a forward.
-        before = state_of(pl_module, "discriminator")
-        with torch.random.fork_rng():
-            first = pl_module.losses(step)
-        with torch.random.fork_rng():
-            second = pl_module.losses(step)
-        assert {name: term.item() for name, term in first.items()} == {n: term.item() for n, term in second.items()}
-        assert not differing(before, state_of(pl_module))
-        self.compared += 1
-
-
-@pytest.mark.parametrize("kind", EVERY, ids=lambda kind: kind.__name__)
+# Those of the others: test_semi_supervised.py.
+@pytest.mark.parametrize("kind", [kind for kind in EVERY if kind not in METHODS], ids=lambda kind: kind.__name__)
 def test_losses_have_no_side_effects(kind: type[Method]) -> None:
     twice = Twice()
     trainer_of(twice).fit(model_of(kind), datamodule=data_of(kind))
@@ -115,7 +86,7 @@ def statistics(model: Method) -> dict[str, Tensor]:
     return {name: v.clone() for name, v in model.state_dict().items() if name.endswith(counted) and "discr" not in name}
 
 
-@pytest.mark.parametrize("kind", EVERY, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", combinations_slow(EVERY))
 def test_an_optimizer_may_evaluate_the_loss_twice(kind: type[Method], monkeypatch: pytest.MonkeyPatch) -> None:
     def fit(optimizer: type[torch.optim.Optimizer]) -> Method:
         model = model_of(kind)

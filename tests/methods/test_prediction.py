@@ -193,7 +193,11 @@ def agreement(model: Any, file: Path, photos: list[Path]) -> int:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("options", [[], ["--data.whitening", "true"]], ids=["plain", "whitening"])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param([], marks=pytest.mark.slow), ["--data.whitening", "true"]],
+    ids=["plain", "whitening"],
+)
 def test_the_documented_snippet_agrees_with_the_library(options: list[str]) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

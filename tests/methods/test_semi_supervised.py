@@ -26,7 +26,7 @@ from supercm_lightning import (
     SuperCM,
     SuperCMMeanTeacher,
 )
-from tests.every_method import METHODS, eager_options, weight_options
+from tests.every_method import METHODS, Twice, combinations_slow, eager_options, weight_options
 
 
 def trainer(steps: int, *callbacks: Callback, **kwargs: Any) -> Trainer:
@@ -115,6 +115,7 @@ class Fitted:
 
     model: Method
     inspect: Inspect
+    twice: Twice
     losses: list[float]
     checkpoint: Path
 
@@ -122,13 +123,13 @@ class Fitted:
 @pytest.fixture(scope="module", params=METHODS, ids=lambda kind: kind.__name__)
 def fitted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Fitted:
     """Every method in turn, trained for 25 steps."""
-    inspect, losses = Inspect(), CrossEntropies()
+    inspect, twice, losses = Inspect(), Twice(), CrossEntropies()
     model = model_of(request.param)
-    run = trainer(25, inspect, losses)
+    run = trainer(25, inspect, twice, losses)
     run.fit(model, datamodule=SemiSupervisedDataModule(num_labeled=20))
     checkpoint = tmp_path_factory.mktemp("fitted") / "run.ckpt"
     run.save_checkpoint(checkpoint)
-    return Fitted(model, inspect, losses.values, checkpoint)
+    return Fitted(model, inspect, twice, losses.values, checkpoint)
 
 
 def test_terms_reach_every_weight_of_the_student_and_no_target(fitted: Fitted) -> None:
@@ -138,6 +139,10 @@ def test_terms_reach_every_weight_of_the_student_and_no_target(fitted: Fitted) -
         assert value < 0 if name in ("fairness", "bnm") else value > 0, f"{name} = {value}"
         assert inspect.reached[name], f"{name} does not reach every weight"
         assert not inspect.leaked[name], f"{name} reaches its targets"
+
+
+def test_losses_have_no_side_effects(fitted: Fitted) -> None:
+    assert fitted.twice.compared == 4
 
 
 def test_fit_lowers_the_loss(fitted: Fitted) -> None:
@@ -151,7 +156,7 @@ def test_a_checkpoint_keeps_everything(fitted: Fitted) -> None:
         assert torch.equal(loaded[name], value), name
 
 
-@pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", combinations_slow(METHODS))
 def test_terms_move_the_weights(kind: type[Method]) -> None:
     def weights(**options: float) -> torch.Tensor:
         model = model_of(kind, optimizer="sgd", lr=0.1, **options)
@@ -164,7 +169,7 @@ def test_terms_move_the_weights(kind: type[Method]) -> None:
     assert (on - off).norm() > 1e-3 * off.norm()
 
 
-@pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", combinations_slow(METHODS))
 def test_resumed_run_is_bit_identical(kind: type[Method]) -> None:
     def fit(folder: str, checkpoint: Path | None = None) -> dict[str, torch.Tensor]:
         model = model_of(kind, lr_schedule="cosine", backbone=_dropout_backbone())

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ class DatasetSpec:
             ) from error
 
 
+@cache
 def _digits(root: Path, split: str, download: bool) -> tuple[Tensor, Tensor]:
     from sklearn.datasets import load_digits
 
