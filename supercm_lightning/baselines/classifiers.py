@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from supercm_lightning.baselines.label_spreading import spread_labels
+from supercm_lightning.baselines.label_spreading import neighbor_graph, spread_labels
 from supercm_lightning.baselines.registry import FEW_LABELS, TWO_DOMAINS, Problem, baseline
 
 _GRID = (0.01, 0.1, 1.0, 10.0)
@@ -57,8 +57,15 @@ def label_spreading(problem: Problem) -> tuple[np.ndarray, dict[str, Any]]:
     labels = np.concatenate([problem.y, np.full(len(problem.pool), -1)])
     # A source's proportions of the classes need not be the target's.
     equal = np.full(problem.num_classes, 1 / problem.num_classes) if problem.protocol == TWO_DOMAINS else None
-    spread = spread_labels(x, labels, num_classes=problem.num_classes, proportions=equal)
+    spread = spread_labels(neighbor_graph(x), labels, num_classes=problem.num_classes, proportions=equal)
     return spread[nearest(x, test)].argmax(axis=1), settings
+
+
+@baseline(TWO_DOMAINS)
+def coral(problem: Problem) -> tuple[np.ndarray, dict[str, Any]]:
+    """Logistic regression on source samples with the covariance of the target (Sun et al., 2016)."""
+    model, settings = fitted(align(problem.x, problem.pool), problem.y, problem.seed)
+    return model.predict(problem.test), settings
 
 
 def fitted(x: np.ndarray, y: np.ndarray, seed: int) -> tuple[Any, dict[str, Any]]:
@@ -103,3 +110,25 @@ def reduced(x: np.ndarray, test: np.ndarray, components: int, seed: int) -> tupl
     chosen = np.random.default_rng(seed).permutation(len(x))[:20_000]
     model = PCA(min(components, len(chosen), x.shape[1]), random_state=seed).fit(x[chosen])
     return model.transform(x), model.transform(test)
+
+
+def align(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Whitens the source (n, d) and colors it as the target (m, d), whose mean is added: x C_S^{-1/2} C_T^{1/2}.
+
+    C is the covariance plus I.
+
+    Examples:
+        >>> rng = np.random.default_rng(0)
+        >>> source, target = rng.normal(size=(500, 3)) * 30, rng.normal(size=(500, 3)) * [20, 60, 90] + 5
+        >>> aligned = align(source, target)
+        >>> bool(np.allclose(np.cov(aligned.T), np.cov(target.T), rtol=0.1, atol=10))
+        True
+    """
+    whiten = _power(np.cov(source, rowvar=False) + np.eye(source.shape[1]), -0.5)
+    color = _power(np.cov(target, rowvar=False) + np.eye(target.shape[1]), 0.5)
+    return ((source - source.mean(axis=0)) @ whiten @ color + target.mean(axis=0)).astype(np.float32)
+
+
+def _power(matrix: np.ndarray, exponent: float) -> np.ndarray:
+    values, vectors = np.linalg.eigh(matrix)
+    return (vectors * values**exponent) @ vectors.T

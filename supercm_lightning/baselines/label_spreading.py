@@ -8,26 +8,23 @@ from supercm_lightning.utils.options import SuperCMError, check_decay, check_ran
 
 
 def spread_labels(
-    features: np.ndarray,
+    graph: Any,
     labels: np.ndarray,
     *,
     num_classes: int,
-    num_neighbors: int = 10,
     alpha: float = 0.99,
     class_mass: bool = True,
     proportions: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Label spreading (Zhou et al., 2004) over a graph of nearest neighbors in Euclidean distance.
+    """Label spreading (Zhou et al., 2004) over a graph.
 
-    Two samples are joined with weight 1 if one is among the nearest neighbors of the other, with weight 2 if each is
-    among those of the other. With S = D^{-1/2} W D^{-1/2}, the labels are the solution of (I − αS) F = Y, which
-    conjugate gradients find for all classes at once; memory is proportional to n (num_neighbors + num_classes).
+    With S = D^{-1/2} W D^{-1/2}, the labels are the solution of (I − αS) F = Y, which conjugate gradients find for all
+    classes at once; memory is proportional to n (neighbors + classes).
 
     Args:
-        features: Samples (n, d). For cosine distance, give them unit length.
+        graph: Symmetric sparse matrix W (n, n) of weights >= 0, such as `neighbor_graph` gives, or a sum of several.
         labels: Labels (n,), -1 where unknown.
         num_classes: Number of classes K.
-        num_neighbors: Neighbors of each sample; all others where there are fewer.
         alpha: How far labels spread, in [0, 1).
         class_mass: Scale the columns of F to `proportions` (Zhu et al., 2003), before each sample's sum is made 1.
         proportions: Expected proportions of the classes, (K,) with sum 1; None: those among the labels.
@@ -41,48 +38,8 @@ def spread_labels(
 
     Examples:
         >>> x = np.array([[0.0], [0.1], [0.2], [5.0], [5.1], [5.2]])
-        >>> spread_labels(x, np.array([0, -1, -1, -1, -1, 1]), num_classes=2, num_neighbors=2).argmax(axis=1)
+        >>> spread_labels(neighbor_graph(x, 2), np.array([0, -1, -1, -1, -1, 1]), num_classes=2).argmax(axis=1)
         array([0, 0, 0, 1, 1, 1])
-    """
-    return spread_over_graph(
-        neighbor_graph(features, num_neighbors),
-        labels,
-        num_classes=num_classes,
-        alpha=alpha,
-        class_mass=class_mass,
-        proportions=proportions,
-    )
-
-
-def spread_over_graph(
-    graph: Any,
-    labels: np.ndarray,
-    *,
-    num_classes: int,
-    alpha: float = 0.99,
-    class_mass: bool = True,
-    proportions: np.ndarray | None = None,
-) -> np.ndarray:
-    """Label spreading over a given graph; see `spread_labels`.
-
-    Args:
-        graph: Symmetric sparse matrix (n, n) of weights >= 0, such as `neighbor_graph` gives, or a sum of several.
-        labels: Labels (n,), -1 where unknown.
-        num_classes: Number of classes K.
-        alpha: How far labels spread, in [0, 1).
-        class_mass: Whether the classes are scaled to `proportions`.
-        proportions: Expected proportions of the classes, (K,) with sum 1; None: those among the labels.
-
-    Returns:
-        Soft labels (n, K) float64.
-
-    Raises:
-        SuperCMError: If no sample has a label, a label is out of range, or an option is.
-
-    Examples:
-        >>> x = np.array([[0.0], [0.1], [5.0], [5.1]])
-        >>> spread_over_graph(neighbor_graph(x, 1), np.array([1, -1, 0, -1]), num_classes=2).argmax(axis=1)
-        array([1, 1, 0, 0])
     """
     from scipy import sparse
 
@@ -102,11 +59,11 @@ def spread_over_graph(
     return np.where(total > 0, found / np.maximum(total, 1e-300), proportions)
 
 
-def neighbor_graph(features: np.ndarray, num_neighbors: int) -> Any:
-    """The symmetric graph of nearest neighbors: A + Aᵀ, where A holds 1 for the neighbors of each sample.
+def neighbor_graph(features: np.ndarray, num_neighbors: int = 10) -> Any:
+    """The symmetric graph of nearest neighbors in Euclidean distance: A + Aᵀ, with 1 in A for each sample's neighbors.
 
     Args:
-        features: Samples (n, d), at least two.
+        features: Samples (n, d), at least two. For cosine distance, give them unit length.
         num_neighbors: Neighbors of each sample, itself not counted; all others where there are fewer.
 
     Returns:

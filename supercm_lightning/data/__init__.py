@@ -4,6 +4,7 @@ from supercm_lightning.data.modules.base import ViewDataModule
 from supercm_lightning.data.modules.clustering import ClusteringDataModule
 from supercm_lightning.data.modules.domain_adaptation import DomainAdaptationDataModule
 from supercm_lightning.data.modules.features import FeatureDataModule
+from supercm_lightning.data.modules.images import ImageDataModule
 from supercm_lightning.data.modules.pipeline import move_batch
 from supercm_lightning.data.modules.semi_supervised import SemiSupervisedDataModule
 from supercm_lightning.data.samplers import CyclingSampler
@@ -20,6 +21,7 @@ __all__ = [
     "DatasetSpec",
     "DomainAdaptationDataModule",
     "FeatureDataModule",
+    "ImageDataModule",
     "Normalization",
     "SemiSupervisedDataModule",
     "StrongAugmentation",

@@ -8,7 +8,7 @@ import shutil
 import warnings
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from supercm_lightning.data.sources.images import read_image
-from supercm_lightning.data.sources.npz import Blocks, load_npz, save_npz
+from supercm_lightning.data.sources.npz import load_npz
 from supercm_lightning.data.sources.worker_stores import FileStore, default_num_workers
 from supercm_lightning.data.transforms.strong import StrongAugmentation
 from supercm_lightning.data.transforms.weak import Normalization, WeakAugmentation
@@ -162,22 +162,20 @@ class FeatureFile(LightningModule):
         return make(_Bytes(), flip=self.views.flip, shift=min(images.shape[2:]) // 8)(images, stream)
 
     def _join(self) -> None:
-        """Writes the feature file from its chunks, one of them in memory at a time."""
-        n, d = len(self.store), self.extractor.num_features
-        v, s, dtype = self.views.weak_views, self.views.strong_views, self.views.dtype
-
-        def blocks(part: Any) -> Iterator[np.ndarray]:
-            return (np.load(file, mmap_mode="r")[:, part] for file in self.chunks.values())
-
-        parts = {"features": Blocks((n, d), dtype, blocks(0))}
-        parts |= {"weak": Blocks((n, v, d), dtype, blocks(slice(1, 1 + v)))} if v else {}
-        parts |= {"strong": Blocks((n, s, d), dtype, blocks(slice(1 + v, None)))} if s else {}
-        about: dict[str, Any] = {"backbone": self.backbone, "weights": self.extractor.weights, "key": self.key}
-        about |= {"image_size": self.extractor.settings["input_size"][-1], "files": self.files}
+        """Writes the feature file from its chunks, on the disk: they may be larger than the memory."""
+        v, s = self.views.weak_views, self.views.strong_views
+        shape = (len(self.store), 1 + v + s, self.extractor.num_features)
+        joined = np.lib.format.open_memmap(self.folder / "joined.npy", "w+", self.views.dtype, shape)
+        for start, file in self.chunks.items():
+            joined[start : start + self.chunk] = np.load(file)
+        content: dict[str, Any] = {"features": joined[:, 0], "labels": self.store.labels.numpy(), "files": self.files}
+        content |= {"weak": joined[:, 1 : 1 + v]} if v else {}
+        content |= {"strong": joined[:, 1 + v :]} if s else {}
+        content |= {"backbone": self.backbone, "weights": self.extractor.weights, "key": self.key}
+        content["image_size"] = self.extractor.settings["input_size"][-1]
         if self.class_names is not None and bool((self.store.labels >= 0).any()):
-            about["classes"] = self.class_names
-        arrays = {name: np.array(value) for name, value in about.items()}
-        save_npz(self.path, parts, {"labels": self.store.labels.numpy(), **arrays})
+            content["classes"] = self.class_names
+        write_atomically(self.path, lambda stream: np.savez(stream, **content))
 
 
 def feature_trainer(**options: Any) -> Trainer:

@@ -1,14 +1,14 @@
 """A classifier for few labels and many unlabeled samples."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from sklearn.base import ClassifierMixin
 from sklearn.utils.validation import check_consistent_length
-from torch import nn
 from torch.utils.data import TensorDataset
 
 from supercm_lightning.data import SemiSupervisedDataModule
@@ -19,6 +19,7 @@ from supercm_lightning.methods import Method
 from supercm_lightning.utils.options import check_range
 
 
+@dataclass(eq=False, repr=False)
 class SuperCMClassifier(ClassifierMixin, LightningEstimator):
     """A semi-supervised classifier: any method of the package that learns from labeled and unlabeled samples.
 
@@ -64,38 +65,11 @@ class SuperCMClassifier(ClassifierMixin, LightningEstimator):
         True
     """
 
-    needs_labeled = True
+    needs_labeled: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        method: str | type[Method] = "SuperCM",
-        *,
-        method_options: dict[str, Any] | None = None,
-        backbone: str | nn.Module | None = None,
-        max_steps: int = 500,
-        epochs: int | None = None,
-        batch_size: int = 64,
-        validation_fraction: float = 0.0,
-        standardize: bool = True,
-        noise: float = 0.1,
-        device: str = "auto",
-        precision: str = "32-true",
-        verbose: bool = False,
-        random_state: int | np.random.RandomState | None = None,
-    ) -> None:
-        self.method = method
-        self.method_options = method_options
-        self.backbone = backbone
-        self.max_steps = max_steps
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.validation_fraction = validation_fraction
-        self.standardize = standardize
-        self.noise = noise
-        self.device = device
-        self.precision = precision
-        self.verbose = verbose
-        self.random_state = random_state
+    method: str | type[Method] = "SuperCM"
+    validation_fraction: float = field(default=0.0, kw_only=True)
+    standardize: bool = field(default=True, kw_only=True)
 
     def fit(self, X: Any, y: Any, *, weak: Any = None, strong: Any = None) -> "SuperCMClassifier":
         """Trains on labeled and unlabeled samples.

@@ -1,15 +1,15 @@
 """Clusters without labels."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from sklearn.base import ClusterMixin
 from sklearn.cluster import KMeans
 from sklearn.utils import check_random_state, gen_batches
-from torch import nn
 from torch.utils.data import TensorDataset
 
 from supercm_lightning.data import ClusteringDataModule
@@ -23,6 +23,7 @@ KMEANS_SAMPLES = 20_000
 """Samples that k-means is fitted on, and that it numbers at a time."""
 
 
+@dataclass(eq=False, repr=False)
 class ASDClusterer(ClusterMixin, LightningEstimator):
     """Clusters of features or images, by ASD and the method that learns from the labels it makes.
 
@@ -61,38 +62,12 @@ class ASDClusterer(ClusterMixin, LightningEstimator):
         (300,)
     """
 
-    needs_labeled = False
+    needs_labeled: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        n_clusters: int = 8,
-        *,
-        method: str | type[Method] = "ASDFreeMatch",
-        init: Literal["kmeans"] | None = "kmeans",
-        method_options: dict[str, Any] | None = None,
-        backbone: str | nn.Module | None = None,
-        max_steps: int = 1000,
-        epochs: int | None = None,
-        batch_size: int = 64,
-        noise: float = 0.1,
-        device: str = "auto",
-        precision: str = "32-true",
-        verbose: bool = False,
-        random_state: int | np.random.RandomState | None = None,
-    ) -> None:
-        self.n_clusters = n_clusters
-        self.method = method
-        self.init = init
-        self.method_options = method_options
-        self.backbone = backbone
-        self.max_steps = max_steps
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.noise = noise
-        self.device = device
-        self.precision = precision
-        self.verbose = verbose
-        self.random_state = random_state
+    n_clusters: int = 8
+    method: str | type[Method] = field(default="ASDFreeMatch", kw_only=True)
+    init: Literal["kmeans"] | None = field(default="kmeans", kw_only=True)
+    max_steps: int = field(default=1000, kw_only=True)
 
     def fit(self, X: Any, y: Any = None) -> "ASDClusterer":
         """Trains, and clusters the samples.

@@ -6,7 +6,8 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -48,6 +49,7 @@ class KeepBest(EarlyStopping):
         pl_module.load_state_dict(self.best)
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class LightningEstimator(BaseEstimator):
     """Options, training and prediction of the estimators.
 
@@ -56,20 +58,20 @@ class LightningEstimator(BaseEstimator):
         n_steps_: Number of training steps.
     """
 
+    needs_labeled: ClassVar[bool]
+    input_shape_: ClassVar[tuple[int, ...]]
+
     method: str | type[Method]
-    method_options: dict[str, Any] | None
-    backbone: str | nn.Module | None
-    max_steps: int
-    epochs: int | None
-    batch_size: int
-    noise: float
-    device: str
-    precision: str
-    verbose: bool
-    random_state: Any
-    needs_labeled: bool
-    model_: Method | None
-    _shift: tuple[Shift | None, ...]
+    method_options: dict[str, Any] | None = None
+    backbone: str | nn.Module | None = None
+    max_steps: int = 500
+    epochs: int | None = None
+    batch_size: int = 64
+    noise: float = 0.1
+    device: str = "auto"
+    precision: str = "32-true"
+    verbose: bool = False
+    random_state: int | np.random.RandomState | None = None
 
     # ------------------------------------------------------------------------------------------------- training
     def _check_options(self) -> type[Method]:
@@ -77,16 +79,14 @@ class LightningEstimator(BaseEstimator):
         check_range(1, max_steps=self.max_steps, epochs=self.epochs)
         check_range(2, batch_size=self.batch_size)
         check_range(0, noise=self.noise)
-        known = {name: kind for name, kind in vars(methods).items() if name in methods.__all__}
-        suitable = {
-            name: kind
-            for name, kind in known.items()
-            if isinstance(kind, type) and issubclass(kind, Method) and kind.needs_labeled == self.needs_labeled
-        }
         if isinstance(self.method, str):
+            known = [(name, getattr(methods, name)) for name in methods.__all__]
+            suitable = {
+                name: kind for name, kind in known if _learns(kind) and kind.needs_labeled == self.needs_labeled
+            }
             check_choice(method=(self.method, suitable))
             return suitable[self.method]
-        if not (isinstance(self.method, type) and issubclass(self.method, Method)):
+        if not _learns(self.method):
             raise SuperCMError(f"method={self.method!r}: give a name or a class derived from Method.")
         return self.method
 
@@ -102,7 +102,9 @@ class LightningEstimator(BaseEstimator):
             samples: Number of samples of an epoch.
             **more: Options of the method.
         """
-        self.model_, self._shift, self.n_steps_ = None, (None,), 0
+        self.model_: Method | None = None
+        self._shift: tuple[Shift | None, ...] = (None,)
+        self.n_steps_ = 0
         if num_classes == 1:
             return
         data = make_data()
@@ -169,27 +171,16 @@ class LightningEstimator(BaseEstimator):
         X = check_samples(self, X, reset=False)
         if self.model_ is None:
             return np.ones((len(X), 1))
-        device = self._device()
+        device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        shift = [torch.as_tensor(values, device=device) for values in self._shift[domain] or ()]
         model, parts = self.model_.to(device), []
         with quiet(), torch.inference_mode():
             for chunk in gen_batches(len(X), 2000):
                 x = torch.as_tensor(X[chunk]).to(device)
-                logits = model(self._normalized(x, self._shift[domain]))
-                parts.append(logits.double().softmax(dim=1).cpu())
+                x = x.float() if self._on_features else Normalization()(x)
+                x = (x - shift[0]) / shift[1] if shift else x
+                parts.append(model(x).double().softmax(dim=1).cpu())
         return torch.cat(parts).numpy()
-
-    def _normalized(self, x: torch.Tensor, shift: Shift | None) -> torch.Tensor:
-        if x.ndim == 4:
-            return Normalization()(x)
-        if shift is None:
-            return x.float()
-        mean, std = (torch.as_tensor(values, device=x.device) for values in shift)
-        return (x.float() - mean) / std
-
-    def _device(self) -> torch.device:
-        if self.device != "auto":
-            return torch.device(self.device)
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     # ------------------------------------------------------------------------------------------------- pickling
     def __getstate__(self) -> dict[str, Any]:
@@ -210,6 +201,10 @@ class LightningEstimator(BaseEstimator):
             model.load_state_dict(load(weights))
             state = state | {"model_": model.eval().requires_grad_(False)}
         super().__setstate__(state)
+
+
+def _learns(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Method)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from supercm_lightning.baselines.label_spreading import neighbor_graph, spread_over_graph
+from supercm_lightning.baselines.label_spreading import neighbor_graph, spread_labels
 from supercm_lightning.contracts import Step, ViewData
 from supercm_lightning.methods.per_sample import PerSampleState
 from supercm_lightning.nn import evaluating
@@ -114,7 +114,7 @@ class LabelPropagation(PerSampleState):
         labels = torch.cat([labels, torch.full_like(chosen["unlabeled"], -1)]).numpy()
         # The classes of a target domain need not have the proportions of the source.
         uniform = np.full(self.num_classes, 1 / self.num_classes) if data.is_domain_adaptation else None
-        soft = spread_over_graph(
+        soft = spread_labels(
             graph, labels, num_classes=self.num_classes, alpha=given.propagation_alpha, proportions=uniform
         )
         found = torch.from_numpy(soft[len(chosen["labeled"]) :])

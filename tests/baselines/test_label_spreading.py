@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from supercm_lightning.baselines import spread_labels
+from supercm_lightning.baselines import neighbor_graph, spread_labels
 from supercm_lightning.utils.options import SuperCMError
 
 
@@ -36,14 +36,14 @@ def by_matrices(x, labels, num_classes, k, alpha, class_mass):
 def test_the_sparse_solution_is_that_of_the_full_matrix(alpha: float, class_mass: bool) -> None:
     x, y = blobs(90, 3)
     labels = np.where(np.arange(90) < 10, y, -1)
-    found = spread_labels(x, labels, num_classes=3, num_neighbors=8, alpha=alpha, class_mass=class_mass)
+    found = spread_labels(neighbor_graph(x, 8), labels, num_classes=3, alpha=alpha, class_mass=class_mass)
     assert np.allclose(found, by_matrices(x, labels, 3, 8, alpha, class_mass), atol=1e-4)
 
 
 def test_a_part_without_labels_and_equal_samples_give_proportions() -> None:
     x = np.repeat(np.array([[0.0], [100.0], [1e4]]), [5, 4, 6], axis=0)
     labels = np.array([0, -1, -1, -1, 0, 1, -1, -1, -1, *[-1] * 6])
-    found = spread_labels(x, labels, num_classes=3, num_neighbors=3)
+    found = spread_labels(neighbor_graph(x, 3), labels, num_classes=3)
     assert found.shape == (15, 3)
     assert np.allclose(found[:5], [1, 0, 0])
     assert np.allclose(found[5:9], [0, 1, 0])
@@ -51,7 +51,7 @@ def test_a_part_without_labels_and_equal_samples_give_proportions() -> None:
 
 
 def test_fewer_samples_than_neighbors() -> None:
-    found = spread_labels(np.eye(3), np.array([0, 1, -1]), num_classes=2)
+    found = spread_labels(neighbor_graph(np.eye(3)), np.array([0, 1, -1]), num_classes=2)
     assert np.allclose(found.sum(1), 1)
     assert np.allclose(found[2], 0.5)
 
@@ -62,4 +62,4 @@ def test_fewer_samples_than_neighbors() -> None:
 )
 def test_what_cannot_be_spread_is_named(labels: list[int], options: dict[str, float], named: str) -> None:
     with pytest.raises(SuperCMError, match=named):
-        spread_labels(np.eye(2), np.array(labels), num_classes=2, **options)
+        spread_labels(neighbor_graph(np.eye(2)), np.array(labels), num_classes=2, **options)

@@ -6,8 +6,7 @@ import torch
 from scipy.linalg import sqrtm
 
 from supercm_lightning.baselines import BASELINES, advise, below_floor, default_names, keep_rows, run_baselines
-from supercm_lightning.baselines.classifiers import fitted
-from supercm_lightning.baselines.coral import align
+from supercm_lightning.baselines.classifiers import align, fitted
 from supercm_lightning.baselines.registry import Problem
 from supercm_lightning.data import ClusteringDataModule, FeatureDataModule
 from supercm_lightning.utils.options import SuperCMError

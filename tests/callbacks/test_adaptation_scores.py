@@ -22,9 +22,10 @@ class TwoDomains(ViewDataModule):
     """Four classes in eight dimensions; the target is turned and shifted."""
 
     is_domain_adaptation = True
+    labeled_batch_size = unlabeled_batch_size = 20
 
     def __init__(self, oracle_labels: bool = False, domains: int = 2, eval_batch_size: int = 16) -> None:
-        super().__init__(20, 20, eval_batch_size, 5, "test", 0)
+        super().__init__(eval_batch_size, steps_per_epoch=5, num_workers=0)
         self.num_classes, self.input_shape = 4, (8,)
         self.oracle_labels, self.domains = oracle_labels, domains
 

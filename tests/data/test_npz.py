@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from supercm_lightning.data.sources.npz import Blocks, load_npz, save_npz
+from supercm_lightning.data.sources.npz import load_npz
 
 ARRAYS = {
     "features": np.random.default_rng(0).normal(size=(7, 3)).astype("f4"),
@@ -50,27 +50,6 @@ def test_objects_and_truncated_files_are_refused() -> None:
     Path("cut.npz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(zipfile.BadZipFile):
         load_npz(Path("cut.npz"), ["features"])
-
-
-def test_a_file_written_in_blocks_is_read_as_any_other() -> None:
-    features, others = ARRAYS["features"], {name: ARRAYS[name] for name in ("labels", "classes")}
-    blocks = (block for block in (features[:4], features[4:]))
-    save_npz(Path("file.npz"), {"features": Blocks((7, 3), "float32", blocks)}, others)
-    with np.load("file.npz") as file:
-        assert set(file.files) == {"features", "labels", "classes"}
-        for name in file.files:
-            np.testing.assert_array_equal(file[name], ARRAYS[name])
-    mapped, _ = load_npz(Path("file.npz"), ["features"])
-    assert isinstance(mapped["features"], np.memmap)
-
-
-def test_a_file_that_is_not_finished_leaves_the_old_one() -> None:
-    np.savez("file.npz", **ARRAYS)
-    before = Path("file.npz").read_bytes()
-    with pytest.raises(ValueError, match="4 samples of features, where 7 were expected"):
-        save_npz(Path("file.npz"), {"features": Blocks((7, 3), "float32", [ARRAYS["features"][:4]])}, {})
-    assert Path("file.npz").read_bytes() == before
-    assert [file.name for file in Path().iterdir()] == ["file.npz"]
 
 
 def test_a_flipped_bit_is_found_before_it_is_believed() -> None:

@@ -43,15 +43,16 @@ class ViewDataModule(KnownSamples, ABC):
     samples and the source validation samples.
 
     Args:
-        labeled_batch_size: Labeled samples per step and device.
-        unlabeled_batch_size: Unlabeled samples per step and device.
         eval_batch_size: Samples per step and device of validation, test and prediction.
         steps_per_epoch: Steps per epoch; None: one pass over the unlabeled samples (the labeled ones, for methods that
             need no unlabeled samples).
-        predict_on: Samples that `predict` reads: `test`, `val`, `unlabeled`, `labeled`, or a path for `read_new`.
+        predict_on: Samples that `predict` reads: `test`, `val`, `unlabeled`, `labeled`, or a folder of new images or a
+            file of new features, which are prepared as the test samples are.
         num_workers: Worker processes per loader, for data that is not in memory; None: one per core, at most four.
 
     Attributes:
+        labeled_batch_size: Labeled samples per step and device.
+        unlabeled_batch_size: Unlabeled samples per step and device.
         samples: Samples of each split, once the data is read.
         source: Where the data modules of the package read from; None for others.
         preprocessing: What was done to the samples that the model receives, plain values: `mean` and `std`, on the
@@ -62,7 +63,7 @@ class ViewDataModule(KnownSamples, ABC):
         >>> from supercm_lightning.data.sources.stores import ArrayStore
         >>> class Points(ViewDataModule):
         ...     def __init__(self, count: int = 90):
-        ...         super().__init__(10, 20, 30, None, "test", 0)
+        ...         super().__init__(num_workers=0)
         ...         self.num_classes, self.input_shape = 3, (2,)
         ...     def read(self):
         ...         store = ArrayStore(torch.randn(self.hparams.count, 2), torch.arange(self.hparams.count) % 3)
@@ -76,6 +77,8 @@ class ViewDataModule(KnownSamples, ABC):
 
     input_shape: tuple[int, ...]
     is_domain_adaptation = False
+    labeled_batch_size = 50
+    unlabeled_batch_size = 50
     missing_messages: ClassVar[dict[str, str]] = {
         "labeled": "The labeled set is empty. To learn without labels use ASD or one of its combinations.",
         "unlabeled": "The unlabeled set is empty, and it is needed. Give unlabeled data, or set num_labeled below the "
@@ -87,32 +90,23 @@ class ViewDataModule(KnownSamples, ABC):
 
     def __init__(
         self,
-        labeled_batch_size: int,
-        unlabeled_batch_size: int,
-        eval_batch_size: int,
-        steps_per_epoch: int | None,
-        predict_on: str,
-        num_workers: int | None,
+        eval_batch_size: int = 500,
+        steps_per_epoch: int | None = None,
+        predict_on: str = "test",
+        num_workers: int | None = None,
     ) -> None:
         super().__init__()
         self.preprocessing: dict[str, Any] = {}
         self.measured: dict[str, Tensor] = {}
         save_options(self, inspect.currentframe())
-        check_range(
-            1,
-            labeled_batch_size=labeled_batch_size,
-            unlabeled_batch_size=unlabeled_batch_size,
-            eval_batch_size=eval_batch_size,
-            steps_per_epoch=steps_per_epoch,
-        )
+        sizes = {name: size for name, size in self.hparams.items() if name.endswith("batch_size")}
+        check_range(1, **sizes | {"eval_batch_size": eval_batch_size, "steps_per_epoch": steps_per_epoch})
         check_range(0, num_workers=num_workers)
         if predict_on not in SIDES and (not str(predict_on) or not Path(predict_on).expanduser().exists()):
             raise SuperCMError(
                 f"predict_on={predict_on!r}: choose one of {', '.join(SIDES)}, or give the path of new samples; there "
                 "is no such path."
             )
-        self.labeled_batch_size = labeled_batch_size
-        self.unlabeled_batch_size = unlabeled_batch_size
         self.eval_batch_size = eval_batch_size
         self.steps_per_epoch = steps_per_epoch
         self.predict_on = str(predict_on)

@@ -1,28 +1,26 @@
 """Images, or frozen features, to be clustered without labels."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from supercm_lightning.data.modules.base import ViewDataModule
-from supercm_lightning.data.sources.feature_store import standardize_stores, statistics
+from supercm_lightning.data.modules.images import ImageDataModule
+from supercm_lightning.data.sources.feature_store import standardize, statistics
 from supercm_lightning.data.sources.features import FeatureSource
-from supercm_lightning.data.sources.files import Reading
 from supercm_lightning.data.sources.make import make_cluster_source
 from supercm_lightning.data.sources.names import order_of
 from supercm_lightning.data.sources.stores import Samples, Store
 from supercm_lightning.data.splits import check_label_range
 from supercm_lightning.data.transforms.features import VIEW_REMEDY, CleanFeatures, feature_views
-from supercm_lightning.data.transforms.strong import AffineAugmentation, StrongAugmentation
-from supercm_lightning.data.transforms.weak import Normalization, WeakAugmentation, check_weak_options
+from supercm_lightning.data.transforms.strong import AffineAugmentation
 from supercm_lightning.utils.options import SuperCMError, check_choice, check_range
 from supercm_lightning.utils.random import generator, seed_of
 
 
-class ClusteringDataModule(ViewDataModule):
+class ClusteringDataModule(ImageDataModule):
     """Images or frozen features without labels; where labels are known, only the test reads them.
 
     Two protocols, whose numbers must not be compared: `whole` clusters all images, training and test set together, and
@@ -40,25 +38,14 @@ class ClusteringDataModule(ViewDataModule):
         num_rows: Use only so many of the samples, the first ones, of files a random choice; None: all.
         num_classes: Number of clusters, where the data does not tell.
         unlabeled_batch_size: Samples per step and device.
-        eval_batch_size: Samples per step of test and prediction.
-        steps_per_epoch: Steps per epoch; None: one pass over the samples.
-        flip: Mirror left-right with probability 1/2; None: where the data set allows it (folders do).
-        shift: Largest shift in pixels; None: the data set's default (2; 1 for digits and USPS; an eighth for folders).
         noise: Standard deviation of the noise in the weak view, in units of normalized values; None: CIFAR 0.15, other
             images 0, features 0.1, or 0 where views are stored.
         strong: The strong view: `randaugment` (and Cutout), or `affine`, for figures on a dark ground; None: affine for
             gray images, RandAugment for others. Features have stored views, or noise.
         strong_noise: Noise in the strong view of features; None: 0.5, or 0 where views are stored.
-        mean: Mean per channel, or one for all, on the scale [0, 1].
-        std: Standard deviation likewise.
-        image_size: For image files: resized on the shorter side and cut to this square; None: one size, or 96 for
-            ImageNet.
-        in_memory: Hold all image files in memory; None: if they take at most 4 GiB.
-        on_bad_image: For an image file that cannot be read: `error` stops and names it, `skip` leaves it out.
-        num_workers: Worker processes per loader, for images that are not in memory; None: one per core, at most four.
         predict_on: Samples that `predict` reads: `unlabeled`, `test`, or a folder of new images or a file of features.
-        download: Fetch a registered data set that is missing.
         test: A torch data set of test images in addition to `dataset` (from Python).
+        **kwargs: Options of `ImageDataModule` and `ViewDataModule`.
 
     Raises:
         MissingFileError: If the data is missing; the message tells where it was expected.
@@ -71,7 +58,7 @@ class ClusteringDataModule(ViewDataModule):
         (1347, 450)
     """
 
-    missing_messages: ClassVar[dict[str, str]] = ViewDataModule.missing_messages | {
+    missing_messages: ClassVar[dict[str, str]] = ImageDataModule.missing_messages | {
         "test": "The data has no labels, so that there is nothing to test. Use predict.",
     }
 
@@ -83,28 +70,18 @@ class ClusteringDataModule(ViewDataModule):
         num_rows: int | None = None,
         num_classes: int | None = None,
         unlabeled_batch_size: int = 64,
-        eval_batch_size: int = 500,
-        steps_per_epoch: int | None = None,
-        flip: bool | None = None,
-        shift: int | None = None,
         noise: float | None = None,
         strong: Literal["randaugment", "affine"] | None = None,
         strong_noise: float | None = None,
-        mean: tuple[float, ...] = (0.5,),
-        std: tuple[float, ...] = (0.5,),
-        image_size: int | None = None,
-        in_memory: bool | None = None,
-        on_bad_image: Literal["error", "skip"] = "error",
-        num_workers: int | None = None,
         predict_on: str = "unlabeled",
-        download: bool = False,
         test: Dataset[Any] | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(1, unlabeled_batch_size, eval_batch_size, steps_per_epoch, predict_on, num_workers)
+        super().__init__(noise=noise, predict_on=predict_on, **kwargs)
+        self.unlabeled_batch_size = unlabeled_batch_size
         check_choice(protocol=(protocol, ("whole", "split")), strong=(strong, ("randaugment", "affine", None)))
         check_range(1, num_rows=num_rows)
-        reading = Reading(image_size, in_memory, on_bad_image)
-        self.source = make_cluster_source(dataset, root, protocol == "whole", reading, test, num_classes)
+        self.source = make_cluster_source(dataset, root, protocol == "whole", self.reading, test, num_classes)
         found = self.source.num_classes or num_classes
         if found is None:
             raise SuperCMError("num_classes: the data has no labels, so give the number of clusters.")
@@ -112,19 +89,13 @@ class ClusteringDataModule(ViewDataModule):
             raise SuperCMError(f"num_classes={num_classes}: the data has {found} classes; leave it out.")
         check_range(2, num_classes=found)
         self.num_classes, self.input_shape = found, self.source.input_shape
-        defaults = self.source.defaults
-        self.flip = defaults.flip if flip is None else flip
-        self.shift = defaults.shift if shift is None else shift
-        self.noise = defaults.noise if noise is None else noise
         self.strong = strong or ("affine" if self.input_shape[0] == 1 else "randaugment")
-        check_range(0, noise=self.noise, strong_noise=strong_noise)
-        features = isinstance(self.source, FeatureSource)
-        self.normalization = CleanFeatures() if features else Normalization(tuple(mean), tuple(std))
-        if features:
-            self.view_remedy, self.preprocessing = VIEW_REMEDY, {"standardize": "joint"}
+        check_range(0, noise=noise, strong_noise=strong_noise)
+        if isinstance(self.source, FeatureSource):
+            self.normalization, self.view_remedy = CleanFeatures(), VIEW_REMEDY
+            self.preprocessing = {"standardize": "joint"}
         else:
-            check_weak_options(self.input_shape, self.shift, self.noise, mean, std)
-            self.preprocessing = asdict(self.normalization)
+            self._choose_views(self.source)
 
     def read(self) -> dict[str, Samples]:
         """Reads the samples; the clustered ones show no label."""
@@ -159,20 +130,22 @@ class ClusteringDataModule(ViewDataModule):
     def _standardize(self, train: Store, test: Store | None) -> None:
         if not self.measured:
             self.measured = {"features": torch.stack(statistics(train.parts(torch.arange(len(train))), correction=1))}
-        found = (self.measured["features"][0], self.measured["features"][1])
-        self.preprocessing = {"standardize": "joint", "mean": found[0].tolist(), "std": found[1].tolist()}
+        mean, std = self.measured["features"][0], self.scale(self.measured["features"][1])
+        self.preprocessing = {"standardize": "joint", "mean": mean.tolist(), "std": std.tolist()}
         for store in (train, *([] if test is None else [test])):
-            standardize_stores(store.parts(torch.arange(len(store))), found)
+            standardize(store, mean, std)
+
+    def scale(self, std: Tensor) -> Tensor:
+        """Numbers (d,) by which features of these deviations are divided."""
+        return std
 
     def configure_augmentations(self) -> dict[str, Any]:
         """The weak view: flip, shift and noise; the strong one: `strong`; for features stored views and noise."""
         if isinstance(self.source, FeatureSource):
-            defaults = (0.0, 0.0) if any(self.source.views) else (self.noise, 0.5)
-            given = (self.hparams.noise, self.hparams.strong_noise)
-            noise, strong_noise = (d if g is None else g for g, d in zip(given, defaults, strict=True))
-            return feature_views(self.source.views, noise, strong_noise)
-        weak = WeakAugmentation(self.normalization, self.flip, self.shift, self.noise)
-        strong: Any = StrongAugmentation(self.normalization, self.flip, self.shift)
-        if self.strong == "affine":
-            strong = AffineAugmentation(self.normalization)
-        return {"weak": weak, "strong": strong}
+            stored = any(self.source.views)
+            noise, strong_noise = self.hparams.noise, self.hparams.strong_noise
+            noise = (0.0 if stored else 0.1) if noise is None else noise
+            strong_noise = (0.0 if stored else 0.5) if strong_noise is None else strong_noise
+            return dict(feature_views(self.source.views, noise, strong_noise))
+        views = super().configure_augmentations()
+        return views | ({"strong": AffineAugmentation(self.normalization)} if self.strong == "affine" else {})

@@ -1,24 +1,21 @@
 """A labeled source domain, or several, and an unlabeled target domain."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from supercm_lightning.data.modules.base import ViewDataModule
-from supercm_lightning.data.sources.files import Reading
+from supercm_lightning.data.modules.images import ImageDataModule
 from supercm_lightning.data.sources.make import make_domain_source
 from supercm_lightning.data.sources.stores import Samples
 from supercm_lightning.data.splits import check_label_range
 from supercm_lightning.data.transforms.crops import CenterCrop
 from supercm_lightning.data.transforms.strong import AugmentOptions, augmentations_of
-from supercm_lightning.data.transforms.weak import Normalization
-from supercm_lightning.utils.options import SuperCMError, check_range
+from supercm_lightning.utils.options import SuperCMError
 
 
-class DomainAdaptationDataModule(ViewDataModule):
+class DomainAdaptationDataModule(ImageDataModule):
     """Labeled images of a source domain and unlabeled images of a target domain.
 
     Source samples are used as labeled data, target samples as unlabeled data. Target labels are used by the test only:
@@ -38,7 +35,6 @@ class DomainAdaptationDataModule(ViewDataModule):
         source_batch_size: Source images per step and device.
         target_batch_size: Target images per step and device.
         eval_batch_size: Images per step of validation, test and prediction.
-        steps_per_epoch: Steps per epoch; None: one pass over the target.
         num_val: Number of source images held out for validation, or their fraction of the source below 1.
         split_seed: Seed of that split, independent of the run's seed.
         image_size: Side of the images that the model receives; None: 224 for photographs, for digits the largest of the
@@ -47,22 +43,16 @@ class DomainAdaptationDataModule(ViewDataModule):
             size; `center`. Photographs are stored at 8/7 of `image_size`, both sides resized, and evaluated on the
             central box. None: `resized` for photographs, else `center`.
         crop_scale: Range of the area of a `resized` box as a fraction of the image's.
-        flip: Mirror left-right with probability 1/2; None: for photographs.
-        shift: Largest shift in pixels; None: 2 for digits, else 0.
-        noise: Standard deviation of the noise added to normalized pixels.
         target_augment: Those of `crop`, `crop_scale`, `flip`, `shift` and `noise` that differ for the target.
         mean: Mean per channel, or one for all, on the scale [0, 1]; None: ImageNet's for photographs, else 0.5.
         std: Standard deviation likewise.
-        in_memory: Hold all images in memory; None: if they take at most 4 GiB (a torch data set stays as it is).
-        on_bad_image: For an image file that cannot be read: `error` stops and names it, `skip` leaves it out.
-        num_workers: Worker processes per loader, for images that are not in memory; None: one per core, at most four.
         predict_on: Images that `predict` reads: `unlabeled` (the target's training images), `test`, `val`, `labeled`,
             or a folder of new images, which are prepared as those of the target.
         oracle_labels: Give validation the labels of the target, for scores under `oracle/`; training never sees them.
-        download: Fetch digits that are missing.
         val: A torch data set of source validation images (from Python).
         test: A torch data set of target test images with labels (from Python).
         num_classes: For torch data sets: the number of classes; None: that of `classes`, else the largest label + 1.
+        **kwargs: Options of `ImageDataModule` and `ViewDataModule`.
 
     Raises:
         MissingFileError: If the data is missing; the message tells the layout and where to get it.
@@ -96,45 +86,32 @@ class DomainAdaptationDataModule(ViewDataModule):
         source_batch_size: int = 32,
         target_batch_size: int = 32,
         eval_batch_size: int = 200,
-        steps_per_epoch: int | None = None,
         num_val: int | float = 0.1,
         split_seed: int = 0,
         image_size: int | None = None,
         crop: Literal["resized", "random", "center"] | None = None,
         crop_scale: tuple[float, float] = (0.08, 1.0),
-        flip: bool | None = None,
-        shift: int | None = None,
-        noise: float = 0.0,
         target_augment: AugmentOptions | None = None,
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
-        in_memory: bool | None = None,
-        on_bad_image: Literal["error", "skip"] = "error",
-        num_workers: int | None = None,
         predict_on: str = "unlabeled",
         oracle_labels: bool = False,
-        download: bool = False,
         val: Dataset[Any] | None = None,
         test: Dataset[Any] | None = None,
         num_classes: int | None = None,
+        **kwargs: Any,
     ) -> None:
-        check_range(1, source_batch_size=source_batch_size, target_batch_size=target_batch_size, image_size=image_size)
-        super().__init__(
-            source_batch_size, target_batch_size, eval_batch_size, steps_per_epoch, predict_on, num_workers
-        )
-        reading, others = Reading(image_size, in_memory, on_bad_image), {"val": val, "test": test}
-        domains = make_domain_source(dataset, root, source, target, reading, others, num_classes)
+        super().__init__(mean=mean, std=std, eval_batch_size=eval_batch_size, predict_on=predict_on, **kwargs)
+        self.labeled_batch_size, self.unlabeled_batch_size = source_batch_size, target_batch_size
+        others = {"val": val, "test": test}
+        domains = make_domain_source(dataset, root, source, target, self.reading, others, num_classes)
         self._use(domains)
-        if download and not domains.can_download:
+        if self.hparams.download and not domains.can_download:
             raise SuperCMError("download: only digits can be fetched. docs/data.md says where to get the other sets.")
-        defaults = domains.defaults
-        self.normalization = Normalization(tuple(mean or defaults.mean), tuple(std or defaults.std))
+        self._choose_views(domains)
+        crop = crop or cast(Any, domains.defaults.crop)
         self.source_augment = AugmentOptions(
-            crop=crop or cast(Any, defaults.crop),
-            crop_scale=crop_scale,
-            flip=defaults.flip if flip is None else flip,
-            shift=defaults.shift if shift is None else shift,
-            noise=noise,
+            crop=crop, crop_scale=crop_scale, flip=self.flip, shift=self.shift, noise=self.noise
         )
         self.target_augment: AugmentOptions = self.source_augment | (target_augment or {})
         (source_view, _), (weak, strong) = (
@@ -142,7 +119,6 @@ class DomainAdaptationDataModule(ViewDataModule):
             for options in (self.source_augment, self.target_augment)
         )
         self._augmentations = {"source": source_view, "weak": weak, "strong": strong}
-        self.preprocessing = asdict(self.normalization)
 
     def read(self) -> dict[str, Samples]:
         """Reads the images and holds out validation samples of the source."""

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from supercm_lightning.data.image_features import cached_features
 from supercm_lightning.data.manifest import SIDES
@@ -13,7 +14,7 @@ from supercm_lightning.data.sources.feature_store import (
     Labels,
     are_arrays,
     located,
-    standardize_stores,
+    standardize,
     statistics,
 )
 from supercm_lightning.data.sources.features import FeatureSource
@@ -108,7 +109,8 @@ class FeatureDataModule(ViewDataModule):
     ) -> None:
         new = located(predict_on, Path(root))
         predict_on = str(new) if isinstance(new, Path) and new.exists() and predict_on not in SIDES else predict_on
-        super().__init__(labeled_batch_size, unlabeled_batch_size, eval_batch_size, steps_per_epoch, predict_on, 0)
+        super().__init__(eval_batch_size, steps_per_epoch, predict_on, 0)
+        self.labeled_batch_size, self.unlabeled_batch_size = labeled_batch_size, unlabeled_batch_size
         feature_views((0, 0), noise, strong_noise, strong_dropout, strong_mixup)  # checks them
         check_choice(standardize=(standardize, ("joint", "domain", None)))
         if images is not None:
@@ -169,14 +171,17 @@ class FeatureDataModule(ViewDataModule):
             self.measured = {"features": torch.stack(statistics(parts["unlabeled"]))}  # new samples are of the target
             self.measured["sources"] = torch.stack([torch.stack(pair) for pair in pairs])
         mean, std = self.measured["features"]
-        self.preprocessing = {"standardize": kind, "mean": mean.tolist(), "std": std.tolist()}
+        self.preprocessing = {"standardize": kind, "mean": mean.tolist(), "std": self.scale(std).tolist()}
         pooled, *single = self.measured.get("sources", [(mean, std)])
-        for split, samples_of in samples.items():
-            whole = samples_of.store.parts(torch.arange(len(samples_of.store)))
-            center, scale = pooled if split in ("labeled", "val") else (mean, std)
-            standardize_stores(whole, (center, scale))
-        for part, (center, scale) in zip(parts["labeled"], single or [pooled] * len(parts["labeled"]), strict=True):
-            standardize_stores([part], (center, scale))
+        for split, part in samples.items():
+            center, deviation = pooled if split in ("labeled", "val") else (mean, std)
+            standardize(part.store, center, self.scale(deviation))
+        for (store, _), (center, deviation) in zip(parts["labeled"], single or [], strict=bool(single)):
+            standardize(store, center, self.scale(deviation))
+
+    def scale(self, std: Tensor) -> Tensor:
+        """Numbers (d,) by which features of these deviations are divided."""
+        return std
 
     def configure_augmentations(self) -> dict[str, Any]:
         """The weak and, where there is one, the strong view: a stored one, and what is random on top."""

@@ -1,24 +1,21 @@
 """Few labeled and many unlabeled images."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch.utils.data import Dataset
 
-from supercm_lightning.data.modules.base import ViewDataModule
-from supercm_lightning.data.sources.files import Reading
+from supercm_lightning.data.modules.images import ImageDataModule
 from supercm_lightning.data.sources.make import make_source
 from supercm_lightning.data.sources.stores import ArrayStore, Samples, Store, join
 from supercm_lightning.data.splits import Split, check_labels
-from supercm_lightning.data.transforms.strong import StrongAugmentation
-from supercm_lightning.data.transforms.weak import Normalization, WeakAugmentation, check_weak_options
 from supercm_lightning.data.transforms.zca import ZCA, global_contrast_normalize
 from supercm_lightning.utils.options import SuperCMError
 
 
-class SemiSupervisedDataModule(ViewDataModule):
+class SemiSupervisedDataModule(ImageDataModule):
     """Labeled, unlabeled, validation and test images of a registered data set, a folder, or torch data sets.
 
     `split_seed` alone draws the validation images from the training set, then the labeled ones, as many of every class;
@@ -33,8 +30,6 @@ class SemiSupervisedDataModule(ViewDataModule):
         num_labeled: Number of labeled images; None: every training image that has a label.
         labeled_batch_size: Labeled images per step and device.
         unlabeled_batch_size: Unlabeled images per step and device.
-        eval_batch_size: Images per step of validation, test and prediction.
-        steps_per_epoch: Steps per epoch; None: one pass over the unlabeled images.
         num_val: Number of validation images, or their fraction of the training set below 1; None: the data set's
             default (digits 150, MNIST and CIFAR 5,000, …; a tenth of `train/<class>`, nothing of `labeled/<class>`).
         num_test: Number or fraction of test images for data without a test set; None: digits 450, otherwise 0.
@@ -42,23 +37,12 @@ class SemiSupervisedDataModule(ViewDataModule):
         split_file: JSON file of the split: read if it exists, else written. Numbers and a `split_seed` other than 0
             that are given beside a file must agree with it.
         labeled_in_unlabeled: Let the labeled images appear among the unlabeled ones too.
-        flip: Mirror left-right with probability 1/2; None: where the data set allows it.
-        shift: Largest shift in pixels; None: the data set's default (2; 1 for digits and USPS; an eighth for folders).
-        noise: Standard deviation of the noise added to normalized pixels; None: CIFAR 0.15, others 0.
-        mean: Mean per channel, or one for all, on the scale [0, 1].
-        std: Standard deviation likewise.
         whitening: Global contrast normalization and ZCA in place of `mean` and `std`; such images have no strong view.
-        image_size: For image files: resized on the shorter side and cut to this square; None: all have one size.
-        in_memory: Hold all images in memory; None: if they take at most 4 GiB (a torch data set stays as it is).
-        num_workers: Worker processes per loader, for images that are not in memory; None: one per core, at most four.
-        on_bad_image: For an image file that cannot be read: `error` stops and names it, `skip` decodes every file
-            before the split, leaves the bad ones out, and counts and lists them.
-        predict_on: Images that `predict` reads: `test`, `val`, `unlabeled`, `labeled`, or a folder of new images.
-        download: Fetch a registered data set that is missing.
         unlabeled: A torch data set of unlabeled images, in addition to those of `dataset` (from Python).
         val: A torch data set of validation images (from Python).
         test: A torch data set of test images (from Python).
         num_classes: For torch data sets: the number of classes; None: that of `classes`, else the largest label + 1.
+        **kwargs: Options of `ImageDataModule` and `ViewDataModule`.
 
     Raises:
         MissingFileError: If the data is missing; the message tells where it was expected.
@@ -79,50 +63,32 @@ class SemiSupervisedDataModule(ViewDataModule):
         num_labeled: int | None = None,
         labeled_batch_size: int = 50,
         unlabeled_batch_size: int = 50,
-        eval_batch_size: int = 500,
-        steps_per_epoch: int | None = None,
         num_val: int | float | None = None,
         num_test: int | float | None = None,
         split_seed: int = 0,
         split_file: str | Path | None = None,
         labeled_in_unlabeled: bool = False,
-        flip: bool | None = None,
-        shift: int | None = None,
-        noise: float | None = None,
-        mean: tuple[float, ...] = (0.5,),
-        std: tuple[float, ...] = (0.5,),
         whitening: bool = False,
-        image_size: int | None = None,
-        in_memory: bool | None = None,
-        num_workers: int | None = None,
-        on_bad_image: Literal["error", "skip"] = "error",
-        predict_on: str = "test",
-        download: bool = False,
         unlabeled: Dataset[Any] | None = None,
         val: Dataset[Any] | None = None,
         test: Dataset[Any] | None = None,
         num_classes: int | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            labeled_batch_size, unlabeled_batch_size, eval_batch_size, steps_per_epoch, predict_on, num_workers
-        )
-        if whitening and in_memory is False:
+        super().__init__(**kwargs)
+        self.labeled_batch_size, self.unlabeled_batch_size = labeled_batch_size, unlabeled_batch_size
+        if whitening and self.reading.in_memory is False:
             raise SuperCMError("whitening=true needs all images in memory: leave in_memory unset.")
-        reading = Reading(image_size, True if whitening else in_memory, on_bad_image)
+        reading = replace(self.reading, in_memory=True) if whitening else self.reading
         others = {"unlabeled": unlabeled, "val": val, "test": test}
         self._use(source := make_source(dataset, root, reading, others, num_classes))
         if num_labeled is not None and num_labeled < self.num_classes:
             raise SuperCMError(
                 f"num_labeled={num_labeled}: fewer labels than the {self.num_classes} classes; every class needs one."
             )
-        defaults = source.defaults
-        self.flip = defaults.flip if flip is None else flip
-        self.shift = defaults.shift if shift is None else shift
-        self.noise = defaults.noise if noise is None else noise
-        check_weak_options(self.input_shape, self.shift, self.noise, mean, std)
-        self.normalization = Normalization(tuple(mean), tuple(std))
-        self.preprocessing = {"whitening": True} if whitening else asdict(self.normalization)
+        self._choose_views(source)
         if whitening:
+            self.preprocessing = {"whitening": True}
             self.view_remedy = "Set whitening=false: whitened images have no strong view."
         self.split: Split | None = None
 
@@ -166,8 +132,6 @@ class SemiSupervisedDataModule(ViewDataModule):
         return {split: replace(part, store=white[id(part.store)]) for split, part in samples.items()}
 
     def configure_augmentations(self) -> dict[str, Any]:
-        """The weak view: flip, shift and noise; the strong view, except for whitened images: RandAugment and Cutout."""
-        weak = WeakAugmentation(self.normalization, self.flip, self.shift, self.noise)
-        if self.hparams.whitening:
-            return {"weak": weak}
-        return {"weak": weak, "strong": StrongAugmentation(self.normalization, self.flip, self.shift)}
+        """The weak view and, except for whitened images, the strong view."""
+        views = super().configure_augmentations()
+        return {"weak": views["weak"]} if self.hparams.whitening else views

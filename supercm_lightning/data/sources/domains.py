@@ -1,6 +1,7 @@
 """The registry of image data sets of several domains."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from supercm_lightning.utils.options import SuperCMError
 
@@ -67,85 +68,72 @@ class DomainSet:
         raise SuperCMError(f"{option}={name!r}: {dataset} has the domains {known}.")
 
 
-def _office(*counts: int) -> tuple[Domain, Domain, Domain]:
-    amazon, dslr, webcam = counts
-    return Domain("amazon", "A", amazon), Domain("dslr", "D", dslr), Domain("webcam", "W", webcam)
+def _set(num_classes: int | None, domains: dict[str, tuple[Any, ...]], *folders: str, **about: str) -> DomainSet:
+    """A set whose `domains` are, by their short code, a name, a number of images and further names."""
+    listed = (Domain(name, code, count, tuple(aliases)) for code, (name, count, *aliases) in domains.items())
+    return DomainSet(tuple(listed), num_classes, folders, **about)
 
 
-DIGITS = DomainSet((Domain("mnist", "M"), Domain("usps", "U"), Domain("svhn", "S")), 10)
+DIGITS = _set(10, {"M": ("mnist", None), "U": ("usps", None), "S": ("svhn", None)})
 """Digits: their files are those of the registered image data sets."""
 
 DOMAIN_SETS: dict[str, DomainSet] = {
-    "office31": DomainSet(
-        _office(2817, 498, 795),
-        num_classes=31,
-        folders=("office31", "domain_adaptation_images", "office"),
+    "office31": _set(
+        31,
+        {"A": ("amazon", 2817), "D": ("dslr", 498), "W": ("webcam", 795)},
+        *("office31", "domain_adaptation_images", "office"),
         origin="the page of its authors (Saenko et al., ECCV 2010: Adapting Visual Category Models to New Domains)",
     ),
-    "office_home": DomainSet(
-        (
-            Domain("Art", "Ar", 2427),
-            Domain("Clipart", "Cl", 4365),
-            Domain("Product", "Pr", 4439),
-            Domain("Real World", "Rw", 4357, ("real",)),
-        ),
-        num_classes=65,
-        folders=("office_home", "OfficeHomeDataset", "OfficeHomeDataset_10072016"),
+    "office_home": _set(
+        65,
+        {"Ar": ("Art", 2427), "Cl": ("Clipart", 4365), "Pr": ("Product", 4439), "Rw": ("Real World", 4357, "real")},
+        *("office_home", "OfficeHomeDataset", "OfficeHomeDataset_10072016"),
         origin="the page of its authors (Venkateswara et al., CVPR 2017: Deep Hashing Network for UDA)",
     ),
-    "office_caltech10": DomainSet(
-        (*_office(958, 157, 295), Domain("caltech10", "C", 1123, ("caltech", "caltech256"))),
-        num_classes=10,
-        folders=("office_caltech10", "office_caltech", "office_caltech_10"),
+    "office_caltech10": _set(
+        10,
+        {
+            **{"A": ("amazon", 958), "D": ("dslr", 157), "W": ("webcam", 295)},
+            "C": ("caltech10", 1123, "caltech", "caltech256"),
+        },
+        *("office_caltech10", "office_caltech", "office_caltech_10"),
         origin="copies of the ten classes that Office-31 and Caltech-256 share (Gong et al., CVPR 2012: Geodesic Flow "
         "Kernel for UDA)",
     ),
-    "imageclef": DomainSet(
-        (
-            Domain("caltech256", "C", 600, ("caltech",)),
-            Domain("imagenet", "I", 600, ("ilsvrc", "ilsvrc2012", "imagenet2012")),
-            Domain("pascal", "P", 600, ("voc", "pascalvoc", "pascalvoc2012")),
-            Domain("bing", "B", 600),
-        ),
-        num_classes=12,
-        folders=("imageclef", "image_clef", "image_clef_da", "imageclef_da"),
+    "imageclef": _set(
+        12,
+        {
+            "C": ("caltech256", 600, "caltech"),
+            "I": ("imagenet", 600, "ilsvrc", "ilsvrc2012", "imagenet2012"),
+            "P": ("pascal", 600, "voc", "pascalvoc", "pascalvoc2012"),
+            "B": ("bing", 600),
+        },
+        *("imageclef", "image_clef", "image_clef_da", "imageclef_da"),
         origin="the ImageCLEF 2014 domain adaptation task; its list files are those of the code of CDAN",
         layout="list files list/<domain>List.txt or image_list/<domain>.txt with lines of a path and a label, where "
         "<domain> is c, i, p or b, and the images that they name; or <domain>/<class>/*.jpg",
     ),
-    "visda2017": DomainSet(
-        (
-            Domain("synthetic", "S", 152397, ("train", "syn")),
-            Domain("real", "R", 55388, ("validation", "val")),
-        ),
-        num_classes=12,
-        folders=("visda2017", "visda", "visda_2017"),
+    "visda2017": _set(
+        12,
+        {"S": ("synthetic", 152397, "train", "syn"), "R": ("real", 55388, "validation", "val")},
+        *("visda2017", "visda", "visda_2017"),
         origin="the page of the VisDA-2017 challenge, classification track: train.tar and validation.tar",
         layout="train/<class>/*.png (synthetic) and validation/<class>/*.jpg (real), or list files "
         "image_list/<domain>.txt with lines of a path and a label",
     ),
-    "pacs": DomainSet(
-        (
-            Domain("art_painting", "A", 2048, ("art",)),
-            Domain("cartoon", "C", 2344),
-            Domain("photo", "P", 1670),
-            Domain("sketch", "S", 3929),
-        ),
-        num_classes=7,
-        folders=("pacs", "kfold", "pacs_data"),
+    "pacs": _set(
+        7,
+        {"A": ("art_painting", 2048, "art"), "C": ("cartoon", 2344), "P": ("photo", 1670), "S": ("sketch", 3929)},
+        *("pacs", "kfold", "pacs_data"),
         origin="the page of its authors (Li et al., ICCV 2017: Deeper, Broader and Artier Domain Generalization)",
     ),
-    "domainnet": DomainSet(
-        (
-            Domain("clipart", "C", 48129),
-            Domain("infograph", "I", 51605),
-            Domain("painting", "P", 72266),
-            Domain("quickdraw", "Q", 172500),
-            Domain("real", "R", 172947),
-            Domain("sketch", "S", 69128),
-        ),
-        num_classes=345,
-        folders=("domainnet", "visda2019"),
+    "domainnet": _set(
+        345,
+        {
+            **{"C": ("clipart", 48129), "I": ("infograph", 51605), "P": ("painting", 72266)},
+            **{"Q": ("quickdraw", 172500), "R": ("real", 172947), "S": ("sketch", 69128)},
+        },
+        *("domainnet", "visda2019"),
         origin="the page of its authors (Peng et al., ICCV 2019: Moment Matching for Multi-Source Domain Adaptation), "
         "cleaned version",
         layout="<domain>/<class>/*.jpg with <domain>_train.txt and <domain>_test.txt, lines of a path and a label",

@@ -111,10 +111,10 @@ def statistics(parts: Iterable[tuple[Store, Tensor]], correction: int = 0) -> St
     return mean.float(), torch.where(std > torch.finfo(torch.float32).eps * mean.abs(), std, 1.0).float()
 
 
-def standardize_stores(parts: Iterable[tuple[Store, Tensor]], found: Statistics) -> None:
-    """Sets what is taken out of the features of stores when they are fetched, in place of what was before."""
-    for store, _ in parts:
-        cast(FeatureStore, store).standardization = found
+def standardize(store: Store, mean: Tensor, std: Tensor) -> None:
+    """Sets what is taken out of features when they are fetched, in place of what was before."""
+    for part, _ in store.parts(torch.arange(len(store))):
+        cast(FeatureStore, part).standardization = mean, std
 
 
 FeatureSet = str | Path | Dataset[Any]

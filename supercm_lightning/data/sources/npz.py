@@ -1,18 +1,14 @@
-"""Arrays of an .npz file, mapped from the disk, and files written array by array."""
+"""Arrays of an .npz file, mapped from the disk."""
 
 import math
 import os
 import struct
 import zipfile
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 from numpy.lib import format as npy
-
-from supercm_lightning.utils.files import write_atomically
-from supercm_lightning.utils.options import SuperCMError
 
 
 def load_npz(path: Path, names: Collection[str]) -> tuple[dict[str, np.ndarray], set[str]]:
@@ -57,35 +53,3 @@ def _map(path: Path, archive: zipfile.ZipFile, member: str) -> np.ndarray | None
 
 _checked: set[tuple[int, ...]] = set()
 """Members whose checksum this process has found right."""
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """An array (n, …) of a shape and a type that comes in blocks, which have n samples in all."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    blocks: Iterable[np.ndarray]
-
-
-def save_npz(path: Path, parts: Mapping[str, Blocks], arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes an .npz file as `np.savez` does, in one piece, some of its arrays block by block to spare memory."""
-
-    def write(stream: object) -> None:
-        with zipfile.ZipFile(stream, "w") as archive:  # type: ignore[call-overload]
-            for name, part in parts.items():
-                dtype = np.dtype(part.dtype).newbyteorder("<")
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    header = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": part.shape}
-                    npy.write_array_header_1_0(member, header)
-                    count = 0
-                    for block in part.blocks:
-                        member.write(np.ascontiguousarray(block, dtype=dtype).tobytes())
-                        count += len(block)
-                if count != part.shape[0]:
-                    raise SuperCMError(f"{path}: {count} samples of {name}, where {part.shape[0]} were expected.")
-            for other, array in arrays.items():
-                with archive.open(f"{other}.npy", "w", force_zip64=True) as member:
-                    npy.write_array(member, array, allow_pickle=False)
-
-    write_atomically(path, write)
