@@ -116,13 +116,6 @@ def align(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Whitens the source (n, d) and colors it as the target (m, d), whose mean is added: x C_S^{-1/2} C_T^{1/2}.
 
     C is the covariance plus I.
-
-    Examples:
-        >>> rng = np.random.default_rng(0)
-        >>> source, target = rng.normal(size=(500, 3)) * 30, rng.normal(size=(500, 3)) * [20, 60, 90] + 5
-        >>> aligned = align(source, target)
-        >>> bool(np.allclose(np.cov(aligned.T), np.cov(target.T), rtol=0.1, atol=10))
-        True
     """
     whiten = _power(np.cov(source, rowvar=False) + np.eye(source.shape[1]), -0.5)
     color = _power(np.cov(target, rowvar=False) + np.eye(target.shape[1]), 0.5)

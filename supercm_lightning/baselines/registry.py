@@ -72,11 +72,6 @@ def baseline(*protocols: str, package: str | None = None) -> Callable[[Method], 
     Args:
         *protocols: The problems that it solves.
         package: A package that it needs beside the required ones.
-
-    Examples:
-        >>> from supercm_lightning.baselines import BASELINES
-        >>> BASELINES["coral"].protocols
-        ('two domains',)
     """
 
     def register(method: Method) -> Method:

@@ -61,9 +61,7 @@ def prepare(datamodule: ArrayData) -> tuple[Problem, np.ndarray]:
     """
     datamodule.setup("fit")
     if not datamodule.has_test:
-        raise SuperCMError(
-            "The data has no test samples with labels, so that nothing can be compared: give a test set."
-        )
+        raise SuperCMError("The data has no test samples with labels: give a test set.")
     (pool, _), (test, labels) = (_vectors(datamodule, split) for split in ("unlabeled", "test"))
     protocol = TWO_DOMAINS if datamodule.is_domain_adaptation else FEW_LABELS
     if "labeled" in datamodule.samples:

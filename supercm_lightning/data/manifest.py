@@ -51,10 +51,6 @@ class Members(NamedTuple):
         kept = (by_name >= 0) & (np.append(self.marks, 0)[by_name] == others.marks)
         return np.where(kept | (by_contents < 0), by_name, by_contents)
 
-    def same_as(self, other: "Members") -> bool:
-        """Whether samples, labels and contents are the same, in the same order."""
-        return np.array_equal(self, other)
-
 
 def last_place(ours: Keys, theirs: Keys) -> Keys:
     """Last place of each number among ours, -1 where it is 0 or not there."""
@@ -77,15 +73,6 @@ class Manifest:
         known: Number of training samples that had a label.
         counts: Number of samples that were drawn for `labeled`, `val` and `test`.
         origin: Option that gave it, for messages.
-
-    Examples:
-        >>> from supercm_lightning.data.sources.stores import ArrayStore
-        >>> train = ArrayStore(torch.rand(4, 2), torch.tensor([0, 1, 0, 1]), names=["a", "b", "c", "d"])
-        >>> one, other = (Samples(train, torch.tensor([number])) for number in (2, 1))
-        >>> saved = Manifest.of({"labeled": one, "val": other})
-        >>> fewer = ArrayStore(torch.rand(3, 2), torch.tensor([1, 0, 1]), names=["b", "c", "d"])
-        >>> saved.sides(Members.of(Samples.all_of(fewer))).tolist()  # val, labeled, new
-        [2, 1, -1]
     """
 
     splits: Mapping[str, Members]
@@ -118,7 +105,7 @@ class Manifest:
 
     def same_as(self, other: "Manifest") -> bool:
         """Whether all splits have the same samples with the same labels and contents."""
-        return all(self[split].same_as(other[split]) for split in SIDES)
+        return all(np.array_equal(self[split], other[split]) for split in SIDES)
 
     def sides(self, members: Members) -> Keys:
         """To which split each of some samples belongs, (n,), as its place in `SIDES`; -1: to none, it is new."""
@@ -144,7 +131,11 @@ class Manifest:
         """Writes the splits of one store as JSON, in one piece: a reader never sees half a file."""
         names = store.ids if store.ids is not None else store.names
         content: dict[str, Any] = {"dataset": self.dataset, "num_rows": len(store), "seed": self.seed}
-        content |= {"known": self.known, "content": _hex(store) if names is None else None, "classes": self.class_names}
+        content |= {
+            "known": self.known,
+            "content": _hex(store.content()) if names is None else None,
+            "classes": self.class_names,
+        }
         order = store.keys.argsort()
         for split in ("labeled", "val", "test") if names is None else SIDES:
             part = self[split]
@@ -152,14 +143,12 @@ class Manifest:
             if names is None:
                 content[split] = numbers
             else:
-                rows = zip(numbers, part.labels.tolist(), part.marks.tolist(), strict=True)
-                content[split] = {
-                    names[n]: [self._class(label), f"{mark & (2**64 - 1):016x}"] for n, label, mark in rows
-                }
+                classes = [
+                    None if k < 0 else self.class_names[k] if self.class_names else k for k in part.labels.tolist()
+                ]
+                rows = zip(numbers, classes, part.marks.tolist(), strict=True)
+                content[split] = {names[n]: [label, _hex(mark)] for n, label, mark in rows}
         write_atomically(path, json.dumps(content, ensure_ascii=False))
-
-    def _class(self, label: int) -> str | int | None:
-        return None if label < 0 else self.class_names[label] if self.class_names else label
 
     @classmethod
     def read(cls, path: Path, store: Store, dataset: str) -> "Manifest":
@@ -182,7 +171,11 @@ class Manifest:
                 splits = {split: _numbered(part, int(number, 16), store) for split, part in rows.items()}
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise SuperCMError(f"{origin}: not a split written by this library ({error!r}).") from error
-        fits = store.is_named if number is None else not store.is_named and (count, number) == (len(store), _hex(store))
+        fits = (
+            store.is_named
+            if number is None
+            else not store.is_named and (count, number) == (len(store), _hex(store.content()))
+        )
         if not fits or name != dataset:
             raise SuperCMError(
                 f"{origin}: made for {count:,} samples of {name}, but the data is {dataset} with {len(store):,} "
@@ -202,8 +195,8 @@ class Manifest:
 _ABOUT = ("dataset", "num_rows", "seed", "known", "content", "classes")
 
 
-def _hex(store: Store) -> str:
-    return f"{store.content() & (2**64 - 1):016x}"
+def _hex(number: int) -> str:
+    return f"{number & (2**64 - 1):016x}"
 
 
 def _named(rows: Mapping[str, Sequence[Any]], classes: tuple[str, ...] | None) -> Members:

@@ -101,11 +101,7 @@ OPTIONS = ("image_size", "mean", "std", "whitening", "standardize")
 
 
 def check_preparation(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Compares the preparation of a checkpoint with that of the data; the error has both.
-
-    Examples:
-        >>> check_preparation({"mean": (0.5,)}, {"mean": [0.5, 0.5, 0.5]})
-    """
+    """Compares the preparation of a checkpoint with that of the data; the error has both."""
     measured = {"mean", "std"} if "standardize" in {**saved, **own} else set()
     both = saved.keys() & own.keys()  # how files are read says nothing about samples of another kind
     for name in sorted(({*OPTIONS} & (saved.keys() | own.keys()) | both) - measured):

@@ -76,17 +76,12 @@ class ShardSampler(DistributedSampler[int]):
     """Evaluation sampler: every sample once, rank `r` of `w` gets `r::w`; none is repeated to even out the ranks.
 
     `name` is the split, for the message where there are fewer samples than processes.
-
-    Examples:
-        >>> [list(ShardSampler(5, rank, 2)) for rank in (0, 1)]
-        [[0, 2, 4], [1, 3]]
     """
 
     def __init__(self, num_samples: int, rank: int, world_size: int, name: str = "evaluation") -> None:
         if num_samples < world_size:
             raise SuperCMError(
-                f"{name}: {num_samples} samples for {world_size} processes, each of which needs one. Use fewer devices "
-                "or hold out more samples."
+                f"{name}: {num_samples} samples for {world_size} processes. Use fewer devices or hold out more samples."
             )
         super().__init__(range(num_samples), num_replicas=world_size, rank=rank)  # type: ignore[arg-type]
         self.set_size = num_samples

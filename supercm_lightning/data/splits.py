@@ -25,10 +25,6 @@ class Split:
         labeled: Samples whose labels may be used.
         val: Samples held out for validation.
         test: Samples held out for the test; empty where the data has its own test set.
-
-    Examples:
-        >>> Split(num_rows=6, seed=0, labeled=[0, 3], val=[1], test=[]).indices()["unlabeled"]
-        tensor([2, 4, 5])
     """
 
     num_rows: int
@@ -97,15 +93,13 @@ def make_split(
     known = labels[labels >= 0]
     num_classes = len(known.unique())
     if num_labeled is not None and num_labeled < num_classes:
-        raise SuperCMError(
-            f"num_labeled={num_labeled}: fewer labels than the {num_classes} classes; every class needs one."
-        )
+        raise SuperCMError(f"num_labeled={num_labeled}: fewer labels than the {num_classes} classes.")
     if num_val < 0 or num_test < 0:
         raise SuperCMError(f"num_val={num_val} and num_test={num_test}: must not be negative.")
     if num_val + num_test + (num_labeled or num_classes) > len(known):
         raise SuperCMError(
             f"num_labeled={num_labeled}, num_val={num_val} and num_test={num_test} ask for more than the "
-            f"{len(known):,} samples that have labels. Lower one of them."
+            f"{len(known):,} samples with labels."
         )
     rest = (labels >= 0).nonzero().flatten()
 
@@ -173,9 +167,8 @@ def _check_options(saved: Manifest, seed: int, options: Mapping[str, Any], held_
         expected = num_held_out(name, held_out[name], saved.known) if name in held_out else option
         if option is not None and count != expected:
             of = f" ({expected:,} samples)" if expected != option else ""
-            raise SuperCMError(
-                f"{saved.origin}: has {count:,} samples in {name}, but num_{name}={option}{of}. {remedy}"
-            )
+            message = f"{saved.origin}: has {count:,} samples in {name}, but num_{name}={option}{of}."
+            raise SuperCMError(f"{message} {remedy}")
     if seed not in (0, saved.seed):
         raise SuperCMError(f"{saved.origin}: made with split_seed={saved.seed}, but split_seed={seed}. {remedy}")
 
@@ -204,7 +197,7 @@ def check_label_range(labels: Tensor, num_classes: int, what: str) -> None:
     """Checks that labels (n,) lie in [0, num_classes); the error names `what` they belong to."""
     if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
         raise SuperCMError(
-            f"{what}: labels run from {int(labels.min())} to {int(labels.max())}, but num_classes={num_classes} allows "
+            f"{what}: labels run from {int(labels.min())} to {int(labels.max())}, but {num_classes=} allows "
             f"0 to {num_classes - 1}."
         )
 
@@ -215,7 +208,5 @@ def check_labels(labels: Tensor, num_classes: int, class_names: Sequence[str] | 
     missing = (torch.bincount(labels, minlength=num_classes) == 0).nonzero().flatten().tolist()
     if missing:
         names = ", ".join(str(class_names[k]) if class_names else str(k) for k in missing[:10])
-        raise SuperCMError(
-            f"{what}: {len(missing)} of {num_classes} classes have no labeled sample ({names}"
-            f"{', …' if len(missing) > 10 else ''}). Every class needs at least one: raise num_labeled or add labels."
-        )
+        found = f"{len(missing)} of {num_classes} classes have no labeled sample ({names})"
+        raise SuperCMError(f"{what}: {found}. Raise num_labeled or add labels.")

@@ -74,10 +74,9 @@ class SuperCMAdapter(SuperCMClassifier):
             standardize: Any = "domain" if self.standardize else None
             noise = self._feature_noise(views)
             return ScaledFeatures(source=source, target=target, standardize=standardize, **noise, **options)
-        for role in ("labeled", "unlabeled"):
-            options[{"labeled": "source", "unlabeled": "target"}[role] + "_batch_size"] = options.pop(
-                f"{role}_batch_size"
-            )
+        options = {
+            "num_val": options["num_val"], "source_batch_size": self.batch_size, "target_batch_size": self.batch_size,
+        }  # fmt: skip
         return DomainAdaptationDataModule(source, target, num_classes=len(self.classes_), num_workers=0, **options)
 
     def _shifts(self, data: Any) -> tuple[Shift | None, ...]:

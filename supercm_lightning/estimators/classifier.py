@@ -115,7 +115,7 @@ class SuperCMClassifier(ClassifierMixin, LightningEstimator):
         """Batch sizes, and the number of labeled samples that are held out: at least one of each class is left."""
         labeled = int((labels >= 0).sum())
         num_val = min(round(self.validation_fraction * labeled), labeled - len(self.classes_))
-        return {"num_val": num_val} | self._batch_sizes
+        return {"num_val": num_val, "labeled_batch_size": self.batch_size, "unlabeled_batch_size": self.batch_size}
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities (n, K) of the classes, in the order of `classes_`."""

@@ -10,14 +10,7 @@ COMMON_UNITS = 0.15
 
 
 def common_scale(std: Tensor) -> Tensor:
-    """Deviations (d,) to divide by: their root mean square for all, if many features share the variance.
-
-    Examples:
-        >>> common_scale(torch.tensor([3.0, 4.0, 0.1, 5.0]))
-        tensor([3.5359, 3.5359, 3.5359, 3.5359])
-        >>> common_scale(torch.cat([torch.tensor([3000.0]), torch.ones(9)]))[:2].tolist()
-        [3000.0, 1.0]
-    """
+    """Deviations (d,) to divide by: their root mean square for all, if many features share the variance."""
     # A constant feature has the deviation 1.
     variance = std.double()[std != 1].square()
     if len(variance) < 4 or variance.sum().square() < COMMON_UNITS * len(variance) * variance.square().sum():

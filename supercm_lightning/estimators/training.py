@@ -141,10 +141,6 @@ class LightningEstimator(BaseEstimator):
         return ((np.float32(found["mean"]), np.float32(found["std"])) if "mean" in found else None,)
 
     @property
-    def _batch_sizes(self) -> dict[str, int]:
-        return {"labeled_batch_size": self.batch_size, "unlabeled_batch_size": self.batch_size}
-
-    @property
     def _on_features(self) -> bool:
         return len(self.input_shape_) == 1
 
@@ -155,9 +151,8 @@ class LightningEstimator(BaseEstimator):
         try:
             return kind(num_classes=num_classes, input_shape=self.input_shape_, **options)
         except TypeError as error:
-            raise SuperCMError(
-                f"method_options={self.method_options}: {kind.__name__} refuses them ({error})."
-            ) from error
+            name = kind.__name__
+            raise SuperCMError(f"method_options={self.method_options}: {name} refuses them ({error}).") from error
 
     def _feature_noise(self, views: Sequence[torch.Tensor]) -> dict[str, Any]:
         """Noise of the views: five times as much in the strong one, unless strong views are stored."""

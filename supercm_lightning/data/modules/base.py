@@ -104,8 +104,7 @@ class ViewDataModule(KnownSamples, ABC):
         check_range(0, num_workers=num_workers)
         if predict_on not in SIDES and (not str(predict_on) or not Path(predict_on).expanduser().exists()):
             raise SuperCMError(
-                f"predict_on={predict_on!r}: choose one of {', '.join(SIDES)}, or give the path of new samples; there "
-                "is no such path."
+                f"predict_on={predict_on!r}: choose one of {', '.join(SIDES)}, or give a path; there is no such path."
             )
         self.eval_batch_size = eval_batch_size
         self.steps_per_epoch = steps_per_epoch
@@ -184,8 +183,7 @@ class ViewDataModule(KnownSamples, ABC):
         if known and self.class_names and tuple(map(normalized, known)) != tuple(map(normalized, self.class_names)):
             differ = sorted(set(known) ^ set(self.class_names)) or ["the same in another order"]
             raise SuperCMError(
-                f"ckpt_path: the checkpoint has other classes than the data ({', '.join(differ[:10])}), so its class "
-                "numbers would mean something else. Use the data of the checkpoint, or train from scratch."
+                f"ckpt_path: the checkpoint has other classes than the data ({', '.join(differ[:10])}). Use its data."
             )
         outdated = self.restore_preparation(state_dict)
         self.keep_sides(Manifest.from_state(state_dict["samples"]))

@@ -82,7 +82,5 @@ class Source(ABC):
 
     def read_new(self, path: Path, preprocessing: Mapping[str, Any]) -> Store:
         """Reads samples that are in none of the splits, for prediction; `preprocessing` is the data module's."""
-        raise SuperCMError(
-            f"predict_on={path}: files cannot be prepared as the items of a torch data set are. Give trainer.predict a "
-            "loader of new samples."
-        )
+        reason = "files cannot be prepared as the items of a torch data set are"
+        raise SuperCMError(f"predict_on={path}: {reason}. Give trainer.predict a loader of new samples.")

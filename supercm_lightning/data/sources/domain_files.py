@@ -65,9 +65,8 @@ def find_files(dataset: str, spec: DomainSet, root: Path, source: Sequence[Domai
         found = _from_folders(dataset, spec, base, source, target)
     if spec.num_classes is not None and found.num_classes != spec.num_classes:
         names = f": {', '.join(found.class_names)}" if found.class_names else ""
-        raise SuperCMError(
-            f"{dataset}: {found.num_classes} classes in {base}, where {spec.num_classes} were expected{names}."
-        )
+        count = f"{found.num_classes} classes in {base}, where {spec.num_classes} were expected"
+        raise SuperCMError(f"{dataset}: {count}{names}.")
     for domain in source:
         if any(label < 0 for _, label in found.files[domain.name]):
             raise SuperCMError(f"{dataset}: images of the source domain {domain.name} have no label. Leave them out.")
@@ -101,10 +100,8 @@ def _base(dataset: str, spec: DomainSet, root: Path, domains: Sequence[Domain]) 
         first = first or missing
     where = f" Get it from {spec.origin}." if spec.origin else ""
     folder = f" or {root / spec.folders[0]}" if spec.folders and not inside else ""
-    raise MissingFileError(
-        f"{dataset}: {' and '.join(first)} not found in {places[0]}{folder}. Expected there: {spec.layout}.{where} "
-        "It is not downloaded."
-    )
+    missing = f"{dataset}: {' and '.join(first)} not found in {places[0]}{folder}"
+    raise MissingFileError(f"{missing}. Expected there: {spec.layout}.{where} It is not downloaded.")
 
 
 def _domain_folder(base: Path, domain: Domain) -> Path | None:
@@ -120,19 +117,15 @@ def _list_files(base: Path) -> list[Path]:
 
 def _list_file(base: Path, domain: Domain, split: str = "train") -> Path | None:
     """The list file of a domain: of this split, or the only one, which counts as that of the training set."""
-    files = _list_files(base)
-    of_split = [
-        file for file in (*files, *sorted(base.glob(f"*_{split}.txt"))) if _is_list_of(file, domain, "_" + split)
-    ]
-    whole = [file for file in files if split == "train" and _is_list_of(file, domain, "")]
-    return next(iter([*of_split, *whole]), None)
+    files, suffix = _list_files(base), f"_{split}"
+    found = [file for file in (*files, *sorted(base.glob(f"*{suffix}.txt"))) if _is_list_of(file, domain, suffix)]
+    found += [file for file in files if split == "train" and _is_list_of(file, domain, "")]
+    return found[0] if found else None
 
 
 def _is_list_of(file: Path, domain: Domain, suffix: str) -> bool:
-    stem = file.stem.removesuffix(suffix)
-    if not file.stem.endswith(suffix):
-        return False
-    return domain.is_called(stem) or domain.is_called(plain_name(stem).removesuffix("list"))
+    names = file.stem.removesuffix(suffix), plain_name(file.stem.removesuffix(suffix)).removesuffix("list")
+    return file.stem.endswith(suffix) and any(map(domain.is_called, names))
 
 
 def _from_folders(dataset: str, spec: DomainSet, base: Path, source: Sequence[Domain], target: Domain) -> DomainFiles:
@@ -141,8 +134,7 @@ def _from_folders(dataset: str, spec: DomainSet, base: Path, source: Sequence[Do
         folder = _domain_folder(base, domain)
         if folder is None:  # another domain has a list file, this one has only that
             raise MissingFileError(
-                f"{dataset}: {base} has a list file for some of the domains and none for "
-                f"{domain.name}, or the other way round. Expected there: {spec.layout}."
+                f"{dataset}: {base} has a list file for some of the domains, not for all. Expected: {spec.layout}."
             )
         images = folder / "images"
         nested = images.is_dir() and (bool(subfolders(images)) or subfolders(folder) == {"images"})
@@ -150,10 +142,8 @@ def _from_folders(dataset: str, spec: DomainSet, base: Path, source: Sequence[Do
     folders = {name: class_folders(tree) for name, tree in trees.items()}
     for domain in source:
         if not folders[domain.name]:
-            raise MissingFileError(
-                f"{dataset}: the source domain {domain.name} has no class folders in {trees[domain.name]}. Expected "
-                f"there: {spec.layout}."
-            )
+            place = f"the source domain {domain.name} has no class folders in {trees[domain.name]}"
+            raise MissingFileError(f"{dataset}: {place}. Expected: {spec.layout}.")
     _check_same_classes(dataset, {name: set(found) for name, found in folders.items()})
     names = tuple(sorted(folders[source[0].name]))
     files = {}
@@ -187,8 +177,8 @@ def _from_lists(lists: Mapping[str, Mapping[Domain, Path | None]], base: Path, p
         if not published and (named := sorted(file for file in labeled if told[file])):
             other = min(labeled - set(named))
             raise SuperCMError(
-                f"{named[0]} and {other}: the folders of the first tell the classes, those of the second do not, and "
-                "nothing says that their numbers mean the same. Put the images of each class into a folder of its name."
+                f"{named[0]} and {other}: the folders of the first tell the classes, those of the second do not. Put "
+                "the images of each class into a folder of its name."
             )
         count = max(max(found, default=-1) for found in labels.values()) + 1
         place = {file: {label: label for label in found} for file, found in labels.items()}
@@ -242,9 +232,7 @@ def read_list(file: Path, base: Path, folder: Path | None = None) -> Files:
         for place in (base, folder):
             if place is not None and place.joinpath(*first.parts[start:]).is_file():
                 return _located(file, place, start, entries)
-    raise MissingFileError(
-        f"{file}: its first image {first} does not exist, and neither does a part of that path under {base}."
-    )
+    raise MissingFileError(f"{file}: its first image {first} does not exist, nor any part of that path under {base}.")
 
 
 def _located(file: Path, place: Path, start: int, entries: Files) -> Files:
@@ -253,9 +241,7 @@ def _located(file: Path, place: Path, start: int, entries: Files) -> Files:
     for path, label in entries:
         image = Path(os.path.normpath(place.joinpath(*path.parts[start:])))
         if not image.is_relative_to(os.path.normpath(place)):
-            raise SuperCMError(
-                f"{file}: {path} leads out of {place}. Move the image there, or set root to a folder above."
-            )
+            raise SuperCMError(f"{file}: {path} leads out of {place}. Move the image, or set root to a folder above.")
         if image in found:
             raise SuperCMError(f"{file}: {image} is listed twice, in two spellings. Remove one.")
         found[image] = label
@@ -274,6 +260,5 @@ def _check_same_classes(dataset: str, classes: Mapping[str, set[str]]) -> None:
             if kind
         ]
         raise SuperCMError(
-            f"{dataset}: the classes of {first} and {name} differ: {'; '.join(parts)}. Both domains must have the same "
-            "classes: rename or remove those that differ."
+            f"{dataset}: the classes of {first} and {name} differ: {'; '.join(parts)}. Rename or remove those."
         )

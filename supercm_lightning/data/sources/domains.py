@@ -47,10 +47,6 @@ class DomainSet:
         folders: Names of its folder under the root, in any spelling; the root itself may be that folder too.
         origin: Where to get it.
         layout: What is expected in its folder.
-
-    Examples:
-        >>> DOMAIN_SETS["office31"].find("office31", "source", "W").name
-        'webcam'
     """
 
     domains: tuple[Domain, ...]

@@ -141,8 +141,7 @@ def located(given: Any, root: Path) -> Path | Dataset[Any]:
     if not isinstance(given, str | Path):
         if not (hasattr(given, "__getitem__") and hasattr(given, "__len__")) or isinstance(given, tuple | dict):
             raise SuperCMError(
-                f"{type(given).__name__} is no set of features. Give the name of a file, a torch data set of "
-                "(features, label), a tuple of arrays (n, d) and (n,), or an array (n, d) where no labels are needed."
+                f"{type(given).__name__} is no set of features; give a file, a torch data set, or arrays (n, d), (n,)."
             )
         return given
     try:
@@ -182,8 +181,7 @@ def read_features(
     numbers = whole_numbers(known, option) if known is not None else torch.full((len(data),), -1)
     if data.ndim != 2 or len(data) != len(numbers) or not len(data):
         raise SuperCMError(
-            f"{option}: features of shape {tuple(data.shape)} with {len(numbers)} labels; expected (n, d) and n, with "
-            "n at least 1."
+            f"{option}: features of shape {tuple(data.shape)} with {len(numbers)} labels; expected (n, d) and n > 0."
         )
     if files is not None and len(files) != len(data):
         raise SuperCMError(f"{option}: {len(files)} files for {len(data)} samples; each needs one, or leave files out.")
@@ -199,9 +197,7 @@ _NETWORK = ("backbone", "weights", "image_size")
 def _load(option: str, path: Path, labels: Labels) -> dict[str, Any]:
     """What a file holds, as tensors and strings; features stay on the disk if they can."""
     if not path.exists():
-        raise MissingFileError(
-            f"{option}={path}: no such file. Expected .npz or .pt with features (n, d) and labels (n,)."
-        )
+        raise MissingFileError(f"{option}={path}: no such file. Expected .npz or .pt with features and labels.")
     if path.suffix not in (".npz", ".pt", ".pth"):
         raise SuperCMError(f"{option}={path}: features are read from .npz or .pt files.")
     required = {"features", *(["labels"] if labels == "required" else [])}
@@ -219,10 +215,8 @@ def _load(option: str, path: Path, labels: Labels) -> dict[str, Any]:
     except (OSError, RuntimeError, EOFError, BadZipFile, zlib.error, MemoryError, OverflowError) as error:
         raise SuperCMError(f"{option}={path}: cannot be read; the file is truncated or damaged ({error}).") from error
     if missing := required - found:
-        raise SuperCMError(
-            f"{option}={path}: has {', '.join(sorted(map(str, found))) or 'nothing by name'}, lacks "
-            f"{' and '.join(sorted(missing))}."
-        )
+        has = ", ".join(sorted(map(str, found))) or "nothing by name"
+        raise SuperCMError(f"{option}={path}: has {has}, lacks {' and '.join(sorted(missing))}.")
     try:
         tensors: dict[str, Any] = {name: torch.as_tensor(content[name]) for name in arrays & content.keys()}
     except (TypeError, ValueError, RuntimeError) as error:

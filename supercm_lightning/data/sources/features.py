@@ -67,8 +67,7 @@ class FeatureSource(Source):
         for name in store.origin.keys() & self.origin.keys():
             if (found := store.origin[name]) != self.origin[name]:
                 raise SuperCMError(
-                    f"{option}: features of {name} {found}, and {other} those of {name} {self.origin[name]}; write all "
-                    "files with one network."
+                    f"{option}: features of {name} {found}, and {other} those of {name} {self.origin[name]}."
                 )
 
     def read(self) -> dict[str, Store]:
@@ -107,8 +106,8 @@ def _common_views(labeled: Sequence[FeatureStore], unlabeled: Sequence[FeatureSt
         if store.num_views != expected:
             found, wanted = (" and ".join(map(str, numbers)) for numbers in (store.num_views, expected))
             raise SuperCMError(
-                f"{store.option}: {found} weak and strong views, and others have {wanted}. Write all files of the "
-                "training with the same weak_views and strong_views."
+                f"{store.option}: {found} weak and strong views, and others have {wanted}. Write all files with equal "
+                "weak_views and strong_views."
             )
     return views
 
@@ -136,6 +135,5 @@ def _check_disjoint(test: FeatureStore, other: FeatureStore) -> None:
     both = [(number, numbers[name]) for number, name in enumerate(test.names) if name in numbers]
     same = [test.names[one] for one, two in both if other.labels[two] >= 0 and test.data[one].equal(other.data[two])]
     if same:
-        raise SuperCMError(
-            f"{test.option}: {len(same)} samples are in {other.option} too ({', '.join(same[:3])}); take them out."
-        )
+        names = ", ".join(same[:3])
+        raise SuperCMError(f"{test.option}: {len(same)} samples are in {other.option} too ({names}); take them out.")

@@ -29,12 +29,7 @@ Others = Mapping[str, Dataset[Any] | None]
 def make_source(
     dataset: str | Dataset[Any], root: str | Path, reading: Reading, others: Others, num_classes: int | None = None
 ) -> Source:
-    """The source of a data set with few labels, by the options of `SemiSupervisedDataModule`.
-
-    Examples:
-        >>> make_source("digits", "data", Reading(), {}).input_shape
-        (1, 8, 8)
-    """
+    """The source of a data set with few labels, by the options of `SemiSupervisedDataModule`."""
     _check_others(dataset, others)
     if not isinstance(dataset, str):
         return TorchSource([dataset], others, num_classes, reading.in_memory)

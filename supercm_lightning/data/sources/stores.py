@@ -53,7 +53,7 @@ class Store(ABC):
     @property
     def is_named(self) -> bool:
         """Whether samples are known by name rather than by their number among all."""
-        return self.ids is not None or self.names is not None
+        return self.names is not None
 
     def content(self) -> int:
         """A number for all samples together, where they have no names; no label is read."""
@@ -122,11 +122,6 @@ class ConcatStore(Store):
         self.marks = np.concatenate(marks) if any(store.marks is not None for store in stores) else None
         self.needs_workers = any(store.needs_workers for store in stores)
         self._ends = torch.tensor([len(store) for store in stores]).cumsum(0)
-
-    @property
-    def is_named(self) -> bool:
-        """Whether samples of all stores are known by name."""
-        return all(store.is_named for store in self.stores)
 
     @cached_property
     def keys(self) -> Keys:

@@ -40,8 +40,7 @@ class TorchSource(Source):
         self.sample_shape = tuple(first.shape)
         if len(self.sample_shape) != 3 and not without_labels:
             raise SuperCMError(
-                f"{option}: items of shape {self.sample_shape}, where images (C, H, W) were expected. Vectors go into "
-                "FeatureDataModule."
+                f"{option}: items of shape {self.sample_shape}, not images (C, H, W). Use FeatureDataModule."
             )
         every = [(split, dataset) for split, datasets in self.splits.items() for dataset in datasets]
         for split, dataset in every:
@@ -52,10 +51,8 @@ class TorchSource(Source):
         for split, dataset in every:
             other, expected = (tuple(map(normalized, names or ())) for names in (_classes(dataset), self.class_names))
             if split != "unlabeled" and other and expected and other != expected:
-                raise SuperCMError(
-                    f"{split}: its classes are {', '.join(other[:5])}, those of {option} {', '.join(expected[:5])}, in "
-                    "this order. Number both alike."
-                )
+                ours, theirs = (", ".join(names[:5]) for names in (other, expected))
+                raise SuperCMError(f"{split}: its classes are {ours}, those of {option} {theirs}. Number both alike.")
         self._train = None if num_classes or self.class_names else self._stores("train")
         largest = max((int(store.labels.max()) for store in self._train or ()), default=-1)
         self.num_classes = num_classes or len(self.class_names or ()) or (largest + 1) or None

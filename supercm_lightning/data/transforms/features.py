@@ -33,11 +33,6 @@ class FeatureView:
         noise: Standard deviation of the noise that is added.
         dropout: Probability in [0, 0.99] that a feature is set to zero; the others grow by 1 / (1 - dropout).
         mixup: Largest weight in [0, 0.5] of another sample of the batch.
-
-    Examples:
-        >>> view = FeatureView(first=1, count=2, noise=0.1)
-        >>> view(torch.rand(4, 3, 5), torch.Generator().manual_seed(0)).shape
-        torch.Size([4, 5])
     """
 
     first: int = 0
@@ -75,10 +70,6 @@ def feature_views(
 
     `stored` has the numbers of weak and of strong views that are stored with each sample. The weak view is the clean
     vector or a stored weak one; the strong view a stored strong one, or without such the weak one.
-
-    Examples:
-        >>> list(feature_views((0, 0))), list(feature_views((2, 8)))
-        (['weak'], ['weak', 'strong'])
     """
     check_range(0, noise=noise, strong_noise=strong_noise)
     check_range(0, 0.99, strong_dropout=strong_dropout)

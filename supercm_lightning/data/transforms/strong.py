@@ -4,7 +4,7 @@ The operation of each image is chosen on the host, from the seed of the stream: 
 GPU applies the operations that a CPU applies. Each operation works on all its images at once.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
@@ -106,17 +106,13 @@ class StrongAugmentation:
             stream: Source of randomness, on the images' device, fresh: the operations depend on its initial seed alone.
         """
         if samples.ndim != 4:
-            raise SuperCMError(
-                f"Strong views are made of images (n, C, H, W), and these samples have the shape "
-                f"{tuple(samples.shape)}: feature vectors have none."
-            )
+            raise SuperCMError(f"Strong views are made of images (n, C, H, W), not of {tuple(samples.shape)}.")
         if samples.dtype != torch.uint8:
             low, high = samples.aminmax()
             if not (low >= 0) & (high <= 1):
                 raise SuperCMError(
-                    f"Strong views are made of images in [0, 1], and these reach from {low:.4g} to {high:.4g}, as "
-                    "whitened or normalized images do: set whitening=false, or give the data set without its own "
-                    "normalization."
+                    f"Strong views are made of images in [0, 1], and these reach from {low:.4g} to {high:.4g}: set "
+                    "whitening=false, or give the data set without its own normalization."
                 )
         images = samples if samples.dtype == torch.uint8 else samples.mul(255).round_().to(torch.uint8)
         images = images if self.crop is None else self.crop(images, stream)
@@ -200,13 +196,6 @@ class AugmentOptions(TypedDict, total=False):
     noise: float
 
 
-_CROPS: Mapping[str, Callable[[tuple[int, int], tuple[float, float]], Crop]] = {
-    "resized": RandomResizedCrop,
-    "random": lambda size, _: RandomCrop(size),
-    "center": lambda size, _: CenterCrop(size),
-}
-
-
 def augmentations_of(
     options: AugmentOptions, normalization: Normalization, input_shape: tuple[int, ...], sample_shape: tuple[int, ...]
 ) -> tuple[WeakAugmentation, StrongAugmentation]:
@@ -217,12 +206,17 @@ def augmentations_of(
     crop, scale = options["crop"], options["crop_scale"]
     flip, shift, noise = options["flip"], options["shift"], options["noise"]
     check_weak_options(input_shape, shift, noise, normalization.mean, normalization.std)
-    check_choice(crop=(crop, _CROPS))
+    size = (input_shape[1], input_shape[2])
+    crops: dict[str, Crop] = {
+        "resized": RandomResizedCrop(size, scale),
+        "random": RandomCrop(size),
+        "center": CenterCrop(size),
+    }
+    check_choice(crop=(crop, crops))
     if not 0 < scale[0] <= scale[1] <= 1:
         raise SuperCMError(f"crop_scale={scale}: give two ascending numbers above 0 and up to 1.")
-    if any(size > stored for size, stored in zip(input_shape, sample_shape, strict=True)):
+    if any(side > stored for side, stored in zip(input_shape, sample_shape, strict=True)):
         raise SuperCMError(f"image_size={input_shape[1]}: larger than the images, {sample_shape[1:]}.")
-    cropped = sample_shape != input_shape or crop == "resized"
-    cut = _CROPS[crop]((input_shape[1], input_shape[2]), scale) if cropped else None
+    cut = crops[crop] if sample_shape != input_shape or crop == "resized" else None
     weak = WeakAugmentation(normalization, flip, shift, noise, cut)
     return weak, StrongAugmentation(normalization, flip, shift, crop=cut)
