@@ -49,13 +49,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A registered method.
-
-    Attributes:
-        method: The function.
-        protocols: The problems that it solves.
-        package: What must be installed for it to be among those that run by default.
-    """
+    """A registered method, the problems that it solves, and the package that it needs to run by default."""
 
     method: Method
     protocols: tuple[str, ...]
@@ -67,12 +61,7 @@ BASELINES: dict[str, Baseline] = {}
 
 
 def baseline(*protocols: str, package: str | None = None) -> Callable[[Method], Method]:
-    """Registers a method under the name of its function.
-
-    Args:
-        *protocols: The problems that it solves.
-        package: A package that it needs beside the required ones.
-    """
+    """Registers a function under its name for some problems; `package` is one that it needs beside the required."""
 
     def register(method: Method) -> Method:
         BASELINES[method.__name__] = Baseline(method, protocols, package)

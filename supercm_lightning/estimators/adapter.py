@@ -1,20 +1,18 @@
 """A classifier for an unlabeled target domain, from labeled source domains."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import torch
-from sklearn.utils.validation import check_consistent_length, column_or_1d
+from sklearn.utils.validation import column_or_1d
 from torch.utils.data import TensorDataset
 
 from supercm_lightning.data import DomainAdaptationDataModule
 from supercm_lightning.data.sources.feature_store import FeatureStore
 from supercm_lightning.estimators.classifier import SuperCMClassifier
 from supercm_lightning.estimators.features import ScaledFeatures
-from supercm_lightning.estimators.inputs import check_samples, encode_labels, view_tensors
-from supercm_lightning.estimators.training import Shift, quiet
+from supercm_lightning.estimators.training import Shift
 from supercm_lightning.utils.options import SuperCMError
 
 
@@ -52,16 +50,7 @@ class SuperCMAdapter(SuperCMClassifier):
         Raises:
             ValueError: If X, y or the domains cannot be used; the message says why.
         """
-        kind = self._check_options()
-        X = check_samples(self, X, reset=True)
-        source = None if sample_domain is None else _is_source(sample_domain)
-        self.classes_, codes = encode_labels(self, y, source)
-        check_consistent_length(X, codes, source, weak, strong)
-        target = codes < 0 if source is None else ~source
-        target = target if target.any() else codes >= 0
-        with quiet():
-            tensors = [torch.as_tensor(one) for one in (X, codes, *view_tensors(X, weak, strong))]
-            self._train(kind, partial(self._data, tensors, target), len(self.classes_), int(target.sum()))
+        self._fit(X, y, None if sample_domain is None else _is_source(sample_domain), weak, strong)
         return self
 
     def _data(self, tensors: Sequence[torch.Tensor], unlabeled: np.ndarray) -> Any:

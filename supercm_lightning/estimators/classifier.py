@@ -83,16 +83,21 @@ class SuperCMClassifier(ClassifierMixin, LightningEstimator):
         Raises:
             ValueError: If X or y cannot be used; the message says why.
         """
+        self._fit(X, y, None, weak, strong)
+        return self
+
+    def _fit(self, X: Any, y: Any, source: np.ndarray | None, weak: Any, strong: Any) -> None:
+        """Trains; `source` tells which samples are of the source domain, (n,) bool, None: those with a label."""
         kind = self._check_options()
         X = check_samples(self, X, reset=True)
-        self.classes_, codes = encode_labels(self, y)
-        check_consistent_length(X, codes, weak, strong)
-        # Where all samples are labeled, they serve as unlabeled ones too.
-        unlabeled = codes < 0 if (codes < 0).any() else np.ones(len(X), dtype=bool)
+        self.classes_, codes = encode_labels(self, y, source)
+        check_consistent_length(X, codes, source, weak, strong)
+        unlabeled = codes < 0 if source is None else ~source
+        # Where there are none, the labeled samples serve as unlabeled ones too.
+        unlabeled = unlabeled if unlabeled.any() else codes >= 0
         with quiet():
             tensors = [torch.as_tensor(one) for one in (X, codes, *view_tensors(X, weak, strong))]
             self._train(kind, partial(self._data, tensors, unlabeled), len(self.classes_), int(unlabeled.sum()))
-        return self
 
     def _data(self, tensors: Sequence[torch.Tensor], unlabeled: np.ndarray) -> Any:
         train = TensorDataset(*tensors)

@@ -110,7 +110,7 @@ def test_several_files_are_one_store_without_being_read() -> None:
     index = torch.tensor([55, 3, 20, 19, 89, 3])
     assert torch.equal(joined.fetch(index, torch.device("cpu")), torch.from_numpy(X[index]))
     assert torch.equal(joined.labels[index], torch.tensor([5, 3, 0, 19, 39, 3]))
-    assert joined.load(index) is None
+    assert not joined.needs_workers
     plain = join([ArrayStore(store.data, store.labels) for store in stores])
     assert isinstance(plain, ArrayStore)
 

@@ -42,7 +42,8 @@ class SampleDataset(Dataset[Any]):
     def __getitems__(self, positions: list[int]) -> RawBatch:
         """One batch."""
         position = torch.tensor(positions)
-        pixels = self.samples.store.load(self.samples.index[position])
+        store = self.samples.store
+        pixels = store.load(self.samples.index[position]) if store.needs_workers else None
         return RawBatch(self.split, position, pixels, self.samples.labels_of(position))
 
 

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -26,8 +26,8 @@ class DomainFiles:
     files: dict[str, Files]
     num_classes: int
     class_names: tuple[str, ...] | None
-    tests: dict[str, Files] = field(default_factory=dict)
-    base: Path = Path()
+    tests: dict[str, Files]
+    base: Path
 
 
 def folder_set(root: Path) -> DomainSet:
@@ -64,9 +64,9 @@ def find_files(dataset: str, spec: DomainSet, root: Path, source: Sequence[Domai
     else:
         found = _from_folders(dataset, spec, base, source, target)
     if spec.num_classes is not None and found.num_classes != spec.num_classes:
-        names = f": {', '.join(found.class_names)}" if found.class_names else ""
-        count = f"{found.num_classes} classes in {base}, where {spec.num_classes} were expected"
-        raise SuperCMError(f"{dataset}: {count}{names}.")
+        listed = f": {', '.join(found.class_names)}" if found.class_names else ""
+        classes = f"{found.num_classes} classes in {base}, where {spec.num_classes} were expected"
+        raise SuperCMError(f"{dataset}: {classes}{listed}.")
     for domain in source:
         if any(label < 0 for _, label in found.files[domain.name]):
             raise SuperCMError(f"{dataset}: images of the source domain {domain.name} have no label. Leave them out.")
@@ -77,13 +77,11 @@ def find_files(dataset: str, spec: DomainSet, root: Path, source: Sequence[Domai
                 f"{dataset}: {domain.name} has {count:,} images in {base}, where {domain.count:,} were expected. "
                 "Results are not comparable with those of the whole data set."
             )
-    names_of = found.class_names
-    named = {
-        name: {names_of[label] if names_of else str(label) for _, label in files if label >= 0}
-        for name, files in found.files.items()
-    }
-    _check_same_classes(dataset, named)
-    found.base = base
+    names = found.class_names
+    _check_same_classes(dataset, {
+        domain: {names[label] if names else str(label) for _, label in files if label >= 0}
+        for domain, files in found.files.items()
+    })  # fmt: skip
     return found
 
 
@@ -152,7 +150,7 @@ def _from_folders(dataset: str, spec: DomainSet, base: Path, source: Sequence[Do
         files[name] = [(file, label) for place, label in places for file in images_under(place)]
         if not files[name]:
             raise MissingFileError(f"{dataset}: no images of {name} in {tree}. Expected: {spec.layout}.")
-    return DomainFiles(files, len(names), names)
+    return DomainFiles(files, len(names), names, {}, base)
 
 
 def _from_lists(lists: Mapping[str, Mapping[Domain, Path | None]], base: Path, published: bool) -> DomainFiles:
@@ -166,22 +164,19 @@ def _from_lists(lists: Mapping[str, Mapping[Domain, Path | None]], base: Path, p
     labels = {file: {label for _, label in entries} - {-1} for file, entries in listed.items()}
     labeled = {file for file in listed if len(labels[file]) > 1}  # one class alone tells nothing
     labeled = labeled or {file for file in listed if labels[file]}
+    count = max(max(found, default=-1) for found in labels.values()) + 1
+    place = {file: {label: label for label in found} for file, found in labels.items()}
     classes: tuple[str, ...] | None = None
     if all(told[file] for file in labeled):
         # Lists may number the classes differently: the folders' names say what a number means in each.
         classes = tuple(sorted({name for names in told.values() for name in names.values()}))
-        count = len(classes)
         place = {file: {label: classes.index(name) for label, name in names.items()} for file, names in told.items()}
-    else:
-        # The lists of a published set number the classes alike.
-        if not published and (named := sorted(file for file in labeled if told[file])):
-            other = min(labeled - set(named))
-            raise SuperCMError(
-                f"{named[0]} and {other}: the folders of the first tell the classes, those of the second do not. Put "
-                "the images of each class into a folder of its name."
-            )
-        count = max(max(found, default=-1) for found in labels.values()) + 1
-        place = {file: {label: label for label in found} for file, found in labels.items()}
+    # The lists of a published set number the classes alike.
+    elif not published and (named := sorted(file for file in labeled if told[file])):
+        raise SuperCMError(
+            f"{named[0]} and {min(labeled - set(named))}: the folders of the first tell the classes, those of the "
+            "second do not. Put the images of each class into a folder of its name."
+        )
     train, test = (
         {
             domain.name: [(image, place[file].get(label, -1)) for image, label in listed[file]]
@@ -190,7 +185,7 @@ def _from_lists(lists: Mapping[str, Mapping[Domain, Path | None]], base: Path, p
         }
         for split in ("train", "test")
     )
-    return DomainFiles(train, count, classes, test)
+    return DomainFiles(train, len(classes or ()) or count, classes, test, base)
 
 
 def _told_classes(entries: Files) -> dict[int, str]:

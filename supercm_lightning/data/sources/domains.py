@@ -18,14 +18,7 @@ def plain_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Domain:
-    """One domain of a data set.
-
-    Attributes:
-        name: Its name.
-        code: The short code of task names such as A→W.
-        count: Number of its images, or None where that is not known.
-        aliases: Other names; in all of them case, spaces, hyphens and underscores are ignored.
-    """
+    """One domain of a data set, with the short code of task names such as A→W and its number of images, where known."""
 
     name: str
     code: str
@@ -33,7 +26,7 @@ class Domain:
     aliases: tuple[str, ...] = ()
 
     def is_called(self, name: str) -> bool:
-        """Whether a name in any spelling is one of this domain."""
+        """Whether a name is one of this domain; case, spaces, hyphens and underscores are ignored."""
         return plain_name(name) in {plain_name(known) for known in (self.name, self.code, *self.aliases)}
 
 

@@ -38,9 +38,9 @@ class Store(ABC):
     def fetch(self, index: Tensor, device: torch.device) -> Tensor:
         """Samples by number, (n,) int64, on a device; one that cannot be read is a `SuperCMError` that names it."""
 
-    def load(self, index: Tensor) -> Tensor | None:
-        """What a loader reads in its worker: the samples, or None where they are fetched later, on the device."""
-        return None
+    def load(self, index: Tensor) -> Tensor:
+        """Samples that a loader's worker reads, where `needs_workers`; others are fetched on the device."""
+        return self.fetch(index, torch.device("cpu"))
 
     def parts(self, index: Tensor) -> list[tuple["Store", Tensor]]:
         """The stores that these samples lie in, with the numbers of those samples there."""
@@ -139,13 +139,9 @@ class ConcatStore(Store):
         index = index.cpu()
         return self._in_order(index, [store.fetch(numbers, device) for store, numbers in self.parts(index)])
 
-    def load(self, index: Tensor) -> Tensor | None:
-        """Reads samples in a worker; None if all are in memory."""
-        if not self.needs_workers:
-            return None
-        read = [(store, numbers, store.load(numbers)) for store, numbers in self.parts(index)]
-        here = torch.device("cpu")
-        return self._in_order(index, [s.fetch(n, here) if data is None else data for s, n, data in read])
+    def load(self, index: Tensor) -> Tensor:
+        """Reads samples in a worker."""
+        return self._in_order(index, [store.load(numbers) for store, numbers in self.parts(index)])
 
     def _in_order(self, index: Tensor, fetched: list[Tensor]) -> Tensor:
         order = torch.bucketize(index, self._ends, right=True).argsort(stable=True).argsort()
