@@ -511,7 +511,7 @@ class TestWrongOptions:
             ({"source": "dslr"}, r"source='dslr': folder has the domains Real World, amazon, phone"),
             ({"source_batch_size": 0}, "source_batch_size=0: must be at least 1"),
             ({"target_batch_size": -1}, "target_batch_size=-1: must be at least 1"),
-            ({"crop": "middle"}, "crop='middle': choose one of resized, random, center"),
+            ({"crop": "middle"}, "crop='middle': choose one of resized, center"),
             ({"crop_scale": (0.5, 0.2)}, r"crop_scale=\(0.5, 0.2\): give two ascending numbers"),
             ({"crop_scale": (0.0, 0.2)}, r"crop_scale=\(0.0, 0.2\): give two ascending numbers"),
             ({"target_augment": {"hue": 1}}, "target_augment: 'hue' is none of its options crop, crop_scale, flip"),

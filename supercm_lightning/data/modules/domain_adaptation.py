@@ -39,9 +39,9 @@ class DomainAdaptationDataModule(ImageDataModule):
         split_seed: Seed of that split, independent of the run's seed.
         image_size: Side of the images that the model receives; None: 224 for photographs, for digits the largest of the
             domains' but at least 28, and as they are for torch data sets.
-        crop: Cut of the training images: `resized`, a box of random area and aspect ratio; `random`, a box of the final
-            size; `center`. Photographs are stored at 8/7 of `image_size`, both sides resized, and evaluated on the
-            central box. None: `resized` for photographs, else `center`.
+        crop: Cut of the training images: `resized`, a box of random area and aspect ratio; or `center`. Photographs are
+            stored at 8/7 of `image_size`, both sides resized, and evaluated on the central box. None: `resized` for
+            photographs, else `center`.
         crop_scale: Range of the area of a `resized` box as a fraction of the image's.
         target_augment: Those of `crop`, `crop_scale`, `flip`, `shift` and `noise` that differ for the target.
         mean: Mean per channel, or one for all, on the scale [0, 1]; None: ImageNet's for photographs, else 0.5.
@@ -89,7 +89,7 @@ class DomainAdaptationDataModule(ImageDataModule):
         num_val: int | float = 0.1,
         split_seed: int = 0,
         image_size: int | None = None,
-        crop: Literal["resized", "random", "center"] | None = None,
+        crop: Literal["resized", "center"] | None = None,
         crop_scale: tuple[float, float] = (0.08, 1.0),
         target_augment: AugmentOptions | None = None,
         mean: tuple[float, ...] | None = None,

@@ -98,8 +98,8 @@ def _base(dataset: str, spec: DomainSet, root: Path, domains: Sequence[Domain]) 
         first = first or missing
     where = f" Get it from {spec.origin}." if spec.origin else ""
     folder = f" or {root / spec.folders[0]}" if spec.folders and not inside else ""
-    missing = f"{dataset}: {' and '.join(first)} not found in {places[0]}{folder}"
-    raise MissingFileError(f"{missing}. Expected there: {spec.layout}.{where} It is not downloaded.")
+    message = f"{dataset}: {' and '.join(first)} not found in {places[0]}{folder}"
+    raise MissingFileError(f"{message}. Expected there: {spec.layout}.{where} It is not downloaded.")
 
 
 def _domain_folder(base: Path, domain: Domain) -> Path | None:

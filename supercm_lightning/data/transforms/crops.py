@@ -80,23 +80,6 @@ class RandomResizedCrop:
 
 
 @dataclass(frozen=True)
-class RandomCrop:
-    """A box of fixed size (height, width) at a random place."""
-
-    size: tuple[int, int]
-
-    def __call__(self, images: Tensor, stream: torch.Generator) -> Tensor:
-        """Crops images (n, C, H, W) to (n, C, *size)."""
-        n, device = len(images), images.device
-        corners = [
-            torch.randint(whole - part + 1, (n,), generator=stream, device=device)
-            for whole, part in zip(images.shape[2:], self.size, strict=True)
-        ]
-        sides = [torch.full_like(corners[0], side) for side in self.size]
-        return resized_crop(images, torch.stack([*corners, *sides]), self.size)
-
-
-@dataclass(frozen=True)
 class CenterCrop:
     """The central box of fixed size (height, width)."""
 

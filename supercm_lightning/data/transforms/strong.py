@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from supercm_lightning.data.transforms import operations
-from supercm_lightning.data.transforms.crops import CenterCrop, Crop, RandomCrop, RandomResizedCrop
+from supercm_lightning.data.transforms.crops import CenterCrop, Crop, RandomResizedCrop
 from supercm_lightning.data.transforms.operations import FILL, affine, per_image, to_device_like
 from supercm_lightning.data.transforms.weak import Normalization, WeakAugmentation, check_weak_options, flip_and_shift
 from supercm_lightning.utils.options import SuperCMError, check_choice, check_range
@@ -189,7 +189,7 @@ class AffineAugmentation:
 class AugmentOptions(TypedDict, total=False):
     """Options of the augmentation that may differ between source and target."""
 
-    crop: Literal["resized", "random", "center"]
+    crop: Literal["resized", "center"]
     crop_scale: tuple[float, float]
     flip: bool
     shift: int
@@ -207,11 +207,7 @@ def augmentations_of(
     flip, shift, noise = options["flip"], options["shift"], options["noise"]
     check_weak_options(input_shape, shift, noise, normalization.mean, normalization.std)
     size = (input_shape[1], input_shape[2])
-    crops: dict[str, Crop] = {
-        "resized": RandomResizedCrop(size, scale),
-        "random": RandomCrop(size),
-        "center": CenterCrop(size),
-    }
+    crops: dict[str, Crop] = {"resized": RandomResizedCrop(size, scale), "center": CenterCrop(size)}
     check_choice(crop=(crop, crops))
     if not 0 < scale[0] <= scale[1] <= 1:
         raise SuperCMError(f"crop_scale={scale}: give two ascending numbers above 0 and up to 1.")
