@@ -125,12 +125,11 @@ _PLAIN = (bool, int, float, str, Path, type(None))
 
 
 def save_options(module: LightningDataModule, frame: FrameType | None) -> None:
-    """Keeps the plain arguments of the constructors of a module's subclasses in `hparams`.
+    """Keeps the plain arguments of the constructors of a module and its bases in `hparams`.
 
     Torch data sets, arrays and tensors are left out; paths become strings, which checkpoints load safely. `frame` is
-    that of the base's constructor, which a constructor of a subclass has called.
+    that of the base's constructor, which the constructors of its subclasses have called.
     """
-    frame = frame.f_back if frame is not None else None
     assert frame is not None
     given: dict[str, Any] = {}
     for arguments in collect_init_args(frame, [], classes=(LightningDataModule,)):
