@@ -54,8 +54,10 @@ class KnownSamples(ViewPipeline):
         """
         assert self.source is not None
         read = Manifest.read(file, train, self.source.name) if file is not None and file.exists() else None
-        if read is not None and self._saved is not None and not _same_sides(read, self._saved, held_out):
-            raise SuperCMError(f"{read.origin}: another split than that of the checkpoint. Leave the option out.")
+        if read is not None and self._saved is not None:
+            splits = (set(read[split].keys) <= set(self._saved[split].keys) for split in ("labeled", *held_out))
+            if not all(splits):
+                raise SuperCMError(f"{read.origin}: another split than that of the checkpoint. Leave the option out.")
         saved, by_name = self._saved or read, train.is_named and not self.source.is_fixed
         strata = domain_strata(train.labels, self.source.train_sizes, self.num_classes)
         split = split_of(train, strata, self.hparams, held_out, by_name, saved)
@@ -186,7 +188,3 @@ class KnownSamples(ViewPipeline):
         places = ((twins >= 0) & ~np.isin(ours.keys, theirs.keys)).nonzero()[0]
         pairs = [(self._names(split, [place]), self._names(other, [twins[place]])) for place in places]
         return [f"{one} = {two}" for one, two in pairs if filecmp.cmp(one, two, shallow=False)]
-
-
-def _same_sides(one: Manifest, other: Manifest, held_out: Mapping[str, int | float]) -> bool:
-    return all(set(one[split].keys) <= set(other[split].keys) for split in ("labeled", *held_out))

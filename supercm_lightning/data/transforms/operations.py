@@ -14,27 +14,6 @@ FILL = 128
 """Mid-gray, for what Cutout covers and where a moved image leaves a gap."""
 
 
-def auto_contrast(images: Tensor, _: Tensor) -> Tensor:
-    """Stretches each channel to [0, 255]; a channel of one value stays."""
-    pixels = images.float()
-    low, high = pixels.amin((2, 3), keepdim=True), pixels.amax((2, 3), keepdim=True)
-    scale = ((high - low) * (1 / 255)).masked_fill_(high == low, 1)
-    low = low.masked_fill(high == low, 0)
-    return pixels.sub_(low).div_(scale).clamp_(0, 255).to(torch.uint8)
-
-
-def equalize(images: Tensor, _: Tensor) -> Tensor:
-    """Flattens the histogram of each channel by Pillow's integer formula, a table of 256 values per channel."""
-    pixels = images.flatten(2).long()
-    histogram = pixels.new_zeros(*pixels.shape[:2], 256).scatter_add_(2, pixels, torch.ones_like(pixels))
-    darker = histogram.cumsum(2) - histogram
-    brightest = histogram.gather(2, pixels.amax(2, keepdim=True))
-    step = (pixels.shape[2] - brightest) // 255
-    table = ((darker + step // 2) // step.clamp_min(1)).clamp_(0, 255)
-    table = torch.where(step > 0, table, torch.arange(256, device=images.device))
-    return table.to(torch.uint8).gather(2, pixels).view_as(images)
-
-
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
     """Keeps the leading bits of each value; a fraction of a bit is dropped, as in USB."""
     mask = (256 - 2 ** (8 - bits.floor())).to(torch.uint8)

@@ -11,6 +11,7 @@ from typing import Literal, TypedDict
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.v2 import functional
 
 from supercm_lightning.data.transforms import operations
 from supercm_lightning.data.transforms.crops import CenterCrop, Crop, RandomResizedCrop
@@ -20,11 +21,11 @@ from supercm_lightning.utils.options import SuperCMError, check_choice, check_ra
 from supercm_lightning.utils.random import generator
 
 POOL: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float, float]] = {
-    "AutoContrast": (operations.auto_contrast, 0, 0),
+    "AutoContrast": (lambda images, _: functional.autocontrast(images), 0, 0),
     "Brightness": (operations.brightness, 0.05, 0.95),
     "Color": (operations.color, 0.05, 0.95),
     "Contrast": (operations.contrast, 0.05, 0.95),
-    "Equalize": (operations.equalize, 0, 0),
+    "Equalize": (lambda images, _: functional.equalize(images), 0, 0),
     "Identity": (lambda images, _: images, 0, 0),
     "Posterize": (operations.posterize, 4, 8),
     "Rotate": (operations.rotate, -30, 30),
