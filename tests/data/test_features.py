@@ -229,7 +229,7 @@ class TestBadInput:
             ((X, Y[:7]), r"features of shape \(60, 5\) with 7 labels"),
             ((X, Y + 0.5), "labeled: labels must be whole numbers"),
             ((X, Y, Y), "ndarray is no set|features without labels"),
-            ({"features": X, "labels": Y}, r"dict is no set of features. Give the name of a file, a torch data set of"),
+            ({"features": X, "labels": Y}, r"dict is no set of features"),
             ([1.0, 2.0], "float is no set of features"),
         ],
     )

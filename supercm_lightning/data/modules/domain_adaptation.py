@@ -37,8 +37,6 @@ class DomainAdaptationDataModule(ImageDataModule):
         eval_batch_size: Images per step of validation, test and prediction.
         num_val: Number of source images held out for validation, or their fraction of the source below 1.
         split_seed: Seed of that split, independent of the run's seed.
-        image_size: Side of the images that the model receives; None: 224 for photographs, for digits the largest of the
-            domains' but at least 28, and as they are for torch data sets.
         crop: Cut of the training images: `resized`, a box of random area and aspect ratio; or `center`. Photographs are
             stored at 8/7 of `image_size`, both sides resized, and evaluated on the central box. None: `resized` for
             photographs, else `center`.
@@ -88,7 +86,6 @@ class DomainAdaptationDataModule(ImageDataModule):
         eval_batch_size: int = 200,
         num_val: int | float = 0.1,
         split_seed: int = 0,
-        image_size: int | None = None,
         crop: Literal["resized", "center"] | None = None,
         crop_scale: tuple[float, float] = (0.08, 1.0),
         target_augment: AugmentOptions | None = None,

@@ -22,7 +22,8 @@ class ImageDataModule(ViewDataModule):
         mean: Mean per channel, or one for all, on the scale [0, 1].
         std: Standard deviation likewise.
         image_size: For image files: resized on the shorter side and cut to this square; None: all have one size, or 96
-            for ImageNet.
+            for ImageNet. Of several domains, the side of what the model receives; None: 224 for photographs, for digits
+            the largest of the domains' but at least 28, and as they are for torch data sets.
         in_memory: Hold all images in memory; None: if they take at most 4 GiB (a torch data set stays as it is).
         on_bad_image: For an image file that cannot be read: `error` stops and names it, `skip` decodes every file
             before the split, leaves the bad ones out, and counts and lists them.

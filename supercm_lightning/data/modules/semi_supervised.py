@@ -82,6 +82,8 @@ class SemiSupervisedDataModule(ImageDataModule):
         reading = replace(self.reading, in_memory=True) if whitening else self.reading
         others = {"unlabeled": unlabeled, "val": val, "test": test}
         self._use(source := make_source(dataset, root, reading, others, num_classes))
+        if num_labeled is not None and num_labeled < self.num_classes:
+            raise SuperCMError(f"num_labeled={num_labeled}: fewer labels than the {self.num_classes} classes.")
         self._choose_views(source)
         if whitening:
             self.preprocessing = {"whitening": True}
