@@ -302,7 +302,7 @@ def test_bad_data_stops_before_training() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--data.num_labeled", "5"], "num_labeled=5: fewer labels than the 10 classes; every class needs one."),
+        (["--data.num_labeled", "5"], "num_labeled=5: fewer labels than the 10 classes."),
         (["--model.lr", "-1"], "lr=-1.0"),
         (["--trainer.callbacks", "EMA", "--trainer.callbacks.decay", "7"], "decay=7.0"),
         (["--data.dataset", "folder", "--data.root", "nowhere"], "dataset=folder: root=nowhere is not a folder"),
