@@ -69,16 +69,10 @@ def coral(problem: Problem) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def fitted(x: np.ndarray, y: np.ndarray, seed: int) -> tuple[Any, dict[str, Any]]:
-    """Logistic regression on samples that are centered and divided by one number, so that C means the same everywhere.
+    """Logistic regression on samples (n, d), centered and divided by one number, so that C means the same everywhere.
 
-    Args:
-        x: Samples (n, d).
-        y: Labels (n,).
-        seed: Seed of the folds.
-
-    Returns:
-        The fitted pipeline, whose last step is the regression, and its `C`: chosen among 0.01, 0.1, 1 and 10 by
-        three-fold cross-validation where every class has five labels, else 1.
+    C is chosen among 0.01, 0.1, 1 and 10 by three-fold cross-validation where every class has five labels, else it is
+    1. Returns the fitted pipeline, whose last step is the regression, and its `C`.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, StratifiedKFold, train_test_split

@@ -13,7 +13,6 @@ def spread_labels(
     *,
     num_classes: int,
     alpha: float = 0.99,
-    class_mass: bool = True,
     proportions: np.ndarray | None = None,
 ) -> np.ndarray:
     """Label spreading (Zhou et al., 2004) over a graph.
@@ -26,8 +25,8 @@ def spread_labels(
         labels: Labels (n,), -1 where unknown.
         num_classes: Number of classes K.
         alpha: How far labels spread, in [0, 1).
-        class_mass: Scale the columns of F to `proportions` (Zhu et al., 2003), before each sample's sum is made 1.
-        proportions: Expected proportions of the classes, (K,) with sum 1; None: those among the labels.
+        proportions: Expected proportions of the classes, (K,) with sum 1, to which the columns of F are scaled (Zhu et
+            al., 2003) before each sample's sum is made 1; None: those among the labels.
 
     Returns:
         Soft labels (n, K) float64, each row with sum 1. A sample that is not connected with any label has the classes'
@@ -53,8 +52,7 @@ def spread_labels(
     scale = sparse.diags(1 / np.sqrt(np.asarray(graph.sum(axis=1)).ravel()))
     found = _solve(sparse.identity(len(labels), format="csr") - alpha * (scale @ graph @ scale), given).clip(0)
     proportions = given.sum(axis=0) / len(known) if proportions is None else proportions
-    if class_mass:
-        found *= proportions / np.maximum(found.sum(axis=0), 1e-300)
+    found *= proportions / np.maximum(found.sum(axis=0), 1e-300)
     total = found.sum(axis=1, keepdims=True)
     return np.where(total > 0, found / np.maximum(total, 1e-300), proportions)
 

@@ -127,15 +127,9 @@ def split_of(
     """The saved split where there is one and the data has samples of it, else a new one.
 
     Samples keep the side that they had; those that the saved split does not have are unlabeled. A saved split that
-    contradicts the options, and held-out samples that have lost their labels, are errors.
-
-    Args:
-        train: The training set.
-        strata: What a draw spreads over, (N,) int64, negative where the label is unknown.
-        options: `num_labeled`, `num_val`, `num_test` and `split_seed` as the user gave them, None or absent where not.
-        held_out: Number or fraction of the samples with labels to cut from `train` for `val` and `test`.
-        by_name: Whether a new split goes by the names of the samples rather than by their numbers.
-        saved: The saved split, or None.
+    contradicts the `options` that the user gave, and held-out samples that have lost their labels, are errors. A draw
+    spreads over the `strata` (N,), negative where the label is unknown, and goes `by_name` or by the samples' numbers.
+    `held_out` has the number, or fraction of the samples with labels, to cut from `train` for `val` and `test`.
     """
     seed = int(options.get("split_seed") or 0)
     if saved is not None:

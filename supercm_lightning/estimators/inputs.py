@@ -18,13 +18,8 @@ DTYPES = (np.float32, np.float64, np.float16, np.uint8)
 def check_samples(estimator: Any, X: Any, reset: bool) -> np.ndarray:
     """Features (n, d) or images (n, c, h, w) as an array of real numbers; a memory map is not copied.
 
-    Args:
-        estimator: The estimator, whose `n_features_in_` and `input_shape_` are set or compared.
-        X: What the user gave.
-        reset: Whether to set these (`fit`) or to compare (`predict`).
-
-    Raises:
-        ValueError: If X has another shape, or values that are not finite.
+    `n_features_in_` and `input_shape_` of the estimator are set (`reset`, for `fit`) or compared; another shape, or
+    values that are not finite, are a `ValueError`.
     """
     if not (isinstance(X, np.ndarray | torch.Tensor) and X.ndim == 4):
         array = validate_data(estimator, X, reset=reset, dtype=DTYPES)
@@ -43,14 +38,8 @@ def check_samples(estimator: Any, X: Any, reset: bool) -> np.ndarray:
 def encode_labels(estimator: Any, y: Any, known: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Classes of the labeled samples, sorted, and the number of each sample's class, -1 where it has none.
 
-    Args:
-        estimator: The estimator, for messages.
-        y: Labels (n,) of any type. Unlabeled are -1, None and NaN, and in arrays of strings "-1", which is what NumPy
-            makes of -1 among strings.
-        known: Samples whose labels may be read, (n,) bool; None: all.
-
-    Raises:
-        ValueError: If y holds no labels of classes.
+    Unlabeled are -1, None and NaN, and in arrays of strings "-1", which is what NumPy makes of -1 among strings. Only
+    labels of samples that are `known`, (n,) bool, are read; None: all. Labels of no classes are a `ValueError`.
     """
     if y is None:
         raise ValueError(f"{type(estimator).__name__} requires y to be passed, but the target y is None.")
@@ -74,11 +63,7 @@ def encode_labels(estimator: Any, y: Any, known: np.ndarray | None = None) -> tu
 
 
 def view_tensors(X: np.ndarray, weak: Any, strong: Any) -> list[torch.Tensor]:
-    """Stored views as tensors (n, v, d) and (n, s, d), of which one may be empty; nothing where there are none.
-
-    Raises:
-        SuperCMError: If they do not fit X (n, d).
-    """
+    """Stored views as tensors (n, v, d) and (n, s, d), of which one may be empty; nothing where there are none."""
     if weak is None and strong is None:
         return []
     views = [np.empty((len(X), 0, X.shape[1]), np.float32) if view is None else view for view in (weak, strong)]

@@ -93,15 +93,7 @@ class LightningEstimator(BaseEstimator):
     def _train(
         self, kind: type[Method], make_data: Callable[[], Any], num_classes: int, samples: int, **more: Any
     ) -> None:
-        """Trains a new model, unless there is one class only.
-
-        Args:
-            kind: Class of the method.
-            make_data: Makes the data module.
-            num_classes: Number of classes.
-            samples: Number of samples of an epoch.
-            **more: Options of the method.
-        """
+        """Trains a new model with the options `more`, unless there is one class; an epoch has so many `samples`."""
         self.model_: Method | None = None
         self._shift: tuple[Shift | None, ...] = (None,)
         self.n_steps_ = 0
