@@ -66,7 +66,7 @@ def extract_features(
         output: Folder of the files to write; files of these names are replaced.
         weak_views: Weak views of each image: flip, and shift by up to an eighth of the shorter side.
         strong_views: Strong views of each image: these, RandAugment and Cutout.
-        backbone: Any model of timm, or `small_cnn`, `wrn_28_2`, `wrn_28_8`, `resnet18_32`.
+        backbone: Any model of timm, or `small_cnn`, `fast_cnn`, `wrn_28_2`, `wrn_28_8`, `resnet18_32`.
         pretrained: Use timm's weights, fetched unless cached. False without a checkpoint: random weights.
         checkpoint: Local file of weights in place of those: of timm's model (.safetensors, .pth, .bin), or a checkpoint
             of a run with this backbone.

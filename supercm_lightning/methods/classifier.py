@@ -28,8 +28,9 @@ class Classifier(Predicting):
     Args:
         num_classes: Number of classes K; the command line takes it from the data.
         input_shape: Shape of one input, (C, H, W) for images or (d,) for features; likewise.
-        backbone: Name understood by `supercm_lightning.nn.build_backbone` (`small_cnn`, `wrn_28_2`, `wrn_28_8`,
-            `resnet18_32`, `mlp`, `identity`, or any timm model), or a module with an attribute `num_features`.
+        backbone: Name understood by `supercm_lightning.nn.build_backbone` (`small_cnn`, `fast_cnn`, `wrn_28_2`,
+            `wrn_28_8`, `resnet18_32`, `mlp`, `identity`, or any timm model), or a module with an attribute
+            `num_features`.
         backbone_options: Keyword arguments for the backbone's constructor, such as `{"pretrained": True}` for timm.
         backbone_checkpoint: File with weights to start from: a checkpoint of this library, a state dict of the
             backbone, or a file of timm (also `.safetensors`).

@@ -6,6 +6,7 @@ from supercm_lightning.nn.batch_norm import evaluating, frozen_batch_norm_stats
 from supercm_lightning.nn.buffers import resize_buffers
 from supercm_lightning.nn.clustering_head import ClusteringHead, class_totals, initialize_head
 from supercm_lightning.nn.domain import DomainDiscriminator, MultilinearMap, reverse_gradient
+from supercm_lightning.nn.fast_cnn import FastCNN
 from supercm_lightning.nn.small import MLP, Identity, ResNet18, SmallCNN
 from supercm_lightning.nn.weights import check_weights, freeze_stages, load_backbone_weights
 from supercm_lightning.nn.wide_resnet import WideResNet
@@ -15,6 +16,7 @@ __all__ = [
     "ClusteringHead",
     "DomainDiscriminator",
     "Ema",
+    "FastCNN",
     "Identity",
     "MultilinearMap",
     "ResNet18",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from supercm_lightning.nn.batch_norm import evaluating
+from supercm_lightning.nn.fast_cnn import FastCNN
 from supercm_lightning.nn.small import MLP, Identity, ResNet18, SmallCNN
 from supercm_lightning.nn.wide_resnet import WideResNet
 from supercm_lightning.utils.loggers import logger_level
@@ -20,6 +21,7 @@ _FEATURE_BACKBONES: dict[str, Callable[..., nn.Module]] = {
 }
 _IMAGE_BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "small_cnn": SmallCNN,
+    "fast_cnn": lambda shape, **kwargs: FastCNN(shape[0], **kwargs),
     "wrn_28_2": lambda shape, **kwargs: WideResNet(28, 2, shape[0], **kwargs),
     "wrn_28_8": lambda shape, **kwargs: WideResNet(28, 8, shape[0], **kwargs),
     "resnet18_32": lambda shape, **kwargs: ResNet18(shape[0], **kwargs),
@@ -69,8 +71,8 @@ def build_backbone(name: str, input_shape: tuple[int, ...], **kwargs: Any) -> nn
     """Builds a backbone by name: a module from (n, *input_shape) to (n, num_features), which is an attribute.
 
     Args:
-        name: For images `small_cnn`, `wrn_28_2`, `wrn_28_8`, `resnet18_32` or any model of timm; for vectors `mlp` or
-            `identity`.
+        name: For images `small_cnn`, `fast_cnn`, `wrn_28_2`, `wrn_28_8`, `resnet18_32` or any model of timm; for
+            vectors `mlp` or `identity`.
         input_shape: Shape of one input, (C, H, W) for images or (d,) for vectors; one that does not fit is an error.
         **kwargs: Arguments of the backbone's constructor. timm's models are untrained unless `pretrained=True`.
     """

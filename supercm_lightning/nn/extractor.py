@@ -25,7 +25,7 @@ class FrozenExtractor(nn.Module):
     same.
 
     Args:
-        backbone: Any model of timm, or `small_cnn`, `wrn_28_2`, `wrn_28_8`, `resnet18_32`.
+        backbone: Any model of timm, or `small_cnn`, `fast_cnn`, `wrn_28_2`, `wrn_28_8`, `resnet18_32`.
         pretrained: Use timm's weights, fetched unless cached, where there is no checkpoint.
         checkpoint: Local file of weights, or None.
         options: Arguments of the backbone's constructor.

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
 from supercm_lightning.nn import SmallCNN, WideResNet, build_backbone, evaluating
@@ -109,6 +110,9 @@ def test_wide_resnet_refuses_an_impossible_depth(depth: int) -> None:
         ("small_cnn", (3, 32, 32)),
         ("small_cnn", (2, 9, 20)),
         ("small_cnn", (1, 1, 3)),
+        ("fast_cnn", (3, 32, 32)),
+        ("fast_cnn", (1, 28, 28)),
+        ("fast_cnn", (4, 9, 20)),
         ("resnet18_32", (1, 28, 28)),
         ("mlp", (20,)),
         ("identity", (20,)),
@@ -133,6 +137,22 @@ def test_resnet18_32_keeps_the_resolution_of_small_images() -> None:
     backbone.get_submodule("layer4").register_forward_hook(lambda *call: sizes.append(call[-1].shape[-1]))
     backbone(torch.randn(2, 3, 32, 32))
     assert sizes == [32, 4]
+
+
+def test_fast_cnn_whitens_patches_of_photographs_and_does_not_learn_to() -> None:
+    photograph = torch.tensor(load_sample_image("china.jpg")).permute(2, 0, 1)[None].float()
+    small = F.interpolate(photograph, size=(64, 96), mode="area")
+    standardized = (small - small.mean((2, 3), keepdim=True)) / small.std((2, 3), keepdim=True)
+    backbone = build_backbone("fast_cnn", (3, 32, 32))
+    whitening = backbone.get_submodule("layers.0")
+    outputs = whitening(standardized)[0].flatten(1)
+    assert torch.equal(outputs[:12], -outputs[12:])
+    # Without the scales the deviations of the twelve patterns differ by a factor of more than 100.
+    deviations = outputs[:12].pow(2).mean(dim=1).sqrt()
+    assert deviations.min() > 0.2
+    assert deviations.max() < 5
+    assert not any(parameter.requires_grad for parameter in whitening.parameters())
+    assert parameters(backbone) < 1.5e6
 
 
 def test_small_cnn_keeps_where_things_are() -> None:
@@ -191,7 +211,7 @@ def test_backbones_for_vectors_refuse_images(name: str, shape: tuple[int, ...]) 
         build_backbone(name, shape)
 
 
-@pytest.mark.parametrize("name", ["small_cnn", "wrn_28_2", "resnet18_32", "resnet18"])
+@pytest.mark.parametrize("name", ["small_cnn", "fast_cnn", "wrn_28_2", "resnet18_32", "resnet18"])
 def test_backbones_for_images_refuse_vectors(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}.*images.*mlp"):
         build_backbone(name, (512,))
