@@ -78,6 +78,7 @@ class FeatureFile(LightningModule):
         views: Views,
         chunk: int = 64,
         num_workers: int | None = None,
+        precision: str = "32-true",
     ) -> None:
         super().__init__()
         self.path, self.store, self.class_names = path, store, class_names
@@ -87,7 +88,7 @@ class FeatureFile(LightningModule):
         # All that decides what is written: files, labels, weights and options.
         found = [os.stat(name) for name in store.names]
         files = [(name, one.st_size, one.st_mtime_ns) for name, one in zip(self.files, found, strict=True)]
-        network = (backbone, extractor.weights, sorted(extractor.settings.items()))
+        network = (backbone, extractor.weights, sorted(extractor.settings.items()), precision)
         content = json.dumps((files, store.labels.tolist(), class_names, network, asdict(views), chunk), default=str)
         self.key = hashlib.sha256(content.encode()).hexdigest()[:16]
         self.folder = path.with_name(f".{path.stem}.{self.key}.partial")

@@ -47,6 +47,7 @@ def extract_features(
     accelerator: str = "auto",
     devices: int | str = "auto",
     num_nodes: int = 1,
+    precision: str = "32-true",
     trainer: Trainer | None = None,
 ) -> dict[str, Path]:
     """Writes frozen features of images into .npz files, from which every method trains in seconds without a GPU.
@@ -86,7 +87,9 @@ def extract_features(
         accelerator: As in Lightning's Trainer: `auto`, `cpu`, `gpu`, …
         devices: How many devices, or which; with `cpu` the number of processes.
         num_nodes: Number of machines.
-        trainer: From Python, one of `feature_trainer` in place of these three.
+        precision: As in Lightning's Trainer. `bf16-mixed` is more than twice as fast on processors that multiply
+            bfloat16; features differ by less than a hundredth.
+        trainer: From Python, one of `feature_trainer` in place of these four.
 
     Returns:
         The file of each set.
@@ -109,7 +112,7 @@ def extract_features(
     if checkpoint is None and not pretrained:
         print(f"The weights of {backbone} are random: pretrained=false and no checkpoint.", file=sys.stderr)
     if trainer is None:
-        trainer = feature_trainer(accelerator=accelerator, devices=devices, num_nodes=num_nodes)
+        trainer = feature_trainer(accelerator=accelerator, devices=devices, num_nodes=num_nodes, precision=precision)
     written = {}
     for split, files in splits.items():
         store = FileStore(files, channels=3, image_size=None)
@@ -119,7 +122,8 @@ def extract_features(
         written[split] = output / f"{split}.npz"
         wanted = none if split in ("val", "test") else views
         about = (root, class_names, extractor, backbone)
-        new = FeatureFile(written[split], store, *about, wanted, batch_size, num_workers).write(trainer)
+        file = FeatureFile(written[split], store, *about, wanted, batch_size, num_workers, trainer.precision)
+        new = file.write(trainer)
         kinds = "" if wanted == none else f", {weak_views} weak and {strong_views} strong views"
         what = f"{len(store):,} samples of {extractor.num_features} features{kinds}: {written[split]}"
         _announce(what if new else f"{what} (found, nothing to do)")
@@ -170,5 +174,7 @@ def cached_features(root: Path, cache: Path, backbone: str, options: Mapping[str
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         # Not the processes of the run that asks: each of them comes here.
-        trainer = feature_trainer(devices=1, plugins=LightningEnvironment())
+        trainer = feature_trainer(
+            devices=1, plugins=LightningEnvironment(), precision=given.get("precision", "32-true")
+        )
         return folder, extract_features(root, folder, backbone=backbone, trainer=trainer, **given)

@@ -148,6 +148,15 @@ def test_workers_and_processes_give_the_same_features() -> None:
     assert len(read_from("one")) == 12
 
 
+def test_precision_changes_features_little_and_is_part_of_what_they_are() -> None:
+    write_images(Path("photos"), 4)
+    extract("features")
+    full = read_from("features")
+    extract("features", precision="bf16-mixed")
+    half = read_from("features")
+    assert 0 < np.abs(full - half).max() < 0.02 * np.abs(full).max()
+
+
 def read_from(folder: str) -> np.ndarray:
     return np.asarray(np.load(f"{folder}/train.npz")["features"])
 
