@@ -31,6 +31,7 @@ from supercm_lightning.callbacks import (
     RunSummary,
 )
 from supercm_lightning.callbacks.runs.continued_run import ContinuedRun
+from supercm_lightning.callbacks.runs.named_loggers import NamedLogger, tensorboard
 from supercm_lightning.callbacks.runs.run_folder import RunFolder, local_folder, run_folder
 from supercm_lightning.callbacks.runs.run_summary import accuracy_interval
 from supercm_lightning.callbacks.runs.run_text import result_lines, run_title
@@ -39,6 +40,7 @@ from supercm_lightning.callbacks.runs.slurm_requeue import SlurmRequeue
 from supercm_lightning.data import ViewDataModule
 from supercm_lightning.methods import predict_files
 from supercm_lightning.utils.checkpoints import AtomicCheckpointIO, check_classes, check_method, read_checkpoint
+from supercm_lightning.utils.configs import found_configs
 from supercm_lightning.utils.help import asked_help, class_help
 from supercm_lightning.utils.options import SuperCMError, user_error
 from supercm_lightning.utils.overview import answer
@@ -99,7 +101,7 @@ class SuperCMCLI(LightningCLI):
             SuperCMError: If `ckpt_path` does not exist, is damaged, could run code, belongs to another method, or has
                 other values of options; or if another command than `fit` has none, or `last`.
         """
-        for section, name in asked_help(sys.argv[1:] if args is None else args):
+        for section, name in asked_help(args):
             print(class_help(section, name))
             sys.exit(0)
         try:
@@ -164,11 +166,12 @@ class SuperCMCLI(LightningCLI):
             additions.insert(0, AdaptationScores())
         if self.subcommand == "fit" and SLURMEnvironment.detect():
             additions.append(SlurmRequeue())
-        if config.get("logger") in (None, True) and not config.get("fast_dev_run") and not config.get("barebones"):
+        logger = tensorboard() if config.get("logger") in (None, True) else config["logger"]
+        if isinstance(logger, NamedLogger) and not config.get("fast_dev_run") and not config.get("barebones"):
             start = self.config_init[self.subcommand].get("ckpt_path")
             self._folder = run_folder(self.subcommand, start, self.config_dump, config.get("callbacks"))
             self.config_init[self.subcommand]["ckpt_path"] = self._folder.checkpoint
-            kwargs["logger"] = self._folder.loggers()
+            kwargs["logger"] = self._folder.loggers(logger, self._title)
             additions.insert(0, ContinuedRun())
         plugins = config.get("plugins") or []
         plugins = list(plugins) if isinstance(plugins, Sequence) and not isinstance(plugins, str) else [plugins]
@@ -184,9 +187,12 @@ class SuperCMCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Prints what is trained."""
+        rank_zero_info(f"{self._title}: {sum(p.numel() for p in self.model.parameters()):,} parameters")
+
+    @property
+    def _title(self) -> str:
         options = self.datamodule.hparams if self.datamodule is not None else {}
-        title = run_title(type(self.model).__name__, type(self.datamodule).__name__, options)
-        rank_zero_info(f"{title}: {sum(p.numel() for p in self.model.parameters()):,} parameters")
+        return run_title(type(self.model).__name__, type(self.datamodule).__name__, options)
 
     def test(self, verbose: bool = True, **options: Any) -> None:
         """Tests, and prints the results with four decimals."""
@@ -245,7 +251,8 @@ def run(args: ArgsType = None, extra_callbacks: Sequence[Callback] = ()) -> Supe
     """Runs the command line from Python.
 
     Args:
-        args: Arguments without the program's name, as strings or as a dictionary; None: those of the process.
+        args: Arguments without the program's name, as strings or as a dictionary; None: those of the process. Configs
+            of the package may be named from any folder, such as `--config quickstart`.
         extra_callbacks: Callbacks beside those of the configuration, which does not mention them.
 
     Returns:
@@ -255,6 +262,8 @@ def run(args: ArgsType = None, extra_callbacks: Sequence[Callback] = ()) -> Supe
         SuperCMError: If an option, a file or the data cannot be used; the message names it.
         SystemExit: If the arguments cannot be parsed; the reason is printed.
     """
+    args = sys.argv[1:] if args is None else args
+    args = found_configs(args) if isinstance(args, list) else args
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
     with warnings.catch_warnings():
         for message in _WARNINGS:

@@ -18,6 +18,8 @@ from PIL import Image
 
 from supercm_lightning.cli import SuperCMCLI, run
 from supercm_lightning.data import DATASETS, DOMAIN_SETS
+from supercm_lightning.utils.configs import FOLDER, answer_configs, config_file, found_configs
+from supercm_lightning.utils.options import SuperCMError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FRAGMENTS = sorted(file for folder in ("_data", "_trainer") for file in (CONFIGS / folder).glob("*.yaml"))
@@ -212,6 +214,39 @@ def test_a_fragment_for_this_machine_trains(name: str) -> None:
     short = ["--trainer.max_epochs", "1", "--data.steps_per_epoch", "1", "--trainer.callbacks", "null"]
     cli = run(["fit", *files, *short, "--trainer.enable_progress_bar", "false"])
     assert cli.trainer.global_step == 1
+
+
+# ---------------------------------------------------------------------------------------------------- supercm configs
+def test_configs_are_listed_by_the_words_of_their_line() -> None:
+    assert "ssl/mnist " in answer_configs([])
+    lines = answer_configs(["mnist", "vat"]).splitlines()
+    assert any(line.split()[0] == "ssl/mnist/supercm_vat" for line in lines)
+    assert all({"mnist", "vat"} <= set(re.findall("mnist|vat", line.lower())) for line in lines)
+    with pytest.raises(SuperCMError, match="none with nothing_such"):
+        answer_configs(["nothing_such"])
+
+
+@pytest.mark.parametrize("name", ["quickstart", "ssl/mnist/supercm_vat.yaml", "configs/uda/office31/supercm.yaml"])
+def test_a_copy_is_complete_in_one_file(name: str) -> None:
+    printed = answer_configs(["copy", name, "mine/"])
+    (file,) = Path("mine").iterdir()
+    assert f"--config {file}" in printed
+    assert plain(parser().parse_args(["--config", str(file)])) == parsed(
+        CONFIGS / config_file(name).relative_to(FOLDER)
+    )
+    assert "../" not in file.read_text(encoding="utf-8")
+    with pytest.raises(SuperCMError, match="exists"):
+        answer_configs(["copy", name, str(file)])
+
+
+def test_a_config_of_the_package_is_found_from_any_folder() -> None:
+    given = ["fit", "--config", "quickstart", "--trainer=configs/_trainer/cpu.yaml", "--data.root", "quickstart"]
+    found = found_configs(given)
+    assert found[2] == str(FOLDER / "quickstart.yaml")
+    assert found[3] == f"--trainer={FOLDER / '_trainer' / 'cpu.yaml'}"
+    assert found[4:] == given[4:]
+    Path("quickstart").write_text("mine")
+    assert found_configs(given)[2] == "quickstart"
 
 
 # ---------------------------------------------------------------------------------------------------------- training

@@ -1,6 +1,7 @@
 """Samplers of the training and evaluation loaders."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,9 +68,42 @@ class CyclingSampler(DistributedSampler[int]):
     def _order(self, number: int) -> Tensor:
         """The order of one pass, computed once: an epoch may be a small fraction of a large set."""
         if self._permutation is None or self._permutation[0] != number:
-            order = torch.randperm(self.set_size, generator=generator(self.seed, self.name, number))
-            self._permutation = number, order
+            self._permutation = number, self._new_order(generator(self.seed, self.name, number))
         return self._permutation[1]
+
+    def _new_order(self, stream: torch.Generator) -> Tensor:
+        return torch.randperm(self.set_size, generator=stream)
+
+
+class BalancedSampler(CyclingSampler):
+    """Like `CyclingSampler`, with every class equally often: each K samples in a row are one of every class, shuffled.
+
+    A pass has as many rounds as the mean class has samples: rare classes are repeated within it, and of frequent ones
+    it has a random part.
+
+    Args:
+        labels: Class of each sample, (n,).
+        *args: Arguments of `CyclingSampler` after the first.
+
+    Examples:
+        >>> labels = torch.tensor([0, 0, 0, 0, 1, 1])
+        >>> order = list(BalancedSampler(labels, 2, 3, seed=0, name="labeled", rank=0, world_size=1))
+        >>> sorted(labels[order].tolist()), len(set(order))
+        ([0, 0, 0, 1, 1, 1], 5)
+    """
+
+    def __init__(self, labels: Tensor, *args: Any, **kwargs: Any) -> None:
+        self.classes = [(labels == one).nonzero().flatten() for one in labels.unique()]
+        self.rounds = -(-len(labels) // len(self.classes))
+        super().__init__(self.rounds * len(self.classes), *args, **kwargs)
+
+    def _new_order(self, stream: torch.Generator) -> Tensor:
+        columns = []
+        for own in self.classes:
+            passes = [own[torch.randperm(len(own), generator=stream)] for _ in range(-(-self.rounds // len(own)))]
+            columns.append(torch.cat(passes)[: self.rounds])
+        order = torch.rand(self.rounds, len(columns), generator=stream).argsort(dim=1)
+        return torch.stack(columns, dim=1).gather(1, order).flatten()
 
 
 class ShardSampler(DistributedSampler[int]):

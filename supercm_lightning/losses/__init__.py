@@ -1,5 +1,6 @@
 """Loss functions on tensors: no Lightning, no state."""
 
+from supercm_lightning.losses.balance import balanced_cross_entropy, class_balance
 from supercm_lightning.losses.clustering import clustering_loss, clustering_loss_terms
 from supercm_lightning.losses.consistency import (
     balanced_consistency_loss,
@@ -19,8 +20,10 @@ from supercm_lightning.losses.domain import (
 
 __all__ = [
     "balanced_consistency_loss",
+    "balanced_cross_entropy",
     "batch_nuclear_norm",
     "certainty_weight",
+    "class_balance",
     "clustering_loss",
     "clustering_loss_terms",
     "consistency_loss",

@@ -4,14 +4,14 @@ from functools import reduce
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 from supercm_lightning.callbacks.training.finite_losses import FiniteLosses
 from supercm_lightning.callbacks.training.step_seed import StepSeed
 from supercm_lightning.contracts import Batch, Step, StepObserver, Terms
-from supercm_lightning.methods.checks import check_bases, check_data, check_terms
+from supercm_lightning.losses import balanced_cross_entropy, class_balance
+from supercm_lightning.methods.checks import check_balance, check_bases, check_data, check_terms, labeled_counts
 from supercm_lightning.methods.optim import Optimized
 from supercm_lightning.nn import frozen_batch_norm_stats
 from supercm_lightning.utils.options import check_choice
@@ -31,6 +31,11 @@ class Method(Optimized):
     Args:
         batch_norm: `joint`: labeled and unlabeled samples share one forward and its batch statistics; `split`: one
             forward each.
+        class_weight: Weight of each class in the cross-entropy, [w_1, …, w_K], or `balanced`: in inverse proportion to
+            its number of labeled samples, with mean 1 over the samples.
+        logit_adjustment: Factor τ on the log of each class's fraction of the labeled samples, added to its logit in the
+            cross-entropy alone (Menon et al., ICLR 2021); 1 is the paper's, 0 none. Rare classes are predicted more
+            often.
         **kwargs: Options of `Optimized` and `Classifier`: optimizer and network.
 
     Raises:
@@ -52,10 +57,18 @@ class Method(Optimized):
         super().__init_subclass__(**kwargs)
         check_bases(cls, [base for base in cls.__bases__ if issubclass(base, Method)])
 
-    def __init__(self, batch_norm: Literal["joint", "split"] = "joint", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        batch_norm: Literal["joint", "split"] = "joint",
+        class_weight: Literal["balanced"] | list[float] | None = None,
+        logit_adjustment: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         check_choice(batch_norm=(batch_norm, ("joint", "split")))
         super().__init__(**kwargs)
+        check_balance(self)
         self._observed_batch = -1
+        self._class_balance: tuple[Tensor | None, Tensor | None] = (None, None)
 
     # ------------------------------------------------------------------------------------------------ forward
     @property
@@ -109,8 +122,9 @@ class Method(Optimized):
         return Terms(ce=self.supervised_loss(step))
 
     def supervised_loss(self, step: Step) -> Tensor:
-        """Cross-entropy, mean over the labeled samples."""
-        return F.cross_entropy(step.labeled_logits, step.y)
+        """Cross-entropy, mean over the labeled samples, with the weights and the adjustment of the options."""
+        weight, shift = (None if one is None else one.to(step.y.device) for one in self._class_balance)
+        return balanced_cross_entropy(step.labeled_logits, step.y, weight, shift)
 
     def diagnostics(self, step: Step) -> dict[str, Tensor]:
         """Scalars worth a curve, computed without gradient at logged steps; extend like `losses`."""
@@ -166,6 +180,10 @@ class Method(Optimized):
 
     def setup(self, stage: str) -> None:
         """Compares the model with the data and the trainer: a contradiction is an error before the first step."""
-        check_data(self, datamodule_of(self.trainer))
+        data = datamodule_of(self.trainer)
+        check_data(self, data)
         check_trainer(self.trainer, type(self).__name__)
         super().setup(stage)
+        if stage == "fit" and (self.hparams.class_weight is not None or self.hparams.logit_adjustment):
+            counts = labeled_counts(data, self.num_classes)
+            self._class_balance = class_balance(counts, self.hparams.class_weight, self.hparams.logit_adjustment)

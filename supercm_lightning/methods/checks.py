@@ -1,10 +1,13 @@
 """Checks of what an author of a method writes, and of the data that a method meets."""
 
+import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.data import ViewDataModule
+from supercm_lightning.utils.options import SuperCMError, check_choice, check_range
 
 
 def check_bases(cls: Any, bases: list[Any]) -> None:
@@ -64,3 +67,37 @@ def check_data(model: Any, data: Any) -> None:
         found = tuple(found) if isinstance(found, (list, tuple)) else found
         if found is not None and found != expected:
             raise SuperCMError(f"{name}: the model was built for {expected}, the data has {found}.")
+
+
+def check_balance(model: Any) -> None:
+    """Checks the options of a method for classes of unequal size.
+
+    Raises:
+        SuperCMError: If the method has no labels, or the weights are not one per class, each positive.
+    """
+    weight, shift = model.hparams.class_weight, model.hparams.logit_adjustment
+    if not model.needs_labeled and (weight is not None or shift):
+        raise SuperCMError(
+            f"{'class_weight' if weight is not None else 'logit_adjustment'}: {type(model).__name__} learns without "
+            "labels, whose classes could be counted. Leave it out; asd_reuse suits clusters of unequal size."
+        )
+    if isinstance(weight, str):
+        check_choice(class_weight=(weight, ("balanced", "a list of one weight per class")))
+    elif weight is not None and (len(weight) != model.num_classes or not all(0 < one < math.inf for one in weight)):
+        raise SuperCMError(f"class_weight={weight}: give {model.num_classes} positive numbers, one per class.")
+    check_range(0, logit_adjustment=shift)
+
+
+def labeled_counts(data: Any, num_classes: int) -> Tensor:
+    """Number of labeled samples of each class (K,), in which a training sees them.
+
+    Raises:
+        SuperCMError: If the data module does not tell, or balances its batches itself.
+    """
+    if not isinstance(data, ViewDataModule):
+        raise SuperCMError("class_weight, logit_adjustment: need a data module of supercm_lightning.data.")
+    if data.hparams.get("balanced_batches"):
+        raise SuperCMError(
+            "balanced_batches: balances the classes already; leave out class_weight or logit_adjustment."
+        )
+    return torch.bincount(data.samples["labeled"].labels.cpu(), minlength=num_classes)

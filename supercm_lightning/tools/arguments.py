@@ -12,6 +12,7 @@ from typing import Any
 
 from jsonargparse import get_loader
 
+from supercm_lightning.utils.configs import found_configs
 from supercm_lightning.utils.parser import CommandParser
 
 
@@ -61,7 +62,7 @@ def parse(
     repeated = re.compile(rf"--({'|'.join(several)})(?==|$)")
     arguments = [
         repeated.sub(r"--\1+", argument) if several else argument
-        for argument in (sys.argv[1:] if given is None else given)
+        for argument in found_configs(sys.argv[1:] if given is None else given)
     ]
     return vars(parser.instantiate_classes(parser.parse_args(arguments)))
 

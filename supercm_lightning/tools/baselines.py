@@ -25,6 +25,7 @@ from supercm_lightning.baselines import (
 )
 from supercm_lightning.data import ViewDataModule
 from supercm_lightning.tools.arguments import read_config
+from supercm_lightning.utils.configs import found_configs
 from supercm_lightning.utils.help import asked_help, class_help
 from supercm_lightning.utils.options import MissingFileError, SuperCMError, check_range
 from supercm_lightning.utils.parser import CommandParser, errors_in_one_line, find_local_modules
@@ -58,7 +59,7 @@ def read_options(given: Sequence[str]) -> tuple[CommandParser, Namespace]:
 
 
 def _without_config(given: Sequence[str]) -> Iterator[str]:
-    arguments = iter(given)
+    arguments = iter(found_configs(given))
     for argument in arguments:
         name, _, value = argument.partition("=")
         if name != "--config":

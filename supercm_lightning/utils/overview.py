@@ -2,9 +2,13 @@
 
 import ast
 import re
+import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from supercm_lightning.utils.configs import answer_configs
+from supercm_lightning.utils.options import SuperCMError
 
 HELP = """supercm COMMAND [options]: learning from few labels, across domains, or with none
 
@@ -13,12 +17,19 @@ HELP = """supercm COMMAND [options]: learning from few labels, across domains, o
   supercm fit --config FILE.yaml          options from a file
   supercm test --config FILE.yaml --ckpt_path FILE.ckpt
   supercm predict --run FOLDER photo.jpg  classes of new files, by the run in that folder
+  supercm configs WORD                    configs of the package; supercm configs copy NAME
 
 supercm --help lists methods and data; supercm fit --model.help SuperCM the options of one."""
 
 
 def answer(arguments: Sequence[str]) -> str | None:
-    """What `supercm` prints without arguments, with `--help` and with `--version`; None for other arguments."""
+    """What `supercm` prints without arguments, with `--help`, `--version` and `configs`; None for other arguments."""
+    if list(arguments[:1]) == ["configs"]:
+        try:
+            return answer_configs(arguments[1:])
+        except SuperCMError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
     if list(arguments) == ["--version"]:
         from supercm_lightning import __version__
 
@@ -28,7 +39,7 @@ def answer(arguments: Sequence[str]) -> str | None:
 
 def overview() -> str:
     """Commands, methods and data modules of the package."""
-    lines = ["supercm fit|validate|test|predict [options]", ""]
+    lines = ["supercm fit|validate|test|predict [options]", "supercm configs [WORD ...] | copy NAME", ""]
     for section, folder, base in (("model", "methods", "Method"), ("data", "data/modules", "ViewDataModule")):
         lines += [f"--{section}, with options by --{section}.help NAME:"]
         lines += [line_of(name, text, 36) for name, text in sorted(_classes(folder, base))] + [""]

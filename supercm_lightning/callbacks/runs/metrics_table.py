@@ -6,20 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from supercm_lightning.utils.files import write_atomically
 
 
-class MetricsTable(Logger):
+class MetricsTable(CSVLogger):
     """Logs metrics into `metrics.csv`, one row for each call.
 
     Lightning's `CSVLogger` deletes the file of an earlier start; this logger appends to it.
 
     Args:
-        folder: The folder of the file.
+        folder: The folder of the file, that of a run.
 
     Examples:
         >>> import tempfile
@@ -30,17 +30,17 @@ class MetricsTable(Logger):
     """
 
     def __init__(self, folder: str | Path) -> None:
-        super().__init__()
-        self.file = Path(folder, "metrics.csv")
+        folder = Path(folder)
+        super().__init__(folder.parents[1], folder.parent.name, folder.name)
+        self.file = folder / "metrics.csv"
         self._columns: list[str] | None = None
 
     @property
-    def name(self) -> None:
-        """None: the folder was given whole."""
+    def experiment(self) -> Any:
+        """None: the writer of Lightning would delete the rows."""
 
-    @property
-    def version(self) -> None:
-        """Likewise."""
+    def save(self) -> None:
+        """Nothing: every row is written at once."""
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from yaml import YAMLError
 
 from supercm_lightning.callbacks.runs.metrics_table import MetricsTable, drop_rows
+from supercm_lightning.callbacks.runs.named_loggers import NamedLogger, csv
 from supercm_lightning.utils.checkpoints import newest_checkpoint
 from supercm_lightning.utils.options import SuperCMError
 from supercm_lightning.utils.trainer import is_rank_zero
@@ -46,14 +48,20 @@ class RunFolder:
     steps: int | None = None
     lock: FileLock | None = None
 
-    def loggers(self) -> list[Logger]:
-        """TensorBoard's event file and `metrics.csv` in the run's folder, without the steps that will be repeated."""
+    def loggers(self, chosen: NamedLogger, title: str) -> list[Logger]:
+        """The loggers of a run, in its folder, without the steps that will be repeated.
+
+        Args:
+            chosen: What logs beside `metrics.csv`.
+            title: Method and data.
+        """
         # Readers of event files drop what was logged from `purge_step` on before the resumed run began.
         board = TensorBoardLogger(self.root, version=self.version, default_hp_metric=False, purge_step=self.steps)
         table = MetricsTable(board.log_dir)
         if self.steps is not None and is_rank_zero():
             drop_rows(table.file, self.steps)
-        return [board, table]
+        files = [table] if isinstance(chosen, csv) else [board, table]
+        return files + chosen.beside(Path(board.log_dir), re.sub(r"[^\w.]+", "-", title))
 
     def close(self, failed: bool) -> None:
         """Ends the run; the new folder of one that failed before it logged anything is removed.

@@ -3,6 +3,7 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from supercm_lightning.data.manifest import SIDES, Manifest
 from supercm_lightning.data.modules.known_samples import KnownSamples
 from supercm_lightning.data.modules.pipeline import TrainLoader, eval_loader, loader_options
 from supercm_lightning.data.preparation import OPTIONS, check_preparation, save_options
-from supercm_lightning.data.samplers import CyclingSampler
+from supercm_lightning.data.samplers import BalancedSampler, CyclingSampler
 from supercm_lightning.data.sources.base import Source
 from supercm_lightning.data.sources.images import progress
 from supercm_lightning.data.sources.names import normalized
@@ -262,9 +263,16 @@ class ViewDataModule(KnownSamples, ABC):
         if (owner := next(owners, None)) is not None:
             self.seed = owner.run_seed
         steps, seed = self.num_steps, self._seed
+        balanced = self.hparams.get("balanced_batches")
+        order_of = {
+            split: partial(BalancedSampler, samples.labels)
+            if balanced and split == "labeled"
+            else partial(CyclingSampler, len(samples))
+            for split, samples in splits.items()
+        }
         return {
             split: TrainLoader(
-                sampler=CyclingSampler(len(splits[split]), size, steps, seed, split, rank, world, lambda: self._step),
+                sampler=order_of[split](size, steps, seed, split, rank, world, lambda: self._step),
                 batch_size=size,
                 **loader_options(split, splits[split], self.num_workers),
             )

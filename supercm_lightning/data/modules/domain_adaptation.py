@@ -37,6 +37,7 @@ class DomainAdaptationDataModule(ImageDataModule):
         eval_batch_size: Images per step of validation, test and prediction.
         num_val: Number of source images held out for validation, or their fraction of the source below 1.
         split_seed: Seed of that split, independent of the run's seed.
+        balanced_batches: Sample every class equally often into the source batches, whatever its number of samples.
         crop: Cut of the training images: `resized`, a box of random area and aspect ratio; or `center`. Photographs are
             stored at 8/7 of `image_size`, both sides resized, and evaluated on the central box. None: `resized` for
             photographs, else `center`.
@@ -86,6 +87,7 @@ class DomainAdaptationDataModule(ImageDataModule):
         eval_batch_size: int = 200,
         num_val: int | float = 0.1,
         split_seed: int = 0,
+        balanced_batches: bool = False,
         crop: Literal["resized", "center"] | None = None,
         crop_scale: tuple[float, float] = (0.08, 1.0),
         target_augment: AugmentOptions | None = None,

@@ -54,6 +54,7 @@ class FeatureDataModule(ViewDataModule):
         eval_batch_size: Samples per step of validation, test and prediction.
         steps_per_epoch: Steps per epoch; None: one pass over the unlabeled samples.
         split_seed: Seed of the split.
+        balanced_batches: Sample every class equally often into the labeled batches, whatever its number of samples.
         standardize: Subtract the mean and divide by the standard deviation, per feature: those of all training samples,
             labeled and unlabeled (`joint`), or of the training samples of each domain by itself (`domain`).
         noise: Standard deviation of the noise in the weak view, the clean vector or a stored weak one.
@@ -94,6 +95,7 @@ class FeatureDataModule(ViewDataModule):
         eval_batch_size: int = 2000,
         steps_per_epoch: int | None = None,
         split_seed: int = 0,
+        balanced_batches: bool = False,
         standardize: Literal["joint", "domain"] | None = None,
         noise: float = 0.0,
         strong_noise: float = 0.0,

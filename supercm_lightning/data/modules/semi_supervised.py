@@ -37,6 +37,7 @@ class SemiSupervisedDataModule(ImageDataModule):
         split_file: JSON file of the split: read if it exists, else written. Numbers and a `split_seed` other than 0
             that are given beside a file must agree with it.
         labeled_in_unlabeled: Let the labeled images appear among the unlabeled ones too.
+        balanced_batches: Sample every class equally often into the labeled batches, whatever its number of samples.
         whitening: Global contrast normalization and ZCA in place of `mean` and `std`; such images have no strong view.
         unlabeled: A torch data set of unlabeled images, in addition to those of `dataset` (from Python).
         val: A torch data set of validation images (from Python).
@@ -68,6 +69,7 @@ class SemiSupervisedDataModule(ImageDataModule):
         split_seed: int = 0,
         split_file: str | Path | None = None,
         labeled_in_unlabeled: bool = False,
+        balanced_batches: bool = False,
         whitening: bool = False,
         unlabeled: Dataset[Any] | None = None,
         val: Dataset[Any] | None = None,

@@ -10,6 +10,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from supercm_lightning.tools.arguments import read_config
+from supercm_lightning.utils.configs import config_file
 from supercm_lightning.utils.options import MissingFileError, SuperCMError
 
 
@@ -133,9 +134,9 @@ class Grid:
             file = self.config.format(method=row.method, data=column.data)
         except (KeyError, IndexError) as error:
             raise SuperCMError(f"config={self.config!r}: only {{method}} and {{data}} are filled in.") from error
-        if not Path(file).is_file():
+        if not (found := config_file(file)).is_file():
             raise MissingFileError(f"config={file}: no such file; paths are relative to {Path.cwd()}.")
-        return file
+        return str(found)
 
 
 @dataclass(frozen=True)
