@@ -269,7 +269,7 @@ def test_command_runs(command: Command, finished_run: Path) -> None:
         shutil.copy(checkpoint, file)
     assert command.script is not None
     name, arguments = command.script
-    asks = {"--help", "--print_config", "--model.help", "--data.help"} & {
+    asks = {"configs", "--help", "--print_config", "--model.help", "--data.help"} & {
         argument.partition("=")[0] for argument in arguments
     }
     if asks:

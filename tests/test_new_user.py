@@ -80,6 +80,19 @@ def test_photographs_to_a_table_without_the_training_images() -> None:
     assert len(rows) == 45
     assert {row["class"] for row in rows} <= {"zero", "one", "two"}
     assert Path(works(f"supercm-bench report {run}").strip()).is_file()
+    Path("new/broken.png").write_bytes(b"no image")
+    assert "new/broken.png" in works(f"supercm predict --run {run} new --on_bad_image skip")
+    works(f"python -c \"from supercm_lightning import SuperCM; SuperCM.load('{run}').save_pretrained('mine')\"")
+    works("supercm predict --run mine new/zero0.png")
+
+
+def test_a_config_of_the_package_is_found_copied_and_run_with_another_logger() -> None:
+    (line,) = works("supercm configs digits softmatch cpu supercm").splitlines()
+    name = line.split()[0]
+    assert works(f"supercm configs copy {name} mine.yaml").endswith("supercm fit --config mine.yaml\n")
+    balance = "--model.class_weight balanced --data.balanced_batches false --trainer.logger csv"
+    assert "test/acc" in works(f"supercm fit --config mine.yaml {balance} {SHORT}")
+    assert not list(Path("lightning_logs/version_0").glob("events*"))
 
 
 def test_two_domains_name_source_and_target() -> None:
@@ -129,6 +142,15 @@ def test_quickstart_and_an_estimator_in_a_pipeline() -> None:
             "resnet18",
             "backbone_checkpoint",
         ),
+        (f"supercm fit {DIGITS} {SHORT} --trainer.logger wandbb", "wandbb", "wandb"),
+        (f"supercm fit {DIGITS} {SHORT} --model.class_weight equal", "class_weight", "balanced"),
+        (
+            f"supercm fit --model ASD --data ClusteringDataModule {SHORT} --model.logit_adjustment 1",
+            "ASD",
+            "Leave it out",
+        ),
+        ("supercm configs nothing", "nothing", "supercm configs"),
+        ("supercm configs copy nothing", "nothing", "supercm configs"),
         ("supercm predict --run nowhere photo.jpg", "nowhere", "no such file"),
         ("supercm-bench report .", "run=.", "supercm fit"),
         ("supercm-export --ckpt nowhere", "ckpt", "ckpt_path"),

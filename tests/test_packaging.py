@@ -57,7 +57,9 @@ def test_every_imported_distribution_is_declared(project):
     # What a dependency happens to bring along can disappear with its next release.
     modules = {"scikit-learn": "sklearn", "pillow": "PIL", "umap-learn": "umap", "pyyaml": "yaml",
                "typing-extensions": "typing_extensions", "docstring-parser": "docstring_parser"}  # fmt: skip
-    extras = [line for name in ("umap", "bench", "export", "tune") for line in project["optional-dependencies"][name]]
+    extras = [
+        line for name in ("umap", "bench", "export", "hub", "tune") for line in project["optional-dependencies"][name]
+    ]
     declared = {modules.get(r.name, r.name) for r in map(Requirement, project["dependencies"] + extras)}
     imported = set()
     for file in (ROOT / "supercm_lightning").rglob("*.py"):

@@ -26,6 +26,7 @@ class Preparation(nn.Module):
         input_shape: Shape of one input of the model.
 
     Attributes:
+        state: The state.
         class_names: Names of the classes, or None.
         stored_shape: Shape (C, H, W) to which image files are brought; None: the data had no files.
         extractor: `backbone`, `weights` (a hash) and `image_size` of the network that gave features, those that are
@@ -41,6 +42,7 @@ class Preparation(nn.Module):
 
     def __init__(self, state: Mapping[str, Any], input_shape: tuple[int, ...]) -> None:
         super().__init__()
+        self.state = state
         known: Mapping[str, Any] = state.get("preprocessing") or {}
         measured = dict(state.get("measured") or {})
         names = state.get("class_names")

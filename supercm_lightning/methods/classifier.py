@@ -1,5 +1,6 @@
 """The network of every method, and its evaluation."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -16,7 +17,13 @@ from supercm_lightning.contracts import Backbone
 from supercm_lightning.data import ViewDataModule
 from supercm_lightning.methods.prediction import Predicting
 from supercm_lightning.nn import build_backbone, check_weights, freeze_stages, initialize_head, load_backbone_weights
-from supercm_lightning.utils.checkpoints import AtomicCheckpointIO, check_classes, local_file, read_checkpoint
+from supercm_lightning.utils.checkpoints import (
+    AtomicCheckpointIO,
+    check_classes,
+    is_pretrained,
+    local_file,
+    read_checkpoint,
+)
 from supercm_lightning.utils.lightning_private import trainer_of
 from supercm_lightning.utils.options import SuperCMError, check_choice, check_positive, check_range
 from supercm_lightning.utils.trainer import datamodule_of
@@ -127,8 +134,13 @@ class Classifier(Predicting):
         Raises:
             SuperCMError: If the file is a URL, damaged, or names a class that was not imported before.
         """
-        check_classes(checkpoint_path, read_checkpoint(checkpoint_path).get("hyper_parameters"))
-        return super().load_from_checkpoint(local_file(checkpoint_path), *args, **{"weights_only": True} | kwargs)
+        content = read_checkpoint(checkpoint_path)
+        check_classes(checkpoint_path, content.get("hyper_parameters"))
+        source: Any = local_file(checkpoint_path) if not is_pretrained(checkpoint_path) else BytesIO()
+        if isinstance(source, BytesIO):  # Lightning reads files of torch alone
+            torch.save(content, source)
+            source.seek(0)
+        return super().load_from_checkpoint(source, *args, **{"weights_only": True} | kwargs)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks the weights of a checkpoint.

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,6 +25,7 @@ def predict_files(
     weights: str | Path | None = None,
     model: str | None = None,
     names: str | Path | None = None,
+    on_bad_image: Literal["error", "skip"] = "error",
 ) -> Path:
     """Predicts images or features without the data of the training, and writes a table.
 
@@ -32,7 +33,7 @@ def predict_files(
     `confidence_2` and so on. A method without labels gives `cluster` in place of `class`.
 
     Args:
-        run: Folder of a run, whose best checkpoint is taken, or a checkpoint.
+        run: Folder of a run, whose best checkpoint is taken, a checkpoint, or a pretrained model, `hf://OWNER/NAME`.
         inputs: Image files, folders of images, at any depth, or `.npz` files with `features`.
         output: File to write: CSV, or Parquet if its name ends so.
         top_k: Number of classes for each sample.
@@ -41,6 +42,7 @@ def predict_files(
         model: Name or path of the method's class; None: that of the checkpoint.
         names: Table with the columns `file` and `class`, some of the files, which name the clusters in a column
             `class`; prints which clusters have no name, and which classes are split.
+        on_bad_image: For an image file that cannot be read: `error`, or `skip`, which leaves it out and names it.
 
     Returns:
         The table.
@@ -62,7 +64,7 @@ def predict_files(
             images.append(str(given))
         else:
             raise MissingFileError(f"{given}: no such file or folder.")
-    found += predictor.predict_images(images, top_k, weights=weights)
+    found += predictor.predict_images(images, top_k, weights=weights, on_bad_image=on_bad_image)
     if not found:
         raise SuperCMError(f"no images in {', '.join(map(str, inputs))}.")
     columns: dict[str, list[Any]] = {"file": [one.file for one in found]}
@@ -118,9 +120,11 @@ def main(args: Sequence[str]) -> list[str]:
         raise SuperCMError(f"run={given['run']}: no config.yaml in it that names the data; give images or features.")
     writer = {"filename": str(output), "probabilities": str(given["probabilities"]).lower()}
     writer |= {"names": str(given["names"])} if given["names"] else {}
+    skipping = ["--data.on_bad_image", "skip"] if given["on_bad_image"] == "skip" else []
     return [
         *("predict", "--config", str(config), "--ckpt_path", str(checkpoint_of(given["run"]))),
         *("--trainer.default_root_dir", str(output.parent)),
         *("--data.predict_on", "unlabeled", "--trainer.logger", "false", "--trainer.callbacks+=PredictionWriter"),
+        *skipping,
         *(f"--trainer.callbacks.{name}={value}" for name, value in writer.items()),
     ]

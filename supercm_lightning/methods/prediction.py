@@ -6,17 +6,20 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from PIL import Image
 from torch import Tensor
 from typing_extensions import Self
 
 from supercm_lightning.data.preparation import Preparation
-from supercm_lightning.data.sources.images import read_image
+from supercm_lightning.data.sources.images import REMEDY, UnreadableImage, read_image
+from supercm_lightning.methods.pretrained import push_to_hub, save_pretrained
 from supercm_lightning.nn.extractor import FrozenExtractor
 from supercm_lightning.utils.checkpoints import check_classes, checkpoint_of, read_checkpoint
 from supercm_lightning.utils.options import SuperCMError, check_range
@@ -48,13 +51,33 @@ class Predicting(LightningModule):
 
     input_shape: tuple[int, ...]
     preparation: Preparation | None = None
+    card = ""
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Self:
+        """Loads a model that `save_pretrained` wrote, from its folder or from the Hub, `hf://OWNER/NAME`."""
+        return cls.load(path)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Writes a loaded model into a folder of plain files: safetensors, JSON and a card of the run.
+
+        Raises:
+            SuperCMError: If the model was not loaded from a checkpoint, or an option is no plain value.
+        """
+        return save_pretrained(self, folder)
+
+    def push_to_hub(self, name: str, private: bool = False) -> str:
+        """Uploads a loaded model to the Hugging Face Hub as `OWNER/NAME` (extra `hub`); gives its address."""
+        with TemporaryDirectory() as folder:
+            return push_to_hub(save_pretrained(self, folder), name, private)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Loads a trained model for evaluation.
 
         Args:
-            path: A checkpoint, or the folder of a run, whose best checkpoint is taken, else the newest.
+            path: A checkpoint, the folder of a run, whose best checkpoint is taken, else the newest, or what
+                `from_pretrained` takes.
 
         Raises:
             MissingFileError: If there is no checkpoint.
@@ -79,6 +102,7 @@ class Predicting(LightningModule):
         top_k: int = 1,
         batch_size: int = 64,
         weights: str | Path | None = None,
+        on_bad_image: Literal["error", "skip"] = "error",
     ) -> list[Prediction]:
         """Predicts images: prepared as in the training, upright as their EXIF orientation says.
 
@@ -88,6 +112,7 @@ class Predicting(LightningModule):
             top_k: Number of classes in each prediction, the most probable ones.
             batch_size: Images per forward.
             weights: For a model that reads features: file of weights of the network that gave them.
+            on_bad_image: For a file that cannot be read: `error`, or `skip`, which leaves it out and names it.
 
         Raises:
             SuperCMError: If the model was not loaded from a checkpoint that says how images are read, or one cannot be.
@@ -96,8 +121,16 @@ class Predicting(LightningModule):
         names = [str(one) if isinstance(one, str | Path) else str(place) for place, one in enumerate(images)]
         read = self._images(weights)
         for start in range(0, len(images), batch_size):
-            chosen = slice(start, start + batch_size)
-            found += self._predict(torch.stack([read(one) for one in images[chosen]]), names[chosen], top_k)
+            samples: dict[int, Tensor] = {}
+            for place, one in enumerate(images[start : start + batch_size], start):
+                try:
+                    samples[place] = read(one)
+                except UnreadableImage as error:
+                    if on_bad_image == "error":
+                        raise
+                    rank_zero_warn(f"left out: {str(error).removesuffix(REMEDY)}")
+            if samples:
+                found += self._predict(torch.stack([*samples.values()]), [names[place] for place in samples], top_k)
         return found
 
     def predict_features(
@@ -125,14 +158,15 @@ class Predicting(LightningModule):
             found += self._predict(rows[chosen].float(), names[chosen], top_k)
         return found
 
-    def _prepared(self) -> Preparation:
+    def prepared(self) -> Preparation:
+        """How samples become inputs; an error where no checkpoint said it."""
         if self.preparation is None:
             raise SuperCMError("The model was not loaded from a checkpoint: use load(path of a checkpoint or run).")
         return self.preparation
 
     def _images(self, weights: str | Path | None) -> Any:
         """What turns an image into a sample of the model: pixels, or features of them."""
-        prepared = self._prepared()
+        prepared = self.prepared()
         known = prepared.extractor
         if weights is None or "backbone" not in known:
             return prepared.read
@@ -150,7 +184,7 @@ class Predicting(LightningModule):
 
     @torch.inference_mode()
     def _predict(self, samples: Tensor, names: Sequence[str], top_k: int) -> list[Prediction]:
-        prepared, training = self._prepared(), self.training
+        prepared, training = self.prepared(), self.training
         self.eval()
         probabilities = self(prepared(samples).to(self.device)).float().softmax(1).cpu()
         self.train(training)
@@ -188,7 +222,10 @@ def load_model(path: str | Path, kind: str | type[Predicting] | None = None) -> 
     if (options.get("backbone_options") or {}).get("pretrained"):
         local["backbone_options"] = options["backbone_options"] | {"pretrained": False}
     assert named is not None
-    return named.load_from_checkpoint(file, map_location="cpu", **local).eval()
+    model = named.load_from_checkpoint(file, map_location="cpu", **local).eval()
+    card = file.parent / "card.md"
+    vars(model)["card"] = card.read_text(encoding="utf-8") if card.is_file() else ""
+    return model
 
 
 def _class(name: str) -> type[Predicting]:

@@ -22,7 +22,7 @@ _SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
 
 
 def export_model(
-    ckpt_path: Path,
+    ckpt_path: str | Path,
     output: Path | None = None,
     format: Literal["onnx", "torch_export"] = "onnx",
     model: str | None = None,
@@ -36,8 +36,8 @@ def export_model(
     ONNX, `metadata.json` among the extra files of torch.export. A run that averaged its weights gives these.
 
     Args:
-        ckpt_path: The checkpoint, or the folder of a run, whose best one is taken.
-        output: File to write; None: beside the checkpoint, under its name.
+        ckpt_path: The checkpoint, the folder of a run, whose best one is taken, or a pretrained model, `hf://OWNER/NAME`.
+        output: File to write; None: beside the checkpoint, under its name; of a pretrained model `model.onnx` here.
         format: `onnx` (needs the extra `export`), which onnxruntime and many others run, or `torch_export`.
         model: Name of a method of this package or path of a class, such as `my_methods.Mine`; None: the class that the
             checkpoint names, if it is of this package.
@@ -54,7 +54,8 @@ def export_model(
     if format == "onnx":
         check_installed("export", "onnx", "onnxscript", "onnxruntime")
     ckpt_path = checkpoint_of(ckpt_path)
-    output = output.expanduser() if output is not None else ckpt_path.with_suffix(_SUFFIXES[format])
+    beside = ckpt_path if ckpt_path.is_file() else Path("model")
+    output = output.expanduser() if output is not None else beside.with_suffix(_SUFFIXES[format])
     if output.is_dir() or output.resolve() == ckpt_path.resolve():
         problem = "is a folder" if output.is_dir() else "is the checkpoint itself, which would be lost"
         raise SuperCMError(f"output={output}: {problem}. Give the name of a new file.")

@@ -9,9 +9,12 @@ from pickle import UnpicklingError
 from typing import Any
 from zipfile import BadZipFile
 
+import lightning
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from supercm_lightning.utils.files import check_sums, write_atomically
@@ -45,6 +48,56 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(path, mmap=False)
 
 
+PRETRAINED = ("model.safetensors", "config.json", "README.md")
+"""Files of a folder that `save_pretrained` writes."""
+
+
+def hub() -> Any:
+    """The package `huggingface_hub`; a clear error without it."""
+    try:
+        import huggingface_hub
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("huggingface_hub not found: pip install 'supercm-lightning[hub]'.") from error
+    return huggingface_hub
+
+
+def fetched(path: str | Path) -> Path:
+    """The local folder of a model that `hf://OWNER/NAME` names on the Hugging Face Hub; other paths as they are.
+
+    Raises:
+        SuperCMError: If the Hub cannot be reached or has no such model.
+    """
+    if not str(path).startswith("hf://"):
+        return Path(path).expanduser()
+    try:
+        return Path(hub().snapshot_download(str(path).removeprefix("hf://"), allow_patterns=list(PRETRAINED)))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise SuperCMError(
+            f"{path}: cannot be fetched ({reason}). Check the name, the network, or `hf auth login`."
+        ) from error
+
+
+def is_pretrained(path: str | Path) -> bool:
+    """Whether a folder is one that `save_pretrained` wrote."""
+    return all(Path(path, name).is_file() for name in PRETRAINED[:2])
+
+
+def _read_pretrained(folder: Path) -> dict[str, Any]:
+    """Such a folder as a checkpoint."""
+    try:
+        tensors, content = load_file(folder / PRETRAINED[0]), json.loads((folder / PRETRAINED[1]).read_text("utf-8"))
+        own = {"_class_path": content["class_path"], "_instantiator": "lightning.pytorch.cli.instantiate_module"}
+        options = content["options"] | own
+        measured = {name[9:]: tensors.pop(name) for name in list(tensors) if name.startswith("measured:")}
+        known = {"pytorch-lightning_version": lightning.__version__, "data": content["data"] | {"measured": measured}}
+        return known | {"state_dict": tensors, "hyper_parameters": options}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise SuperCMError(
+            f"{folder}: no model of this package, or damaged ({type(error).__name__}: {error})."
+        ) from error
+
+
 def local_file(path: str | Path) -> Path:
     """The file that `ckpt_path` names; a missing one, a URL and a folder are errors."""
     if "://" in str(path):
@@ -58,10 +111,15 @@ def local_file(path: str | Path) -> Path:
 
 
 def checkpoint_of(path: str | Path) -> Path:
-    """A checkpoint: a file, or the best one of a run's folder by its summary, else the newest there."""
-    run = Path(path).expanduser()
+    """A checkpoint: a file, or the best one of a run's folder by its summary, else the newest there.
+
+    A folder that `save_pretrained` wrote, or its name on the Hub, `hf://OWNER/NAME`, stands for itself.
+    """
+    run = fetched(path)
     if not run.is_dir():
         return local_file(path)
+    if is_pretrained(run):
+        return run
     folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
     files = sorted(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
     if not files:
@@ -80,6 +138,8 @@ def read_checkpoint(path: str | Path, mmap: bool = True) -> dict[str, Any]:
     With `mmap` tensors stay in the file until they are used. A file that is damaged, no checkpoint, or holds more than
     tensors, numbers and strings is an error.
     """
+    if is_pretrained(path):
+        return _read_pretrained(Path(path))
     file = local_file(path)
     try:
         check_sums(file)

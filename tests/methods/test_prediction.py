@@ -80,8 +80,13 @@ def test_photographs_are_predicted_from_anywhere(
     assert not model.training
     with pytest.raises(SuperCMError, match=r"a checkpoint of SuperCM\. Load it by SuperCM\.load"):
         Supervised.load(next(Path("../moved/checkpoints").glob("*.ckpt")))
+    Path("../elsewhere/bad.jpg").write_bytes(b"no image")
+    with pytest.warns(UserWarning, match=r"left out: .*bad\.jpg"):
+        main(["predict", "--run", "../moved", "../elsewhere", "--on_bad_image", "skip"])
+    assert table(Path("predictions.csv")).keys() == found.keys()
     for arguments, message in [
         (["--run", "../moved", "nothing.jpg"], "nothing.jpg: no such file or folder"),
+        (["--run", "../moved", "../elsewhere"], "on_bad_image: skip"),
         (["--run", ".", "../elsewhere"], "no checkpoints in this folder"),
         (["--run", "../moved", "../elsewhere", "--top_k", "3"], "top_k=3"),
     ]:
