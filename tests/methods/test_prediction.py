@@ -88,7 +88,7 @@ def test_photographs_are_predicted_from_anywhere(
         (["--run", "../moved", "nothing.jpg"], "nothing.jpg: no such file or folder"),
         (["--run", "../moved", "../elsewhere"], "on_bad_image: skip"),
         (["--run", ".", "../elsewhere"], "no checkpoints in this folder"),
-        (["--run", "../moved", "../elsewhere", "--top_k", "3"], "top_k=3"),
+        (["--run", "../moved", "../elsewhere/cat", "--top_k", "3"], "top_k=3"),
     ]:
         with pytest.raises(SystemExit, match="2"):
             main(["predict", *arguments])
