@@ -98,11 +98,8 @@ class FeatureSource(Source):
 def _common_views(labeled: Sequence[FeatureStore], unlabeled: Sequence[FeatureStore]) -> tuple[int, int]:
     """Numbers of weak and strong views of the training samples; labeled ones may have none."""
     views, given = unlabeled[0].num_views, labeled[0].num_views
-    for store, expected in [
-        (unlabeled[0], views if given == (0, 0) else given),
-        *((store, views) for store in unlabeled),
-        *((store, given) for store in labeled),
-    ]:
+    expected_of = [(store, views) for store in unlabeled] + [(s, views if any(given) else given) for s in labeled]
+    for store, expected in expected_of:
         if store.num_views != expected:
             found, wanted = (" and ".join(map(str, numbers)) for numbers in (store.num_views, expected))
             raise SuperCMError(
