@@ -109,7 +109,7 @@ def fit(devices: int, batch: int, steps: int = 20) -> dict[str, torch.Tensor]:
     trainer = Trainer(
         max_epochs=2, accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto",
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        num_sanity_val_steps=0, callbacks=[Watch(), EMA(decay=0.9, start_step=10)],
+        num_sanity_val_steps=0, callbacks=[Watch(), EMA(decay=0.9)],
     )  # fmt: skip
     trainer.fit(model, datamodule=data)
     return {name: value.clone() for name, value in model.state_dict().items()}

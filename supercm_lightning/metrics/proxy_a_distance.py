@@ -48,15 +48,7 @@ def proxy_a_distance(source_features: Tensor, target_features: Tensor, seed: int
 
 
 def subsample(samples: Tensor, limit: int, seed: int = 0) -> Tensor:
-    """Chooses samples at random.
-
-    Args:
-        samples: Samples, (n, …).
-        limit: Most samples to choose.
-        seed: Seed of the choice, which is the same for every tensor of n samples.
-
-    Returns:
-        At most `limit` samples, in their order.
+    """A random choice of at most `limit` samples (n, …), in their order; the same for every tensor of n samples.
 
     Examples:
         >>> subsample(torch.arange(10), limit=3).shape
@@ -71,19 +63,9 @@ def subsample(samples: Tensor, limit: int, seed: int = 0) -> Tensor:
 def held_out_domain_evidence(
     source_features: Tensor, target_features: Tensor, inverse_penalty: float = 1.0, seed: int = 0
 ) -> Tensor:
-    """Log-odds of the target domain for every sample, by a logistic regression fitted without the sample.
+    """Log p(target | x) − log p(source | x) of every sample, source samples first, (n_s + n_t,) float64 on the host.
 
-    Args:
-        source_features: Features of the source, (n_s, d), n_s >= 5.
-        target_features: Features of the target, (n_t, d), n_t >= 5.
-        inverse_penalty: C of the regression on standardized features, > 0.
-        seed: Seed of the folds.
-
-    Returns:
-        log p(target | x) − log p(source | x), source samples first, (n_s + n_t,) float64 on the host.
-
-    Raises:
-        SuperCMError: If a domain has fewer than five samples, the widths differ, or a feature is not finite.
+    By a logistic regression on standardized features, fitted without the sample, with C = `inverse_penalty`.
 
     Examples:
         >>> held_out_domain_evidence(torch.randn(20, 4), torch.randn(30, 4)).shape

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from supercm_lightning.utils.options import SuperCMError, check_choice
+from supercm_lightning.utils.options import check_decay
 
 Warmup: TypeAlias = Literal["mean", "ratio"] | None
 
@@ -29,13 +29,6 @@ def ema_decay(step: int, decay: float, warmup: Warmup = None) -> float:
     return decay
 
 
-def check_decay(decay: float, warmup: Warmup) -> None:
-    """Checks the decay of an average, in [0, 1) or, with a warm-up, 1, and its warm-up."""
-    check_choice(warmup=(warmup, ("mean", "ratio", None)))
-    if not 0 <= decay <= 1 or (decay == 1 and warmup is None):
-        raise SuperCMError(f"decay={decay}: must be in [0, 1); with 1 the average never changes.")
-
-
 class Ema(nn.Module):
     """Exponential moving average of the weights of a module: average ← d · average + (1 − d) · weights.
 
@@ -44,7 +37,7 @@ class Ema(nn.Module):
 
     Args:
         module: The module to follow.
-        decay: Decay d after the warm-up, in [0, 1); 1 is allowed with a warm-up.
+        decay: Decay d after the warm-up, in [0, 1).
         warmup: Warm-up of the decay, `mean`, `ratio` or None; see `ema_decay`.
         average_buffers: Average the floating-point buffers too, such as the running statistics of batch norm. False:
             copy them. Other buffers are always copied.
@@ -61,14 +54,10 @@ class Ema(nn.Module):
     """
 
     def __init__(
-        self,
-        module: nn.Module,
-        decay: float,
-        warmup: Warmup = None,
-        average_buffers: bool = False,
+        self, module: nn.Module, decay: float, warmup: Warmup = None, average_buffers: bool = False
     ) -> None:
         super().__init__()
-        check_decay(decay, warmup)
+        check_decay(decay=decay)
         self.decay = decay
         self.warmup = warmup
         self.average_buffers = average_buffers
@@ -83,7 +72,8 @@ class Ema(nn.Module):
         """Moves the average towards the present weights, without waiting for the device; the warm-up goes by `step`."""
         averaged, copied = self._pairs(module)
         if averaged:
-            torch._foreach_lerp_(*_columns(averaged), 1 - ema_decay(step, self.decay, self.warmup))
+            averages, weights = map(list, zip(*averaged, strict=True))
+            torch._foreach_lerp_(averages, weights, 1 - ema_decay(step, self.decay, self.warmup))
         for average, live in copied:
             average.copy_(live)
 
@@ -102,11 +92,3 @@ class Ema(nn.Module):
             floating = self.average_buffers and average.is_floating_point()
             (averaged if floating else copied).append((average, live))
         return averaged, copied
-
-    def extra_repr(self) -> str:
-        """The rule of the average."""
-        return f"decay={self.decay}, warmup={self.warmup!r}, average_buffers={self.average_buffers}"
-
-
-def _columns(pairs: list[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
-    return [average for average, _ in pairs], [live for _, live in pairs]

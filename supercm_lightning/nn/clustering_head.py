@@ -73,10 +73,6 @@ class ClusteringHead(nn.Module):
             change = (sums / counts.clamp_min(1) - centroids) / self.updates.clamp_min(1)[:, None]
             self.centroids.copy_(torch.where(present, centroids + change, centroids))
 
-    def extra_repr(self) -> str:
-        """The options that the submodules do not show."""
-        return f"temperature={self.temperature}, counter={self.counter!r}"
-
 
 def class_totals(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Sums of the features (n, d) of each class and, in the last column, their numbers, (K, d + 1), float32 or wider.

@@ -32,11 +32,8 @@ class FrozenExtractor(nn.Module):
         image_size: Side of the images, or None for the model's own.
         crop_pct: Fraction of the shorter side that the central square shows, in (0, 1]; None: the model's own.
 
-    Attributes:
-        num_features: Width d of the output.
-        weights: Hash of the weights, 16 hexadecimal digits.
-        settings: `input_size`, `interpolation`, `mean`, `std`, `crop_pct` and `crop_mode`, as timm calls them.
-        resized: Length of the shorter side before the crop.
+    `weights` is a hash of the weights, `settings` what timm calls `input_size`, `interpolation`, `mean`, `std`,
+    `crop_pct` and `crop_mode`, and `resized` the length of the shorter side before the crop.
 
     Examples:
         >>> extractor = FrozenExtractor("small_cnn", pretrained=False, image_size=16)

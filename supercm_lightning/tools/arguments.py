@@ -17,11 +17,7 @@ from supercm_lightning.utils.parser import CommandParser
 
 
 def check_installed(extra: str, *packages: str) -> None:
-    """Checks that the packages of an extra are installed.
-
-    Raises:
-        ModuleNotFoundError: If one is missing; the message names the extra.
-    """
+    """Checks that the packages of an extra are installed; the error names the extra."""
     if missing := [name for name in packages if find_spec(name) is None]:
         raise ModuleNotFoundError(f"{', '.join(missing)} not found: pip install 'supercm-lightning[{extra}]'.")
 
@@ -44,15 +40,11 @@ def parse(
     positional: bool = False,
     **texts: Any,
 ) -> dict[str, Any]:
-    """Reads the arguments of a function.
+    """Reads the arguments of a function, from those given or those of the process.
 
-    Args:
-        function: The function.
-        given: Arguments without the program's name; None: those of the process.
-        several: Options that add to a list each time they are given.
-        skip: Arguments of the function that the command line has no option for.
-        positional: Whether what has no default is given without its name.
-        **texts: Texts of the help, `prog` and `description`; without the latter what the function says of itself.
+    The options `several` add to a list each time they are given, and `skip` are none; with `positional`, what has no
+    default is given without its name. `prog` and `description` are texts of the help, the latter by default what the
+    function says of itself.
     """
     purpose = (inspect.getdoc(function) or "").partition("\n\n")[0]
     # auto_cli would keep the name --config for itself

@@ -32,17 +32,7 @@ from supercm_lightning.utils.parser import CommandParser, errors_in_one_line, fi
 
 
 def read_options(given: Sequence[str]) -> tuple[CommandParser, Namespace]:
-    """Reads the arguments: `--config FILE`, `--data …` and `--seed_everything` as in `supercm`, and a few more.
-
-    Args:
-        given: Arguments without the program's name.
-
-    Returns:
-        The parser, and what it read.
-
-    Raises:
-        MissingFileError: If the configuration does not exist.
-    """
+    """Reads the arguments: `--config FILE`, `--data …` and `--seed_everything` as in `supercm`, and a few more."""
     parser = CommandParser(
         prog="supercm-baselines",
         description="What needs no training, on your data: a table, a file, and what to start with.",
@@ -78,16 +68,7 @@ def _without_config(given: Sequence[str]) -> Iterator[str]:
 def tabulate(parser: CommandParser, options: Namespace, console: Console) -> tuple[list[dict[str, Any]], int]:
     """Runs the methods for every seed, and keeps the rows in the output file.
 
-    Args:
-        parser: The parser that read the options.
-        options: The options.
-        console: Where the progress is shown.
-
-    Returns:
-        The rows of all seeds, and the number of labeled samples.
-
-    Raises:
-        SuperCMError: If an option or the data cannot be used.
+    Gives the rows of all seeds, and the number of labeled samples.
     """
     check_range(1, seeds=options.seeds)
     rows: list[dict[str, Any]] = []
@@ -137,11 +118,7 @@ def _percent(values: Sequence[float]) -> str:
 
 @errors_in_one_line()
 def main(args: list[str] | None = None) -> None:
-    """The console script.
-
-    Args:
-        args: Arguments without the program's name; None: those of the process.
-    """
+    """The console script, with arguments without the program's name, or those of the process."""
     find_local_modules()
     given = sys.argv[1:] if args is None else args
     for section, name in asked_help(given):

@@ -163,9 +163,5 @@ def _run_program(file: Path, x: Tensor) -> Tensor:
 
 @errors_in_one_line()
 def main(args: list[str] | None = None) -> None:
-    """The console script.
-
-    Args:
-        args: Arguments without the program's name; None: those of the process.
-    """
+    """The console script, with arguments without the program's name, or those of the process."""
     export_model(**parse(export_model, args, prog="supercm-export"))

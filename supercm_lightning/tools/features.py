@@ -7,10 +7,6 @@ from supercm_lightning.utils.parser import errors_in_one_line
 
 @errors_in_one_line()
 def main(args: list[str] | None = None) -> None:
-    """The console script.
-
-    Args:
-        args: Arguments without the program's name; None: those of the process.
-    """
+    """The console script, with arguments without the program's name, or those of the process."""
     options = parse(extract_features, args, skip=("trainer",), prog="supercm-features")
     extract_features(**options)

@@ -271,11 +271,7 @@ def _warn_of_close_trials(best: "optuna.trial.FrozenTrial", values: Sequence[flo
 
 @errors_in_one_line()
 def main(args: list[str] | None = None) -> None:
-    """The console script.
-
-    Args:
-        args: Arguments without the program's name; None: those of the process.
-    """
+    """The console script, with arguments without the program's name, or those of the process."""
     find_local_modules()
     try:
         with sigterm_interrupts():

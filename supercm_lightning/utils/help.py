@@ -17,14 +17,9 @@ _BASES = {"model": LightningModule, "data": LightningDataModule}
 
 
 def class_help(section: str, name: str) -> str:
-    """The options of a method or data module, with defaults and meaning.
+    """The options of a method or data module (section `model` or `data`), with defaults and meaning.
 
-    Args:
-        section: `model` or `data`.
-        name: Name of the class, with its module for one of the user's own; empty: an overview.
-
-    Raises:
-        SuperCMError: If there is no such class.
+    A class of the user is named with its module; without a name it is an overview.
     """
     if not name or name.startswith("-"):
         return overview()

@@ -63,14 +63,9 @@ class CommandParser(LightningArgumentParser):
 
 
 def explain(message: str, known: Iterable[str] = ()) -> str:
-    """Shortens a message of jsonargparse to one line.
+    """A message of jsonargparse in one line: the option, what is wrong, and names close to the one that was given.
 
-    Args:
-        message: The message.
-        known: Options that there are; empty: those of `supercm`.
-
-    Returns:
-        The option, what is wrong with it, and names that are close to the one that was given.
+    `known` are the options that there are, by default those of `supercm`.
 
     Examples:
         >>> explain("unrecognized arguments: --trainer.max_epoch 1")

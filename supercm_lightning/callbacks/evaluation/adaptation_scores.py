@@ -104,16 +104,19 @@ class AdaptationScores(Callback):
         self._tables = (SampleTable(), SampleTable())
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Keeps features, logits and labels."""
-        self._keep(outputs, batch, dataloader_idx)
+        if not isinstance(outputs, dict) or not {"features", "logits"} <= outputs.keys():
+            raise SuperCMError(
+                "AdaptationScores needs features and logits from the evaluation steps of the module, as in "
+                'return {"features": features, "logits": logits}.'
+            )
+        index = batch[2] if len(batch) > 2 else None
+        features, logits = outputs["features"].float(), outputs["logits"].float()
+        self._tables[dataloader_idx].add(index, features=features, logits=logits, labels=batch[1])
+
+    on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the scores."""
@@ -159,18 +162,6 @@ class AdaptationScores(Callback):
         """Forgets the samples of validation."""
         self._tables = (SampleTable(), SampleTable())
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keeps features, logits and labels."""
-        self._keep(outputs, batch, dataloader_idx)
-
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the distance of the domains, and the report on the fit."""
         report = self._report(trainer)
@@ -197,16 +188,6 @@ class AdaptationScores(Callback):
             "target/acc_selected": selected["target_acc"],
             "oracle/target_acc_best": max(validation["target_acc"] for validation in curve),
         }
-
-    def _keep(self, outputs: Any, batch: Any, dataloader_idx: int) -> None:
-        if not isinstance(outputs, dict) or not {"features", "logits"} <= outputs.keys():
-            raise SuperCMError(
-                "AdaptationScores needs features and logits from the evaluation steps of the module, as in "
-                'return {"features": features, "logits": logits}.'
-            )
-        index = batch[2] if len(batch) > 2 else None
-        features, logits = outputs["features"].float(), outputs["logits"].float()
-        self._tables[dataloader_idx].add(index, features=features, logits=logits, labels=batch[1])
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> float:

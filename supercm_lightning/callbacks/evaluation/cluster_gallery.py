@@ -59,26 +59,14 @@ class ClusterGallery(Callback):
 
     # ---------------------------------------------------------------------------------------------------- samples
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Keeps what was predicted of a batch of the first loader."""
         if dataloader_idx == 0 and len(batch) > 2 and isinstance(outputs, dict) and "logits" in outputs:
             self._keep(outputs["logits"].float().softmax(dim=1), batch[2], batch[1])
 
     def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Likewise; labels are not looked at."""
         if dataloader_idx == 0 and outputs["index"] is not None:

@@ -16,19 +16,10 @@ def name_clusters(
 ) -> tuple[list[str], list[str]]:
     r"""Gives each cluster the name that most of its examples have; of equally many the one that comes first.
 
-    Args:
-        examples: Table in CSV with the columns `file` and `class`. A file may be given by the end of its path.
-        files: File of each clustered sample, or its index as text.
-        clusters: Cluster of each sample, in [0, num_clusters).
-        num_clusters: Number of clusters.
-
-    Returns:
-        Name of each cluster, empty where it has no example; and notes on clusters without a name, on those that have
-        examples of several classes, and on classes that are split over several clusters.
-
-    Raises:
-        MissingFileError: If there is no such table.
-        SuperCMError: If it lacks a column, or a file of it is none of the samples, or several.
+    The examples are a table in CSV with the columns `file`, perhaps the end of a path alone, and `class`; `files` and
+    `clusters` are those of each sample. A table that lacks a column, and a file that is none of the samples, or
+    several, are errors. The result is the name of each cluster, empty where it has no example, and notes on clusters
+    without a name, on those with examples of several classes, and on classes that are split over several clusters.
 
     Examples:
         >>> import os, tempfile

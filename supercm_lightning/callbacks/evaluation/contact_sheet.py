@@ -18,13 +18,7 @@ _GAP, _LINE, _RED = 3, 13, (200, 30, 30)
 
 @dataclass(frozen=True)
 class Picture:
-    """A small image.
-
-    Attributes:
-        image: The image, of any size; its center square is shown.
-        lines: Lines of text below it.
-        is_wrong: Whether it has a red frame.
-    """
+    """An image of any size, whose center square is shown, lines of text below it, and whether its frame is red."""
 
     image: Image.Image
     lines: tuple[str, ...]
@@ -34,13 +28,7 @@ class Picture:
 def contact_sheet(
     headings: Sequence[str], bands: Sequence[tuple[str, Sequence[Sequence[Picture]]]], columns: int, size: int
 ) -> Image.Image:
-    """Draws a band for each class, with groups of images side by side.
-
-    Args:
-        headings: Name of each group.
-        bands: Title of each band and the images of each of its groups, at most `columns`.
-        columns: Room of a group, in images.
-        size: Side of an image in pixels.
+    """Draws a band with a title for each class, with named groups of images, at most `columns` of a side, in each.
 
     Examples:
         >>> cat = Picture(Image.new("RGB", (20, 10)), ("98 %",))
@@ -82,17 +70,10 @@ def contact_sheet(
 def sample_images(
     data: ViewDataModule, split: str, places: Tensor, size: int, root: str | Path | None = None
 ) -> list[Image.Image]:
-    """Images of samples: from their files, else from what the data module holds.
+    """Images of samples of a split: from their files, else from what the data module holds; empty if they have none.
 
-    Args:
-        data: The data module.
-        split: Split of the samples.
-        places: Their positions in the split, (n,) int64.
-        size: Large files are read with about this length of their shorter side.
-        root: Folder from which names of files count; None: the folder of images of frozen features, or none.
-
-    Returns:
-        The images; an empty list if they have none.
+    `places` are positions in the split, (n,) int64; names of files count from `root`, or from the folder of images of
+    frozen features. Large files are read with about `size` pixels on their shorter side.
     """
     samples = data.samples[split]
     if samples.store.names is not None:

@@ -30,18 +30,10 @@ def feature_figure(
     title: str = "",
     is_target: Tensor | None = None,
 ) -> "Figure":
-    """Draws points, colored by class, and a star at the centroid of each class.
+    """Draws points (n, 2), colored by class, (n,) and below 0 where unknown, and a star at the centroid of each class.
 
-    Args:
-        points: Embedded features, (n, 2).
-        labels: Classes, (n,); below 0 where unknown.
-        class_names: Names of the classes.
-        stars: Embedded centroid, (2,), of each class that has one.
-        title: Title.
-        is_target: Which samples are of the target domain, (n,) bool; they get a marker of their own. None: one domain.
-
-    Returns:
-        The figure, independent of windows and of the state of pyplot.
+    Samples of the target domain, where there are two, get a marker of their own. The figure is independent of windows
+    and of the state of pyplot.
 
     Examples:
         >>> import numpy

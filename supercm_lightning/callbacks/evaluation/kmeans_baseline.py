@@ -67,13 +67,7 @@ class KMeansBaseline(Callback):
         self._chosen = torch.zeros(size, dtype=torch.bool).index_fill_(0, order[: self.max_samples], True)
 
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Keeps features, inputs and labels of the chosen samples of the first loader."""
         if dataloader_idx != 0:

@@ -48,13 +48,7 @@ class PredictionCollapse(Callback):
         self.message, self._counts = None, torch.zeros(2, classes, device=pl_module.device)
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Counts the predictions and the labels of a batch: of the target, or else of the first loader."""
         classes = self._counts.shape[1]

@@ -71,13 +71,7 @@ class PredictionWriter(Callback):
             self._tables.clear()
 
     def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: dict[str, Tensor | None],
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Keeps the predictions of a batch."""
         probabilities, index = outputs["probabilities"], outputs["index"]
@@ -90,13 +84,7 @@ class PredictionWriter(Callback):
         self._keep(dataloader_idx, probabilities, index)
 
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Keeps the predictions and labels of a batch of the first loader."""
         index = batch[2] if len(batch) > 2 else None

@@ -10,9 +10,6 @@ from supercm_lightning.utils.collectives import gather_objects
 class SampleTable:
     """Columns with one row per sample: tensors of a batch are added, and gathered once from all processes.
 
-    Attributes:
-        count: Number of samples that this process has added.
-
     Examples:
         >>> table = SampleTable()
         >>> table.add(torch.tensor([1, 0]), label=torch.tensor([7, 3]))
@@ -21,32 +18,22 @@ class SampleTable:
     """
 
     def __init__(self) -> None:
-        self.count = 0
         self._batches: list[dict[str, Tensor]] = []
 
     def add(self, index: Tensor | None, **columns: Tensor) -> None:
-        """Adds the samples of a batch, moved to the host.
-
-        Args:
-            index: Position of each sample in its set, (n,), or None where the loader gives none.
-            **columns: Tensors with one row per sample, (n, …).
-        """
+        """Adds tensors of a batch, (n, …), moved to the host, with the position of each sample in its set, if known."""
         columns = {name: value.detach().cpu() for name, value in columns.items()}
         if index is not None:
             columns["index"] = index.cpu()
         self._batches.append(columns)
-        self.count += len(next(iter(columns.values())))
 
     def gather(self) -> dict[str, Tensor]:
         """Concatenates the samples of all processes and forgets them.
 
         With an index, samples are sorted by it and each stands there once; without, they are in the order of the ranks.
-        Every process must call it.
-
-        Returns:
-            The columns on the first process; an empty dictionary on the others, and if there are no samples.
+        Every process must call it; those but the first get an empty dictionary.
         """
-        batches, self._batches, self.count = self._batches, [], 0
+        batches, self._batches = self._batches, []
         own = {name: torch.cat([batch[name] for batch in batches]) for name in (batches[0] if batches else ())}
         shards = [shard for shard in gather_objects(own) if shard]
         columns = {name: torch.cat([shard[name] for shard in shards]) for name in (shards[0] if shards else ())}

@@ -8,14 +8,7 @@ from supercm_lightning.callbacks.runs.run_text import result_lines, run_title
 
 
 def checkpoint_card(summary: Mapping[str, Any]) -> str:
-    """Describes the checkpoints of a run as Markdown tables.
-
-    Args:
-        summary: What `RunSummary` writes.
-
-    Returns:
-        The text of `card.md`.
-    """
+    """The text of `card.md`, tables in Markdown, from what `RunSummary` writes."""
     steps = f"{summary['steps']:,} steps, {summary['epochs']} epochs, {summary['status']}"
     speed = f"{summary['fit_seconds']} s on {summary['world_size']} x {summary['device']}"
     best, score = summary["best_checkpoint"], summary["best_score"]

@@ -14,12 +14,9 @@ from supercm_lightning.utils.files import write_atomically
 
 
 class MetricsTable(CSVLogger):
-    """Logs metrics into `metrics.csv`, one row for each call.
+    """Logs metrics into `metrics.csv` of a folder, one row for each call.
 
     Lightning's `CSVLogger` deletes the file of an earlier start; this logger appends to it.
-
-    Args:
-        folder: The folder of the file, that of a run.
 
     Examples:
         >>> import tempfile
@@ -48,12 +45,7 @@ class MetricsTable(CSVLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Appends a row.
-
-        Args:
-            metrics: Values by name.
-            step: Number of the training step.
-        """
+        """Appends a row with the values of a step, by name."""
         values = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
         row = {"step": step} | values
         if self._columns is None:
@@ -66,12 +58,7 @@ class MetricsTable(CSVLogger):
 
 
 def drop_rows(file: Path, start: int) -> None:
-    """Drops the rows of a table from a step on.
-
-    Args:
-        file: The table that `MetricsTable` wrote; it may be missing.
-        start: The first step to drop; 0 deletes the file.
-    """
+    """Drops the rows of a table of `MetricsTable`, if there is one, from a step on; 0 deletes the file."""
     if not start:
         file.unlink(missing_ok=True)
     elif file.exists():

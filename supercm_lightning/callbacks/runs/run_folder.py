@@ -64,11 +64,7 @@ class RunFolder:
         return files + chosen.beside(Path(board.log_dir), re.sub(r"[^\w.]+", "-", title))
 
     def close(self, failed: bool) -> None:
-        """Ends the run; the new folder of one that failed before it logged anything is removed.
-
-        Args:
-            failed: Whether the command ended with an error.
-        """
+        """Ends the run; the new folder of one that failed before it logged anything is removed."""
         if self.lock is None:
             return
         self.lock.release()
@@ -84,13 +80,7 @@ class RunFolder:
 
 
 def local_folder(option: str | Path) -> Path:
-    """The folder that `default_root_dir` names, with `~` and variables replaced.
-
-    Args:
-        option: A path, or a URL that begins with `file://`.
-
-    Raises:
-        SuperCMError: If it is on another machine, or the user after `~` does not exist.
+    """The folder that `default_root_dir`, a path or a URL of a file, names, with `~` and variables replaced.
 
     Examples:
         >>> local_folder("file:///data/runs").as_posix()
@@ -113,16 +103,9 @@ def local_folder(option: str | Path) -> Path:
 def run_folder(command: str | None, start: Any, config: dict[str, Any], callbacks: Any) -> RunFolder:
     """The folder of a new run, or of the one that is resumed.
 
-    A run is resumed by `ckpt_path=last`, and after SLURM started the job again.
-
-    Args:
-        command: `fit`, or another command, whose run is always new.
-        start: The option `ckpt_path`.
-        config: Configuration of the run, plain values.
-        callbacks: The callbacks of the configuration; the folders that they save to may hold the run's checkpoints.
-
-    Raises:
-        SuperCMError: If the folder cannot be made, or the run that would be resumed is in progress.
+    A run is resumed by `ckpt_path=last`, the option `start`, and after SLURM started the job again; that of another
+    command than `fit` is always new. The folders that the `callbacks` save to may hold the run's checkpoints. A folder
+    that cannot be made, and a run that is in progress, are errors.
     """
     root = Path((config.get("trainer") or {}).get("default_root_dir") or os.getcwd())
     requeued = command == "fit" and start is None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
@@ -140,12 +123,6 @@ def new_run(root: Path) -> RunFolder:
 
     Its name is `version_N`. Under SLURM it is the job's number, and number_1, number_2 and so on for further runs of
     the same job, such as those of an interactive session or of a script that trains several seeds.
-
-    Args:
-        root: Folder of all runs.
-
-    Raises:
-        SuperCMError: If the folder cannot be made.
     """
     if not is_rank_zero():  # the folder is broadcast from the first process
         return RunFolder(root)
@@ -172,19 +149,10 @@ def new_run(root: Path) -> RunFolder:
 
 
 def resumed_run(root: Path, config: dict[str, Any], elsewhere: Iterable[Path], own_job: bool) -> RunFolder | None:
-    """The newest run with the same model, data, seed and callbacks, to be resumed from its newest checkpoint.
+    """The newest run with the same model, data, seed and callbacks, to be resumed from its newest checkpoint, or None.
 
-    Args:
-        root: Folder of all runs.
-        config: Configuration of the present run, plain values.
-        elsewhere: Further folders that the run saves checkpoints to.
-        own_job: Whether the run must be one of this SLURM job.
-
-    Returns:
-        The run; None: there is none.
-
-    Raises:
-        SuperCMError: If the run is in progress.
+    Its checkpoints may lie in further folders, `elsewhere`; with `own_job` it must be a run of this SLURM job. One that
+    is in progress is an error.
     """
     wanted = _identity(config)
     job = os.environ.get("SLURM_JOB_ID", "")

@@ -74,7 +74,8 @@ class RunSummary(Callback):
             self._clock = time.monotonic()
         self._samples += _forwarded_samples(batch)
 
-    def _pause(self, trainer: Trainer) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stops the clock until the next training batch."""
         if self._clock is not None:
             if trainer.strategy.root_device.type != "cpu":
                 # The device works asynchronously; unfinished steps are training time.
@@ -82,13 +83,7 @@ class RunSummary(Callback):
             self._training_seconds += time.monotonic() - self._clock
             self._clock = None
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stops the clock until the next training batch."""
-        self._pause(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stops the clock."""
-        self._pause(trainer)
+    on_train_end = on_validation_start
 
     # --------------------------------------------------------------------------------------------------- writing
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -102,7 +97,7 @@ class RunSummary(Callback):
         if trainer.state.fn != TrainerFn.FITTING or self._path is None:
             return
         interrupted = isinstance(exception, KeyboardInterrupt | SIGTERMException)
-        # Not `_pause`: a failed device would raise again.
+        # Without waiting for the device: a failed one would raise again.
         if self._clock is not None:
             self._training_seconds += time.monotonic() - self._clock
         summary = self._describe(trainer, pl_module, "interrupted" if interrupted else "failed")
@@ -136,17 +131,16 @@ class RunSummary(Callback):
         best_score = checkpoint.best_model_score if checkpoint is not None else None
         data = datamodule_of(trainer)
         chosen = checkpoint is not None and checkpoint.monitor is not None
-        saved = (checkpoint.best_model_path or None) if checkpoint is not None else None
-        last = (checkpoint.last_model_path or None) if checkpoint is not None else None
+        saved, last = (checkpoint.best_model_path, checkpoint.last_model_path) if checkpoint is not None else ("", "")
         fitted = trainer.state.fn == TrainerFn.FITTING
         speed = self._samples * trainer.world_size / self._training_seconds if self._training_seconds else None
         return {
             "status": status,
             "metrics": _metrics(trainer),
             "collapse": _collapse(trainer),
-            "best_checkpoint": saved if chosen else None,
+            "best_checkpoint": (saved or None) if chosen else None,
             "best_score": float(best_score) if best_score is not None else None,
-            "last_checkpoint": last or (None if chosen else saved),
+            "last_checkpoint": last or (None if chosen else saved or None),
             "seed": run_seed(trainer),
             "model": type(pl_module).__name__,
             "model_options": _plain(pl_module.hparams),
@@ -195,12 +189,7 @@ def _collapse(trainer: Trainer) -> str | None:
 
 
 def accuracy_interval(trainer: Trainer, metrics: Mapping[str, float]) -> tuple[float, float] | None:
-    """95 % interval of `test/acc`; None where the number of its samples is not known, and for clusters.
-
-    Args:
-        trainer: The trainer that has tested.
-        metrics: What it found.
-    """
+    """95 % interval of the `test/acc` that a trainer found; None for clusters, and an unknown number of samples."""
     data = datamodule_of(trainer)
     count = len(data.samples.get("test", ())) if isinstance(data, ViewData) else 0
     shortened = isinstance(trainer.limit_test_batches, int) or trainer.limit_test_batches != 1

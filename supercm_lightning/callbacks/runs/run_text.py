@@ -5,12 +5,7 @@ from typing import Any
 
 
 def run_title(model: str, data: str | None, options: Mapping[str, Any]) -> str:
-    """Method, data and domains of a run.
-
-    Args:
-        model: Class of the method.
-        data: Class of the data module; None without one.
-        options: Options of the data module.
+    """Method, data and domains of a run, of the classes of the method and data module, and the latter's options.
 
     Examples:
         >>> run_title("DANN", None, {"dataset": "pacs", "source": ["photo"], "target": "sketch"})
@@ -24,12 +19,9 @@ def run_title(model: str, data: str | None, options: Mapping[str, Any]) -> str:
 
 
 def result_lines(metrics: Mapping[str, float], interval: Sequence[float] | None = None, domain: str = "") -> list[str]:
-    """Metrics with four decimals, the accuracy first.
+    """Metrics with four decimals, the accuracy first, with its 95 % interval.
 
-    Args:
-        metrics: Values by name.
-        interval: 95 % interval of the accuracy.
-        domain: Before accuracy and loss: `source ` or `target `, for data of two domains.
+    The domain, `source ` or `target ` for data of two, stands before accuracy and loss.
 
     Examples:
         >>> result_lines({"test/loss": 0.51234, "test/acc": 0.9}, (0.826, 0.945))

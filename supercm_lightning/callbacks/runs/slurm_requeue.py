@@ -61,8 +61,10 @@ class SlurmRequeue(Checkpoint):
             signaled = trainer.strategy.reduce_boolean_decision(signaled, all=False)
         if not signaled:
             return
-        path = _folder(trainer) / "last-requeue.ckpt"
-        trainer.save_checkpoint(path)
+        saving = trainer.checkpoint_callback
+        own = saving.dirpath if isinstance(saving, ModelCheckpoint) else None
+        folder = Path(own) if own is not None else Path(trainer.log_dir or trainer.default_root_dir, "checkpoints")
+        trainer.save_checkpoint(path := folder / "last-requeue.ckpt")
         if trainer.is_global_zero:
             _requeue()
             rank_zero_info(f"The job is requeued and will go on from {path}.")
@@ -73,13 +75,6 @@ class SlurmRequeue(Checkpoint):
         if self._previous is not None:
             signal.signal(signal.SIGUSR1, self._previous)
             self._previous = None
-
-
-def _folder(trainer: Trainer) -> Path:
-    saving = trainer.checkpoint_callback
-    if isinstance(saving, ModelCheckpoint) and saving.dirpath is not None:
-        return Path(saving.dirpath)
-    return Path(trainer.log_dir or trainer.default_root_dir, "checkpoints")
 
 
 def _requeue() -> None:

@@ -22,12 +22,9 @@ from supercm_lightning.utils.trainer import datamodule_of
 
 
 class TrainingBatches:
-    """Re-iterable view of the first `limit` training batches of a fresh loader; worker processes start once.
+    """Re-iterable view of the first `limit` training batches, per rank, of a fresh loader; workers start once.
 
-    Args:
-        trainer: The trainer; its data module makes the loader, or else its own loaders are iterated a second time.
-        pl_module: The module that moves batches to its device.
-        limit: Number of batches, per rank.
+    The data module makes the loader, or else those of the trainer are iterated a second time.
     """
 
     def __init__(self, trainer: Trainer, pl_module: LightningModule, limit: int) -> None:
@@ -46,10 +43,7 @@ class TrainingBatches:
 
 
 def training_batch_norms(module: torch.nn.Module) -> tuple[str, ...]:
-    """Names of the batch norm layers whose running statistics follow the training.
-
-    Args:
-        module: A module in the mode in which it is trained.
+    """Names of the batch norm layers whose running statistics follow the training of a module, in its present mode.
 
     Examples:
         >>> training_batch_norms(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)))
@@ -68,13 +62,7 @@ def estimate_statistics(trainer: Trainer, pl_module: LightningModule, batch_norm
 
     Running statistics of batch norm become the cumulative mean of the batch statistics of joint forwards; then the
     module estimates its own (`JointModel.estimate_statistics`), which may depend on them. Modes and random states stay
-    as they are.
-
-    Args:
-        trainer: The trainer.
-        pl_module: A `JointModel`; another module keeps its statistics.
-        batch_norms: Names of the layers to estimate; a layer that takes no part in the joint forward stays as it is.
-        limit: Number of batches, per rank.
+    as they are, and so does a layer that takes no part in the joint forward, or a module that is no `JointModel`.
     """
     if not isinstance(pl_module, JointModel):
         return
@@ -111,8 +99,5 @@ def _cumulative(layers: Sequence[_BatchNorm]) -> Iterator[None]:
             layer.eval()
 
 
-def _running(layer: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
-    assert layer.running_mean is not None
-    assert layer.running_var is not None
-    assert layer.num_batches_tracked is not None
-    return layer.running_mean, layer.running_var, layer.num_batches_tracked
+def _running(layer: _BatchNorm) -> list[Tensor]:
+    return [layer.get_buffer(name) for name in ("running_mean", "running_var", "num_batches_tracked")]

@@ -33,11 +33,7 @@ class FiniteLosses(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Checks the terms of the step; reads the result at logged steps.
-
-        Raises:
-            FloatingPointError: If a term became NaN or infinite.
-        """
+        """Checks the terms of the step; reads the result at logged steps."""
         for name, term in outputs["terms"].items() if isinstance(outputs, dict) and "terms" in outputs else ():
             finite = term.isfinite()
             self._finite[name] = self._finite[name] & finite if name in self._finite else finite
@@ -45,19 +41,11 @@ class FiniteLosses(Callback):
             self._check(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuses to save weights after a loss that is no number.
-
-        Raises:
-            FloatingPointError: If a term became NaN or infinite.
-        """
+        """Refuses to save weights after a loss that is no number."""
         self._check(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Checks the last steps.
-
-        Raises:
-            FloatingPointError: If a term became NaN or infinite.
-        """
+        """Checks the last steps."""
         self._check(trainer)
 
     def _check(self, trainer: Trainer) -> None:

@@ -63,16 +63,13 @@ class StepSeed(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gives the process its random state back."""
-        self._restore()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Likewise after a failure."""
-        self._restore()
-
-    def _restore(self) -> None:
         if self._isolation is not None:
             self._isolation.__exit__(None, None, None)
             self._isolation = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Likewise after a failure."""
+        self.on_train_end(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """The seed of the run."""

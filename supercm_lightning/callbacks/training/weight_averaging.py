@@ -5,8 +5,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from supercm_lightning.callbacks.training.step_averaging import StepAveraging
-from supercm_lightning.nn.averaging import Warmup, check_decay, ema_decay
-from supercm_lightning.utils.options import SuperCMError, check_positive, check_range
+from supercm_lightning.nn.averaging import Warmup, ema_decay
+from supercm_lightning.utils.options import SuperCMError, check_decay, check_positive
 
 
 class EMA(StepAveraging):
@@ -20,7 +20,6 @@ class EMA(StepAveraging):
     Args:
         decay: In [0, 1).
         warmup: Reduce the decay in the first updates, as above.
-        start_step: Optimizer steps before averaging starts, >= 0.
         every_n_steps: Optimizer steps between updates, >= 1.
         refresh_batches: Training batches, per rank, from which batch norm statistics and centroids are estimated before
             every validation and checkpoint; None: they are averaged like the weights, as in FixMatch.
@@ -34,22 +33,15 @@ class EMA(StepAveraging):
     """
 
     def __init__(
-        self,
-        decay: float = 0.999,
-        warmup: bool = True,
-        start_step: int = 0,
-        every_n_steps: int = 1,
-        refresh_batches: int | None = None,
+        self, decay: float = 0.999, warmup: bool = True, every_n_steps: int = 1, refresh_batches: int | None = None
     ) -> None:
         super().__init__(every_n_steps, refresh_batches)
-        check_decay(decay, None)
-        check_range(0, start_step=start_step)
+        check_decay(decay=decay)
         self.decay = decay
         self.warmup: Warmup = "ratio" if warmup else None
-        self.start_step = start_step
 
     def _resolve_start(self, trainer: Trainer) -> int:
-        return self.start_step
+        return 0
 
     def _weight(self, num_averaged: int) -> float:
         return 1 - ema_decay(num_averaged, self.decay, self.warmup)

@@ -84,11 +84,7 @@ def bench(
 
 @errors_in_one_line()
 def main(args: list[str] | None = None) -> None:
-    """The console script: `supercm-bench FILE`, or `supercm-bench report RUN`.
-
-    Args:
-        args: Arguments without the program's name; None: those of the process.
-    """
+    """The console script: `supercm-bench FILE`, or `supercm-bench report RUN`."""
     check_installed("bench", "pandas", "submitit")
     given = sys.argv[1:] if args is None else args
     if given[:1] == ["report"]:

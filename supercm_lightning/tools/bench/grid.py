@@ -82,11 +82,7 @@ class Grid:
 
     @classmethod
     def read(cls, file: Path) -> "Grid":
-        """Reads a YAML file; `rows` may be the name of a file, relative to this one, that several tables share.
-
-        Raises:
-            SuperCMError: If it has another form, or a row is compared with one that does not exist.
-        """
+        """Reads a YAML file; `rows` may be the name of a file, relative to this one, that several tables share."""
         parser = ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(cls)
         try:
@@ -103,13 +99,7 @@ class Grid:
     def cells(self, output: Path, root: Path = Path("data"), more: Sequence[str] = ()) -> Iterator["Cell"]:
         """Every cell, seed by seed, so that an unfinished table compares all rows.
 
-        Args:
-            output: Folder of the benchmark.
-            root: Folder of the data.
-            more: Further arguments of all cells.
-
-        Raises:
-            SuperCMError: If `config` names something else than method and data, or a file that does not exist.
+        They lie in the folder `output`, their data in `root`, and `more` are further arguments of all.
         """
         metric = next(iter(self.metrics))
         first = next(row for row in self.rows.values() if not row.baseline)

@@ -33,14 +33,11 @@ _SLURM = {"timeout_min": 240, "gpus_per_node": 1, "cpus_per_task": 8, "slurm_sig
 class CellJob(Checkpointable):
     """A cell as a job: submitit starts it again after a time limit or a preemption, and the cell resumes.
 
-    Args:
-        cell: The cell.
-        device: The GPU, as `CUDA_VISIBLE_DEVICES` names it; None: as the environment says.
+    The GPU is named as in `CUDA_VISIBLE_DEVICES`; None: as the environment says.
     """
 
     def __init__(self, cell: Cell, device: str | None = None) -> None:
-        self.cell = cell
-        self.device = device
+        self.cell, self.device = cell, device
 
     def __call__(self) -> None:
         """Runs the cell, unless it is finished or another process runs it."""
@@ -76,13 +73,8 @@ def attempt(folder: Path) -> Iterator[bool]:
     """The right to work in a folder: `attempt_0`, `attempt_1`, …, the next one only after the end of the one before.
 
     Exactly one process can make a folder, so that two that see a dead attempt do not both follow it. An attempt has
-    ended if it says so, if its process is gone from this machine, or if a process elsewhere has been silent.
-
-    Args:
-        folder: The folder; it is made.
-
-    Yields:
-        Whether this process has the right.
+    ended if it says so, if its process is gone from this machine, or if a process elsewhere has been silent. Gives
+    whether this process has the right.
     """
     attempts = [int(path.name.rpartition("_")[2]) for path in folder.glob("attempt_*")]
     place = folder / f"attempt_{max(attempts, default=-1) + 1}"
@@ -137,13 +129,10 @@ def _exists(process: int) -> bool:
 
 
 def run_here(cells: Sequence[Cell], jobs: int | None = None) -> dict[str, str]:
-    """Runs cells on this machine and returns the end of the log of those that failed.
+    """Runs cells on this machine, as many at a time as there are GPUs by default, at least one.
 
     A run has one GPU, if there are any, else an equal fraction of the cores. Ctrl-C and SIGTERM end the runs in order.
-
-    Args:
-        cells: The cells.
-        jobs: Runs at a time; None: as many as there are GPUs, at least one.
+    Gives the end of the log of those that failed.
     """
     gpus = devices()
     jobs = jobs or max(1, len(gpus))
@@ -198,19 +187,9 @@ def devices() -> list[str]:
 
 
 def submit_array(cells: Sequence[Cell], output: Path, jobs: int, options: Mapping[str, Any]) -> int:
-    """Submits cells as a SLURM array, except those that are in SLURM's queue already.
+    """Submits cells as a SLURM array, except those that are in SLURM's queue already; gives their number.
 
-    Args:
-        cells: The cells.
-        output: Folder of the benchmark, whose `jobs` takes the logs.
-        jobs: Runs at a time.
-        options: Parameters of submitit, such as `timeout_min` or `slurm_partition`.
-
-    Returns:
-        The number of cells that were submitted.
-
-    Raises:
-        SuperCMError: If there is no SLURM, or submitit does not know a parameter.
+    `output / "jobs"` takes the logs; `options` are parameters of submitit, such as `timeout_min` or `slurm_partition`.
     """
     folder = output / "jobs"
     try:

@@ -36,13 +36,6 @@ def report(run: Path, output: Path | None = None) -> Path:
     Args:
         run: Folder of the run, with `summary.json`; or one above it that holds a single run.
         output: The file; None: `report.html` in the run's folder.
-
-    Returns:
-        The file.
-
-    Raises:
-        MissingFileError: If there is no run in the folder.
-        SuperCMError: If there are several.
     """
     found = [run / "summary.json"] if (run / "summary.json").is_file() else sorted(run.rglob("summary.json"))
     if not found:

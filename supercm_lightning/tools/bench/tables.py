@@ -17,13 +17,8 @@ from supercm_lightning.utils.files import write_atomically
 def paired(values: pd.Series, base: pd.Series) -> dict[str, float]:
     """The differences of two rows on the seeds that both have.
 
-    Args:
-        values: Values of the row by seed.
-        base: Values of the other row by seed.
-
-    Returns:
-        `mean`; `std` (n - 1); `low` and `high`, the ends of the 95 % interval of the mean by Student's t; `p` of the
-        two-sided paired t-test. NaN where undefined: one seed, and differences that are all equal, have no test.
+    `mean`; `std` (n - 1); `low` and `high`, the ends of the 95 % interval of the mean by Student's t; `p` of the
+    two-sided paired t-test. NaN where undefined: one seed, and differences that are all equal, have no test.
 
     Examples:
         >>> paired(pd.Series([3.0, 4.0, 5.0]), pd.Series([1.0, 3.0, 2.0]))["mean"]
