@@ -53,9 +53,7 @@ class Ema(nn.Module):
         torch.Size([4, 2])
     """
 
-    def __init__(
-        self, module: nn.Module, decay: float, warmup: Warmup = None, average_buffers: bool = False
-    ) -> None:
+    def __init__(self, module: nn.Module, decay: float, warmup: Warmup = None, average_buffers: bool = False) -> None:
         super().__init__()
         check_decay(decay=decay)
         self.decay = decay

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from supercm_lightning import KMeansBaseline
+from supercm_lightning.callbacks.evaluation import kmeans_baseline
 from supercm_lightning.metrics import ClusteringAccuracy
 from supercm_lightning.utils.options import SuperCMError
 
@@ -69,7 +70,7 @@ class Watch(KMeansBaseline):
     """Notes how many samples were kept."""
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.kept = self._table.count
+        self.kept = sum(len(batch["labels"]) for batch in self._table._batches)
         super().on_test_epoch_end(trainer, pl_module)
 
 
@@ -81,11 +82,12 @@ def test_large_sets_are_represented_by_a_bounded_random_choice() -> None:
         assert found["test/kmeans_input_acc"] > 0.6
 
 
-def test_inputs_that_need_too_much_memory_are_left_out() -> None:
-    with pytest.warns(UserWarning, match="max_input_mb"):
-        found = scores(digits(), KMeansBaseline(max_input_mb=0.1))
+def test_inputs_that_need_too_much_memory_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kmeans_baseline, "_MAX_INPUT_MB", 0.1)
+    with pytest.warns(UserWarning, match="Lower max_samples"):
+        found = scores(digits(), KMeansBaseline())
     assert found.keys() == {"test/kmeans_acc"}
-    assert scores(digits(), KMeansBaseline(max_samples=100, max_input_mb=0.1)).keys() == {
+    assert scores(digits(), KMeansBaseline(max_samples=100)).keys() == {
         "test/kmeans_acc",
         "test/kmeans_input_acc",
     }

@@ -2,7 +2,6 @@
 
 import importlib.util
 from collections.abc import Iterator, Sequence, Sized
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -118,22 +117,23 @@ class FeatureProjection(Callback):
             if not trainer.is_global_zero:
                 return True
             with torch.no_grad(), isolate_rng(), evaluating(pl_module):
-                scene = self._collect(trainer, pl_module)
+                split, *found = self._collect(trainer, pl_module)
             centroids = pl_module.seen_centroids().cpu() if isinstance(pl_module, CentroidModel) else None
-        if scene is None or len(scene.features) < 2 or not scene.features.isfinite().all():
+        if not found or len(found[0]) < 2 or not found[0].isfinite().all():
             rank_zero_warn(
                 "FeatureProjection drew nothing: there are fewer than two samples, or features are not finite."
             )
             return False
         data = datamodule_of(trainer)
         names = data.class_names if isinstance(data, ViewData) else None
-        title = {"val": "Validation features", "test": "Test features"}.get(scene.split, "Training features")
-        accuracy = trainer.callback_metrics.get(f"{scene.split}/acc")
+        features, labels, is_target = found
+        title = {"val": "Validation features", "test": "Test features"}.get(split, "Training features")
+        accuracy = trainer.callback_metrics.get(f"{split}/acc")
         if accuracy is not None:
             # That of the first loader, which in domain adaptation is of the source in validation, else of the target.
-            domain = {"val": "source ", "test": "target "}[scene.split] if scene.is_target is not None else ""
+            domain = {"val": "source ", "test": "target "}[split] if is_target is not None else ""
             title += f", {domain}accuracy {100 * float(accuracy):.1f} %"
-        figure = self.draw(scene.features, scene.labels, centroids, names, title, scene.is_target)
+        figure = self.draw(features, labels, centroids, names, title, is_target)
         write_atomically(
             self._folder / f"{name}.png",
             lambda stream: figure.savefig(stream, format="png", dpi=200, bbox_inches="tight"),
@@ -143,8 +143,11 @@ class FeatureProjection(Callback):
                 logger.experiment.add_figure("features", figure, trainer.global_step, close=False)
         return True
 
-    def _collect(self, trainer: Trainer, pl_module: LightningModule) -> "_Scene | None":
-        """Features of a random choice of evaluation samples, or else of training samples."""
+    def _collect(self, trainer: Trainer, pl_module: LightningModule) -> tuple[Any, ...]:
+        """A split, features of a random choice of its samples, their labels, and which are of the target, on the host.
+
+        Evaluation samples, or else training samples; where there are none, the name of the split alone.
+        """
         data = datamodule_of(trainer)
         is_adaptation = isinstance(data, ViewData) and data.is_domain_adaptation
         loaders = tree_leaves((trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders) or [])
@@ -160,7 +163,7 @@ class FeatureProjection(Callback):
             split, target = splits[0], 1
             batches = [self._views(data, one, self.max_samples // len(splits)) for one in splits]
         else:
-            return None
+            return ("none",)
         assert isinstance(pl_module, FeatureModel)
         features, labels, group = [], [], []
         for number, samples in enumerate(batches):
@@ -170,9 +173,9 @@ class FeatureProjection(Callback):
                 labels.append(y.cpu())
                 group.append(torch.full_like(labels[-1], number))
         if not features:
-            return None
+            return (split,)
         is_target = torch.cat(group)[: self.max_samples] == target if is_adaptation and len(batches) == 2 else None
-        return _Scene(split, torch.cat(features)[: self.max_samples], torch.cat(labels)[: self.max_samples], is_target)
+        return split, torch.cat(features)[: self.max_samples], torch.cat(labels)[: self.max_samples], is_target
 
     def _read(
         self, trainer: Trainer, pl_module: LightningModule, loader: DataLoader[Any], number: int, limit: int
@@ -246,13 +249,3 @@ class FeatureProjection(Callback):
         names = class_names or [str(number) for number in range(num_classes)]
         stars = dict(zip(drawn.tolist(), points[len(features) :], strict=True))
         return feature_figure(points[: len(features)], labels, names, stars, title, is_target)
-
-
-@dataclass(frozen=True)
-class _Scene:
-    """Features (n, d) of a split, labels (n,), and which samples are of the target domain, on the host."""
-
-    split: str
-    features: Tensor
-    labels: Tensor
-    is_target: Tensor | None

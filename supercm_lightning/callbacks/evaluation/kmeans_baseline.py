@@ -16,6 +16,8 @@ from supercm_lightning.contracts import ClassModel
 from supercm_lightning.metrics import ClusteringAccuracy
 from supercm_lightning.utils.options import SuperCMError, check_range
 
+_MAX_INPUT_MB = 512
+
 
 class KMeansBaseline(Callback):
     """Logs beside every test `test/kmeans_acc` and `test/kmeans_input_acc`, the accuracy of k-means.
@@ -25,12 +27,11 @@ class KMeansBaseline(Callback):
     clusters is left out, with a warning.
 
     Memory: the processes together keep at most `max_samples` samples on the host, a random choice from larger sets:
-    features in float32, and inputs in the precision of the run. Inputs that would exceed `max_input_mb` are not kept,
-    and k-means on them is left out with a warning. The first process gathers these samples and clusters them.
+    features in float32, and inputs in the precision of the run. Inputs that would exceed 512 MiB are not kept, and
+    k-means on them is left out with a warning. The first process gathers these samples and clusters them.
 
     Args:
         max_samples: Most samples to cluster and to score, >= 1. Of a loader without length the first ones are taken.
-        max_input_mb: Most memory for the inputs, in MiB, >= 0.
 
     Raises:
         SuperCMError: If an option is outside its range or, at set-up, the module has no `num_classes`.
@@ -40,11 +41,9 @@ class KMeansBaseline(Callback):
         >>> trainer = Trainer(callbacks=[KMeansBaseline(max_samples=2000)], logger=False, enable_checkpointing=False)
     """
 
-    def __init__(self, max_samples: int = 10_000, max_input_mb: float = 512) -> None:
+    def __init__(self, max_samples: int = 10_000) -> None:
         check_range(1, max_samples=max_samples)
-        check_range(0, max_input_mb=max_input_mb)
         self.max_samples = max_samples
-        self.max_input_mb = max_input_mb
         self._table = SampleTable()
         self._seen = 0
         self._chosen = torch.zeros(0, dtype=torch.bool)
@@ -86,14 +85,14 @@ class KMeansBaseline(Callback):
         self._table.add(index[keep], **{name: value[keep.to(value.device)] for name, value in columns.items()})
 
     def _fits(self, x: Tensor) -> bool:
-        """Whether the inputs of the chosen samples fit into `max_input_mb`."""
+        """Whether the inputs of the chosen samples are small enough."""
         size = int(self._chosen.sum()) * x[0].numel() * x.element_size() / 2**20
-        if size > self.max_input_mb:
+        if size > _MAX_INPUT_MB:
             rank_zero_warn(
-                f"KMeansBaseline: the inputs would take {size:.0f} MiB, more than max_input_mb={self.max_input_mb}; "
-                "k-means on the inputs is left out. Raise max_input_mb or lower max_samples to have it."
+                f"KMeansBaseline: the inputs would take {size:.0f} MiB, and k-means on them is left out. Lower "
+                "max_samples to have it."
             )
-        return size <= self.max_input_mb
+        return size <= _MAX_INPUT_MB
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Clusters them on the first process and logs the accuracies."""
