@@ -48,12 +48,7 @@ def proxy_a_distance(source_features: Tensor, target_features: Tensor, seed: int
 
 
 def subsample(samples: Tensor, limit: int, seed: int = 0) -> Tensor:
-    """A random choice of at most `limit` samples (n, …), in their order; the same for every tensor of n samples.
-
-    Examples:
-        >>> subsample(torch.arange(10), limit=3).shape
-        torch.Size([3])
-    """
+    """A random choice of at most `limit` samples (n, …), in their order; the same for every tensor of n samples."""
     if len(samples) <= limit:
         return samples
     stream = torch.Generator().manual_seed(seed)
@@ -66,10 +61,6 @@ def held_out_domain_evidence(
     """Log p(target | x) − log p(source | x) of every sample, source samples first, (n_s + n_t,) float64 on the host.
 
     By a logistic regression on standardized features, fitted without the sample, with C = `inverse_penalty`.
-
-    Examples:
-        >>> held_out_domain_evidence(torch.randn(20, 4), torch.randn(30, 4)).shape
-        torch.Size([50])
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_predict

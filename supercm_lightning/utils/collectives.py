@@ -83,12 +83,7 @@ def all_gather_shards(samples: Tensor, total: int) -> Tensor:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Objects of all processes in the order of the ranks, on the first one; they are pickled. Others get none.
-
-    Examples:
-        >>> gather_objects({"image.png": 3})
-        [{'image.png': 3}]
-    """
+    """Objects of all processes in the order of the ranks, on the first one; they are pickled. Others get none."""
     if world_size() == 1:
         return [value]
     gathered = [None] * world_size() if distributed.get_rank() == 0 else None

@@ -41,22 +41,14 @@ def user_error(error: BaseException) -> SuperCMError | None:
 
 
 def check_choice(**options: tuple[Any, Iterable[Any]]) -> None:
-    """Checks options, each given with its allowed values; the error names the option and the values.
-
-    Examples:
-        >>> check_choice(solver=("exact", ("exact", "sinkhorn")))
-    """
+    """Checks options, each given with its allowed values; the error names the option and the values."""
     for name, (value, allowed) in options.items():
         if value not in (allowed := tuple(allowed)):
             raise SuperCMError(f"{name}={value!r}: choose one of {', '.join(map(str, allowed))}.")
 
 
 def check_range(low: float, high: float = math.inf, **options: float | None) -> None:
-    """Checks that options lie in a closed range; None passes, and what is not a number does not.
-
-    Examples:
-        >>> check_range(0, 1, threshold=0.95, ramp_up=None)
-    """
+    """Checks that options lie in a closed range; None passes, and what is not a number does not."""
     for name, value in options.items():
         if value is not None and not low <= value <= high:
             expected = f"between {low} and {high}" if math.isfinite(high) else f"at least {low}"
@@ -64,22 +56,14 @@ def check_range(low: float, high: float = math.inf, **options: float | None) -> 
 
 
 def check_positive(**options: float | None) -> None:
-    """Checks that options are larger than zero; None passes.
-
-    Examples:
-        >>> check_positive(lr=1e-3)
-    """
+    """Checks that options are larger than zero; None passes."""
     for name, value in options.items():
         if value is not None and not value > 0:
             raise SuperCMError(f"{name}={value}: must be positive.")
 
 
 def check_decay(**options: float) -> None:
-    """Checks that decays of running means lie in [0, 1).
-
-    Examples:
-        >>> check_decay(teacher_decay=0.99)
-    """
+    """Checks that decays of running means lie in [0, 1)."""
     for name, value in options.items():
         if not 0 <= value < 1:
             raise SuperCMError(f"{name}={value}: must be in [0, 1); a running mean never changes with 1.")

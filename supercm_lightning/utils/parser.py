@@ -42,13 +42,7 @@ def errors_in_one_line() -> Iterator[None]:
 
 
 class CommandParser(LightningArgumentParser):
-    """Lightning's parser with short messages; jsonargparse prints every option of the trainer and nested types.
-
-    Examples:
-        >>> parser = CommandParser(prog="supercm")
-        >>> parser.add_argument("--beta", type=float) is None
-        False
-    """
+    """Lightning's parser with short messages; jsonargparse prints every option of the trainer and nested types."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints what is wrong and exits with status 2; the parsers of nested options raise."""

@@ -14,19 +14,12 @@ from supercm_lightning.utils.text import cell_text
 def name_clusters(
     examples: str | Path, files: Sequence[str], clusters: Sequence[int], num_clusters: int
 ) -> tuple[list[str], list[str]]:
-    r"""Gives each cluster the name that most of its examples have; of equally many the one that comes first.
+    """Gives each cluster the name that most of its examples have; of equally many the one that comes first.
 
     The examples are a table in CSV with the columns `file`, perhaps the end of a path alone, and `class`; `files` and
     `clusters` are those of each sample. A table that lacks a column, and a file that is none of the samples, or
     several, are errors. The result is the name of each cluster, empty where it has no example, and notes on clusters
     without a name, on those with examples of several classes, and on classes that are split over several clusters.
-
-    Examples:
-        >>> import os, tempfile
-        >>> table = os.path.join(tempfile.mkdtemp(), "labels.csv")
-        >>> _ = Path(table).write_text("file,class\na.png,cat\n")
-        >>> name_clusters(table, ["photos/a.png", "photos/b.png"], [1, 0], num_clusters=2)
-        (['', 'cat'], ['1 of 2 clusters have a name; without: 0.'])
     """
     path = Path(examples).expanduser()
     if not path.is_file():

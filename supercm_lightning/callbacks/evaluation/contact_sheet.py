@@ -28,13 +28,7 @@ class Picture:
 def contact_sheet(
     headings: Sequence[str], bands: Sequence[tuple[str, Sequence[Sequence[Picture]]]], columns: int, size: int
 ) -> Image.Image:
-    """Draws a band with a title for each class, with named groups of images, at most `columns` of a side, in each.
-
-    Examples:
-        >>> cat = Picture(Image.new("RGB", (20, 10)), ("98 %",))
-        >>> contact_sheet(["surest"], [("cat: 1 image", [[cat]])], columns=2, size=16).size
-        (47, 67)
-    """
+    """Draws a band with a title for each class, with named groups of images, at most `columns` of a side, in each."""
     import matplotlib
 
     font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), 10)

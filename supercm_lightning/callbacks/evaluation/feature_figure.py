@@ -34,12 +34,6 @@ def feature_figure(
 
     Samples of the target domain, where there are two, get a marker of their own. The figure is independent of windows
     and of the state of pyplot.
-
-    Examples:
-        >>> import numpy
-        >>> figure = feature_figure(numpy.random.rand(4, 2), torch.tensor([0, 1, 1, -1]), ("cat", "dog"), stars={})
-        >>> [text.get_text() for text in figure.legends[0].get_texts()]
-        ['cat', 'dog', 'unlabeled']
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

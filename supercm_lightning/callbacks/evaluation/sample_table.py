@@ -8,14 +8,7 @@ from supercm_lightning.utils.collectives import gather_objects
 
 
 class SampleTable:
-    """Columns with one row per sample: tensors of a batch are added, and gathered once from all processes.
-
-    Examples:
-        >>> table = SampleTable()
-        >>> table.add(torch.tensor([1, 0]), label=torch.tensor([7, 3]))
-        >>> table.gather()["label"]
-        tensor([3, 7])
-    """
+    """Columns with one row per sample: tensors of a batch are added, and gathered once from all processes."""
 
     def __init__(self) -> None:
         self._batches: list[dict[str, Tensor]] = []

@@ -17,13 +17,6 @@ class MetricsTable(CSVLogger):
     """Logs metrics into `metrics.csv` of a folder, one row for each call.
 
     Lightning's `CSVLogger` deletes the file of an earlier start; this logger appends to it.
-
-    Examples:
-        >>> import tempfile
-        >>> table = MetricsTable(tempfile.mkdtemp())
-        >>> table.log_metrics({"train/loss": 0.5}, step=0)
-        >>> table.file.read_text().splitlines()
-        ['step,train/loss', '0,0.5']
     """
 
     def __init__(self, folder: str | Path) -> None:

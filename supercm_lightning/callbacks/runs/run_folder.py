@@ -80,12 +80,7 @@ class RunFolder:
 
 
 def local_folder(option: str | Path) -> Path:
-    """The folder that `default_root_dir`, a path or a URL of a file, names, with `~` and variables replaced.
-
-    Examples:
-        >>> local_folder("file:///data/runs").as_posix()
-        '/data/runs'
-    """
+    """The folder that `default_root_dir`, a path or a URL of a file, names, with `~` and variables replaced."""
     if "://" in str(option):
         url = urlsplit(str(option))
         if url.scheme != "file":

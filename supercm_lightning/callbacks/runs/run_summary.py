@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from supercm_lightning.callbacks.evaluation.prediction_collapse import PredictionCollapse
-from supercm_lightning.callbacks.runs.checkpoint_card import checkpoint_card
+from supercm_lightning.callbacks.runs.run_text import checkpoint_card
 from supercm_lightning.contracts import ViewData
 from supercm_lightning.utils.files import write_atomically
 from supercm_lightning.utils.random import run_seed

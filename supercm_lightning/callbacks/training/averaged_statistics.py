@@ -43,12 +43,7 @@ class TrainingBatches:
 
 
 def training_batch_norms(module: torch.nn.Module) -> tuple[str, ...]:
-    """Names of the batch norm layers whose running statistics follow the training of a module, in its present mode.
-
-    Examples:
-        >>> training_batch_norms(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)))
-        ('1',)
-    """
+    """Names of the batch norm layers whose running statistics follow the training of a module, in its present mode."""
     return tuple(
         name
         for name, layer in module.named_modules()

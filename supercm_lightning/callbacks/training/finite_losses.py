@@ -17,10 +17,6 @@ class FiniteLosses(Callback):
     The terms of every step are checked on the device, without waiting for it; the result is read, of all ranks
     together, every `log_every_n_steps` steps, before a checkpoint is saved and at the end. Methods of this package add
     the callback by themselves.
-
-    Examples:
-        >>> from lightning.pytorch import Trainer
-        >>> trainer = Trainer(callbacks=[FiniteLosses()], logger=False, accelerator="cpu")
     """
 
     def __init__(self) -> None:

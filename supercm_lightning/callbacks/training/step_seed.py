@@ -20,10 +20,6 @@ class StepSeed(Callback):
 
     Attributes:
         run_seed: The seed of the run: that of the process when `fit` started, or of the checkpoint it resumed from.
-
-    Examples:
-        >>> from lightning.pytorch import Trainer
-        >>> trainer = Trainer(callbacks=[StepSeed()], logger=False, accelerator="cpu")
     """
 
     def __init__(self) -> None:

@@ -19,10 +19,6 @@ def paired(values: pd.Series, base: pd.Series) -> dict[str, float]:
 
     `mean`; `std` (n - 1); `low` and `high`, the ends of the 95 % interval of the mean by Student's t; `p` of the
     two-sided paired t-test. NaN where undefined: one seed, and differences that are all equal, have no test.
-
-    Examples:
-        >>> paired(pd.Series([3.0, 4.0, 5.0]), pd.Series([1.0, 3.0, 2.0]))["mean"]
-        2.0
     """
     both = pd.concat([values, base], axis=1, join="inner")
     differences = both.iloc[:, 0] - both.iloc[:, 1]
