@@ -95,12 +95,7 @@ class SuperCMCLI(LightningCLI):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parses, and reads the checkpoint, so that a bad one is named before anything is built.
-
-        Raises:
-            SuperCMError: If `ckpt_path` does not exist, is damaged, could run code, belongs to another method, or has
-                other values of options; or if another command than `fit` has none, or `last`.
-        """
+        """Parses, and reads the checkpoint, so that a bad one is named before anything is built."""
         for section, name in asked_help(args):
             print(class_help(section, name))
             sys.exit(0)

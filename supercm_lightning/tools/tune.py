@@ -40,11 +40,7 @@ _FORM = re.compile(r"\s*([\w.]+)\s*=\s*(log|uniform|int|choice)\((.+)\)\s*")
 
 
 def read_range(text: str) -> tuple[str, "BaseDistribution"]:
-    """Reads an option with its values, such as `model.beta=log(0.01,10)`, into Optuna's distribution.
-
-    Raises:
-        SuperCMError: If the text has another form, or the bounds are not in ascending order.
-    """
+    """Reads an option with its values, such as `model.beta=log(0.01,10)`, into Optuna's distribution."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     match = _FORM.fullmatch(text)

@@ -34,12 +34,8 @@ _PATIENCE = 15  # seconds; loader processes of a run that was killed hold its lo
 class RunFolder:
     """Where a run logs, and what it starts from.
 
-    Attributes:
-        root: Folder of all runs, `default_root_dir`.
-        version: Name of the run's folder in `root/lightning_logs`; None: that of the first process.
-        checkpoint: Checkpoint to resume from; None: the run starts at its beginning.
-        steps: Number of steps that the logs keep from before; None: a new run.
-        lock: Held while the run is in progress.
+    Its folder in `root/lightning_logs` is called `version`, or as the first process says. It resumes from `checkpoint`,
+    if there is one; its logs keep `steps` from before, None for a new run. The lock is held while it is in progress.
     """
 
     root: Path

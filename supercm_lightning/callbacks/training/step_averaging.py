@@ -63,12 +63,7 @@ class StepAveraging(Callback, ABC):
 
     # --------------------------------------------------------------------------------------------------- set-up
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Checks the trainer and starts a new average.
-
-        Raises:
-            SuperCMError: If the strategy shards the model, there is a second averaging callback, or checkpoints hold
-                weights only.
-        """
+        """Checks the trainer and starts a new average."""
         if stage != "fit":
             return
         name = type(self).__name__

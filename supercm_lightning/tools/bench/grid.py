@@ -131,17 +131,10 @@ class Grid:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the table.
+    """One run of the table: of `supercm fit` with these arguments, or of a free method on the data that they name.
 
-    Attributes:
-        row: Name of its row.
-        column: Name of its column.
-        seed: Its seed.
-        arguments: Arguments of `supercm`, or those of its data for a row of a free method.
-        folder: Folder of the run. Its last part is a fingerprint of arguments and configuration, except the folder of
-            the data, so that a changed command runs again and the earlier result stays.
-        metric: Metric of the test that a finished run has.
-        baseline: Name of the free method; None: the cell is a run of `supercm fit`.
+    The last part of its folder is a fingerprint of arguments and configuration, except the folder of the data, so that
+    a changed command runs again and the earlier result stays. A finished run has the metric of the test.
     """
 
     row: str

@@ -31,11 +31,7 @@ def paired(values: pd.Series, base: pd.Series) -> dict[str, float]:
 
 
 class Results:
-    """Results of the finished cells of a grid.
-
-    Args:
-        grid: The grid.
-        cells: Its cells, all or some; unfinished ones are missing in the tables.
+    """Results of the finished cells of a grid; unfinished ones are missing in the tables.
 
     Attributes:
         runs: One line for each finished run. Its `seconds` are those of the training, empty where it was resumed.
