@@ -50,7 +50,6 @@ class AdaptationScores(Callback):
 
     Args:
         max_samples: Most target samples for `snd` and `class_ami`, which compare samples, a random choice, >= 2.
-        seed: Seed of the random choices, of k-means and of the folds.
 
     Attributes:
         curve: Results of each validation of the fit: `step`, `val/acc`, the scores, and `target_acc`, NaN where target
@@ -65,10 +64,9 @@ class AdaptationScores(Callback):
         >>> trainer = Trainer(callbacks=[AdaptationScores(max_samples=1000)], logger=False, enable_checkpointing=False)
     """
 
-    def __init__(self, max_samples: int = 5000, seed: int = 0) -> None:
+    def __init__(self, max_samples: int = 5000) -> None:
         check_range(2, max_samples=max_samples)
         self.max_samples = max_samples
-        self.seed = seed
         self.curve: list[dict[str, float]] = []
         self._tables = (SampleTable(), SampleTable())
 
@@ -152,8 +150,8 @@ class AdaptationScores(Callback):
             negative_entropy(logits),
             batch_nuclear_norm_score(logits),
             soft_neighborhood_density(logits, max_samples=self.max_samples),
-            class_ami(features, logits, self.seed, self.max_samples),
-            deep_embedded_validation(losses, source["features"], features, self.seed) if enough else math.nan,
+            class_ami(features, logits, max_samples=self.max_samples),
+            deep_embedded_validation(losses, source["features"], features) if enough else math.nan,
         )
         return scores | {f"val/{name}": value for name, value in zip(names, values, strict=True)}
 
@@ -167,7 +165,7 @@ class AdaptationScores(Callback):
         report = self._report(trainer)
         target, source = (table.gather().get("features", torch.empty(0)) for table in self._tables)
         if min(len(source), len(target)) >= _FEWEST_SAMPLES:
-            report["test/pad"] = proxy_a_distance(source, target, self.seed)
+            report["test/pad"] = proxy_a_distance(source, target)
         report = trainer.strategy.broadcast(report)
         pl_module.log_dict(report, add_dataloader_idx=False)
 

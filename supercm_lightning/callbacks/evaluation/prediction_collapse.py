@@ -9,35 +9,30 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from supercm_lightning.callbacks.evaluation.prediction_writer import has_clusters
 from supercm_lightning.contracts import ClassModel, ViewData
 from supercm_lightning.utils.collectives import sum_over_ranks
-from supercm_lightning.utils.options import check_range
 from supercm_lightning.utils.text import printable
 from supercm_lightning.utils.trainer import datamodule_of
 
 _LOG = logging.getLogger(__name__)
 _FEWEST_SAMPLES = 20
+_COLLAPSE = 0.95  # fraction of one class
 _REMEDY = "Try a lower lr, more steps, a smaller weight of the loss without labels, or a pretrained backbone"
 
 
 class PredictionCollapse(Callback):
-    """Warns at the end of `fit` or of the test if nearly all samples are predicted to be of one class.
+    """Warns at the end of `fit` or of the test if 95 % of the samples or more are predicted to be of one class.
 
     `fit` looks at its last validation, of the target where there are two domains. Sets of fewer than 20 samples, and
     those whose own labels are nearly as unequal, are left alone. The command line adds it to every run.
-
-    Args:
-        threshold: Fraction of one class from which on it is a collapse, in [0, 1].
 
     Attributes:
         message: What the last validation or test showed; None: no collapse.
 
     Examples:
         >>> from lightning.pytorch import Trainer
-        >>> trainer = Trainer(logger=False, enable_checkpointing=False, callbacks=[PredictionCollapse(0.9)])
+        >>> trainer = Trainer(logger=False, enable_checkpointing=False, callbacks=[PredictionCollapse()])
     """
 
-    def __init__(self, threshold: float = 0.95) -> None:
-        check_range(0, 1, threshold=threshold)
-        self.threshold = threshold
+    def __init__(self) -> None:
         self.message: str | None = None
         self._warned = False
         self._counts = torch.zeros(2, 0)  # of predictions and of known labels, by class
@@ -61,8 +56,8 @@ class PredictionCollapse(Callback):
         """Judges the predictions."""
         predicted, known = sum_over_ranks(self._counts).cpu()
         total = int(predicted.sum())
-        if total >= _FEWEST_SAMPLES and predicted.max() >= self.threshold * total:
-            if 0 < known.sum() * (self.threshold - 0.15) < known.max():
+        if total >= _FEWEST_SAMPLES and predicted.max() >= _COLLAPSE * total:
+            if 0 < known.sum() * (_COLLAPSE - 0.15) < known.max():
                 return
             top, data = int(predicted.argmax()), datamodule_of(trainer)
             has_names = isinstance(data, ViewData) and data.class_names and not has_clusters(pl_module)

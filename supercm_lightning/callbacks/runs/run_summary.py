@@ -42,18 +42,14 @@ class RunSummary(Callback):
     samples of training batches, every view counted, of all ranks, divided by the time from the first batch on without
     validation.
 
-    Only rank zero writes, and a reader never sees half a file.
-
-    Args:
-        filename: Name of the file within the run's folder (the logger's, else `default_root_dir`).
+    The folder is the logger's, else `default_root_dir`. Only rank zero writes, and a reader never sees half a file.
 
     Examples:
         >>> from lightning.pytorch import Trainer
-        >>> trainer = Trainer(accelerator="cpu", logger=False, callbacks=[RunSummary("result.json")])
+        >>> trainer = Trainer(accelerator="cpu", logger=False, callbacks=[RunSummary()])
     """
 
-    def __init__(self, filename: str = "summary.json") -> None:
-        self.filename = filename
+    def __init__(self) -> None:
         self._path: Path | None = None
         self._started = 0.0
         self._samples = 0
@@ -62,7 +58,7 @@ class RunSummary(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Notes the run's folder, which all ranks must ask for together."""
-        self._path = Path(trainer.log_dir or trainer.default_root_dir) / self.filename
+        self._path = Path(trainer.log_dir or trainer.default_root_dir) / "summary.json"
         if stage == "fit":
             self._started = time.monotonic()
             self._samples, self._training_seconds, self._clock = 0, 0.0, None
