@@ -68,7 +68,7 @@ class SuperCMCLI(LightningCLI):
     _folder: RunFolder | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        given, commands = sys.argv[1:] if kwargs["args"] is None else kwargs["args"], self.subcommands()
+        given, commands = kwargs["args"], self.subcommands()
         if isinstance(given, list) and given and given[0] in commands:
             # The parsers of the other commands would take most of the time before the run.
             vars(self)["subcommands"] = partial(dict, {given[0]: commands[given[0]]})
