@@ -795,7 +795,10 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @case(
-    LISTS, "folders that tell the classes in one list and not in the other", "their numbers mean the same", SuperCMError
+    LISTS,
+    "folders that tell the classes in one list and not in the other",
+    "the folders of the first tell the classes",
+    SuperCMError,
 )
 def _(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("both/sketch").mkdir(parents=True)
