@@ -1,6 +1,7 @@
 """The command `supercm`: LightningCLI over every method and data module."""
 
 import io
+import json
 import logging
 import re
 import signal
@@ -142,10 +143,13 @@ class SuperCMCLI(LightningCLI):
         """Lightning would let every option of the checkpoint replace one that was given."""
 
     def before_instantiate_classes(self) -> None:
-        """Lets `test` and `predict` fetch no published weights: the checkpoint holds all."""
+        """Lets `test` and `predict` fetch no published weights: the checkpoint holds all; keeps the configuration."""
         options = (self.config[self.subcommand].model.get("init_args") or {}).get("backbone_options")
         if self.subcommand != "fit" and options and options.get("pretrained"):
             options["pretrained"] = False
+        # Lightning would write YAML and read it.
+        dumped = self.parser.dump(self.config, skip_link_targets=False, skip_none=False, format="json")
+        self.config_dump = json.loads(dumped)[self.subcommand]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds what a run needs beside its configuration, unless the configuration has its own.

@@ -34,10 +34,15 @@ def name_of(file: Path) -> str:
     return str(file.relative_to(CONFIGS))
 
 
+@cache
+def content_of(file: Path) -> dict[str, Any]:
+    """A config as it stands."""
+    return dict(yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+
+
 def fragments_of(file: Path) -> set[Path]:
     """The files that a config names."""
-    content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    sections = [content.get(name) for name in ("model", "data", "trainer", "rows")]
+    sections = [content_of(file).get(name) for name in ("model", "data", "trainer", "rows")]
     return {(file.parent / section).resolve() for section in sections if isinstance(section, str)}
 
 
@@ -202,7 +207,7 @@ def test_the_method_and_the_data_of_a_config_can_be_exchanged() -> None:
 
 @pytest.mark.parametrize("file", MACHINES, ids=name_of)
 def test_a_fragment_for_a_machine_changes_the_trainer_of_any_config(file: Path) -> None:
-    fragment = yaml.safe_load(file.read_text(encoding="utf-8"))
+    fragment = content_of(file)
     for config in (QUICKSTART, CONFIGS / "ssl" / "mnist" / "supercm_cpu.yaml"):
         before, after = parsed(config), parse("--config", str(config), "--trainer", str(file))
         assert after == before | {"trainer": before["trainer"] | fragment}
