@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+# Two processes share the tests; and a process whose OpenMP has started threads cannot be forked.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
 from torch import distributed
