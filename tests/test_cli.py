@@ -20,6 +20,7 @@ from supercm_lightning.cli import main, run
 from supercm_lightning.data import ViewDataModule
 from supercm_lightning.tools import bench, export, features, tune
 from supercm_lightning.utils.options import SuperCMError
+from supercm_lightning.utils.overview import answer
 
 DIGITS = ["--data", "SemiSupervisedDataModule", "--data.num_labeled", "20", "--data.steps_per_epoch", "3"]
 QUICK = [
@@ -233,6 +234,18 @@ def test_help_does_not_wait_for_torch(option: str) -> None:
     code = f"import sys; sys.argv[1:] = ['{option}']; from supercm_lightning.__main__ import main; main()"
     done = subprocess.run([sys.executable, "-c", f"{code}; assert 'torch' not in sys.modules"], capture_output=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [("f", "fit"), ("fit --model SuperCMFi", "SuperCMFixMatch"), ("fit --config ssl/usps/", "ssl/usps/"),
+     ("fit --model.bet", "--model.beta"), ("fit --trainer.max_e", "--trainer.max_epochs")],
+)  # fmt: skip
+def test_bash_completes_names(typed: str, expected: str) -> None:
+    script = f"""{answer(["completion"])}
+    COMP_WORDS=(supercm {typed}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _supercm; echo "${{COMPREPLY[@]}}" """
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(expected)
 
 
 def test_a_command_that_does_not_exist_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

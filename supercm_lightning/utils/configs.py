@@ -4,6 +4,7 @@ import re
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from supercm_lightning.utils.options import SuperCMError
@@ -47,11 +48,7 @@ def answer_configs(arguments: Sequence[str]) -> str:
     """
     if arguments[:1] == ["copy"]:
         return _copy(*arguments[1:3])
-    files = {
-        file.relative_to(FOLDER).with_suffix("").as_posix(): file
-        for file in sorted(FOLDER.rglob("*.yaml"))
-        if not re.match("_|bench", file.relative_to(FOLDER).parts[0])
-    }
+    files = shipped_configs()
     if not arguments or arguments[0].startswith("-"):
         counts = Counter(name.rpartition("/")[0] for name in files)
         lines = [f"  {folder or 'quickstart':30} {count}" for folder, count in counts.items()]
@@ -63,6 +60,12 @@ def answer_configs(arguments: Sequence[str]) -> str:
     return "\n".join(chosen)
 
 
+def shipped_configs() -> dict[str, Path]:
+    """The configs of `supercm` in the package, by name."""
+    files = {file.relative_to(FOLDER).with_suffix("").as_posix(): file for file in sorted(FOLDER.rglob("*.yaml"))}
+    return {name: file for name, file in files.items() if not name.startswith(("_", "bench"))}
+
+
 def _first_line(file: Path) -> str:
     return file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
 
@@ -70,7 +73,9 @@ def _first_line(file: Path) -> str:
 def _copy(name: str = "", target: str = ".") -> str:
     source = config_file(name)
     if FOLDER not in source.parents:
-        raise SuperCMError(f"configs copy {name}: there is no such config. `supercm configs WORD` lists some.")
+        close = " or ".join(get_close_matches(name, shipped_configs(), n=2))
+        hint = f"Did you mean {close}?" if close else "`supercm configs WORD` lists some."
+        raise SuperCMError(f"configs copy {name}: there is no such config. {hint}")
     file = Path(target).expanduser()
     file = file / source.name if file.is_dir() or target.endswith("/") else file
     if file.exists():

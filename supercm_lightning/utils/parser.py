@@ -21,6 +21,7 @@ from supercm_lightning.utils.options import user_error
 from supercm_lightning.utils.text import printable
 
 _EXPECTED = (OSError, ModuleNotFoundError, FloatingPointError, MisconfigurationException)
+_LOGGERS = ("wandb.", "mlflow.")  # whose servers may not be reached, or want a key
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -33,7 +34,7 @@ def errors_in_one_line() -> Iterator[None]:
         message: object = user_error(error)
         if isinstance(error, OSError) and error.errno in _DISK:
             message = f"{error.filename or 'a file'}: {error.strerror}. Free the disk, or write elsewhere."
-        elif message is None and isinstance(error, _EXPECTED):
+        elif message is None and (isinstance(error, _EXPECTED) or type(error).__module__.startswith(_LOGGERS)):
             message = " ".join(str(error).split()) or repr(error)
         if message is None:
             raise

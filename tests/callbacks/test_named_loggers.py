@@ -36,10 +36,11 @@ def test_wandb_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_mlflow_in_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sqlalchemy")  # not part of mlflow-skinny
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     main([*FIT, "mlflow", "--trainer.logger.project", "mine"])
-    client = mlflow.MlflowClient(f"file:{RUN.absolute()}/mlruns")
+    client = mlflow.MlflowClient(f"sqlite:///{RUN.absolute()}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
     assert run.info.run_name == "version_0"
     assert "test/acc" in run.data.metrics

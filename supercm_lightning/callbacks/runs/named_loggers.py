@@ -72,5 +72,6 @@ class mlflow(NamedLogger):
 
     def beside(self, folder: Path, title: str) -> list[Logger]:
         """The logger of MLflow."""
-        place = os.environ.get("MLFLOW_TRACKING_URI") or f"file:{folder.absolute() / 'mlruns'}"
-        return [MLFlowLogger(self.project or title, folder.name, place)]
+        server, place = os.environ.get("MLFLOW_TRACKING_URI"), folder.absolute() / "mlflow"
+        address, artifacts = server or f"sqlite:///{place}.db", None if server else str(place)
+        return [MLFlowLogger(self.project or title, folder.name, address, artifact_location=artifacts)]
