@@ -7,6 +7,7 @@ import numpy as np
 from supercm_lightning.baselines.classifiers import nearest, reduced
 from supercm_lightning.baselines.label_spreading import neighbor_graph
 from supercm_lightning.baselines.registry import FEW_LABELS, NO_LABELS, TWO_DOMAINS, Problem, baseline, unit_length
+from supercm_lightning.utils.merging import merge_clusters
 
 
 @baseline(FEW_LABELS)
@@ -68,12 +69,24 @@ def umap_mixture(problem: Problem) -> tuple[np.ndarray, dict[str, Any]]:
 
     A test sample belongs to the cluster of the nearest sample in the original space.
     """
+    points, settings = _umap(problem)
+    return _mixture(points, points, problem)[nearest(problem.pool, problem.test)], settings
+
+
+@baseline(NO_LABELS, package="umap")
+def umap_merge(problem: Problem) -> tuple[np.ndarray, dict[str, Any]]:
+    """The same map, clustered by `merge_clusters`: large classes are not divided."""
+    points, settings = _umap(problem)
+    clusters = merge_clusters(points, problem.num_classes, problem.seed)
+    return clusters[nearest(problem.pool, problem.test)], settings
+
+
+def _umap(problem: Problem) -> tuple[np.ndarray, dict[str, Any]]:
+    """The pool, (n, at most 10), and the settings of the map."""
     from umap import UMAP
 
-    components = min(10, problem.num_classes)
-    settings = {"n_neighbors": 20, "min_dist": 0.0, "n_components": components}
-    points = UMAP(**settings, random_state=problem.seed, n_jobs=1).fit_transform(problem.pool)
-    return _mixture(points, points, problem)[nearest(problem.pool, problem.test)], settings
+    settings = {"n_neighbors": 20, "min_dist": 0.0, "n_components": min(10, problem.num_classes)}
+    return UMAP(**settings, random_state=problem.seed, n_jobs=1).fit_transform(problem.pool), settings
 
 
 def _started(samples: np.ndarray, problem: Problem) -> np.ndarray:

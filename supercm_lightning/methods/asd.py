@@ -54,6 +54,9 @@ class ASD(SelfLabeled):
         if self.labeler.starts_set(self._step_number):
             stream = generator(run_seed(self.trainer), "pseudo-labelled rows", self._step_number)
             self.labeler.sample(self._averaged_features, stream, self.progress)
+        if self.labeler.merges(self._step_number, self.progress):
+            stream = generator(run_seed(self.trainer), "merged samples", self._step_number)
+            self.labeler.merge(self._averaged_features, stream)
 
     @torch.no_grad()
     def _averaged_features(self, index: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class SelfLabeled(PerSampleState, Clusterer):
         asd_warmup: Fraction of the training, in [0, 1), before the first cluster map.
         asd_map_every: Steps between two cluster maps, >= 1.
         asd_map: How instance classes are grouped: `kmedoids` or `spectral` by transitions; `features`, average linkage
-            of their mean features, for clusters of unequal size.
+            of their mean features, and `merge`, by `merge_clusters` of samples, for clusters of unequal size.
         asd_agreement: Use a cluster label only where the instance head predicts the same cluster.
         asd_init_labels: File with a clustering to start from, one label per unlabeled sample, -1 for none: `.npy`, or
             the table that `predict` writes, matched by file. It gives the cluster labels until the first map.
@@ -85,7 +85,7 @@ class SelfLabeled(PerSampleState, Clusterer):
         asd_window: int | float = 0.3,
         asd_warmup: float = 0.3,
         asd_map_every: int = 50,
-        asd_map: Literal["kmedoids", "spectral", "features"] = "kmedoids",
+        asd_map: Literal["kmedoids", "spectral", "features", "merge"] = "kmedoids",
         asd_agreement: bool = True,
         asd_init_labels: str | None = None,
         **kwargs: Any,

@@ -14,7 +14,10 @@ from supercm_lightning.self_labeling.options import ASDOptions
 from supercm_lightning.self_labeling.pseudo_labeled import PseudoLabeledSamples
 from supercm_lightning.self_labeling.transitions import ClassTransitionTracker
 from supercm_lightning.utils.collectives import mean_over_ranks, world_size
+from supercm_lightning.utils.merging import merge_clusters
 
+MERGED = 2000
+"""Most samples whose features are clustered for a map by `merge`."""
 LABEL_AGREEMENT_RATE = 0.01
 """Weight of the newest step in the running agreement of labels and instance head."""
 
@@ -128,6 +131,27 @@ class SelfLabeler(nn.Module):
             pool = self.options.pool * len(self.samples)
             self.samples.sample_prototypes(self.num_clusters, pool, features_of, generator)
 
+    def merges(self, step: int, progress: float) -> bool:
+        """Whether a map by `merge` is due at a step."""
+        return self.options.map == "merge" and self._is_due(step, progress)
+
+    def merge(self, features_of: Callable[[Tensor], Tensor], generator: torch.Generator) -> None:
+        """Maps each instance class to the cluster of most of its samples, see `merge_clusters`; arguments of `sample`.
+
+        Classes without a sample keep their cluster, or get the first one.
+        """
+        bank = self.tracker.bank
+        index = torch.randperm(len(bank), generator=generator)[:MERGED].to(bank.device)
+        found = merge_clusters(F.normalize(features_of(index).float(), dim=1).cpu().numpy(), self.num_clusters)
+        clusters = torch.from_numpy(found).to(bank.device)
+        groups = majority_clusters(bank[index], clusters, len(self.samples), self.num_clusters)
+        if bool((groups >= 0).any()):
+            old = self.clusters.cluster_of.clamp_min(0)
+            self.clusters.follow(torch.where(groups < 0, old, groups), self._initial_names())
+
+    def _is_due(self, step: int, progress: float) -> bool:
+        return progress >= self.options.warmup and (step % self.options.map_every == 0 or not self.clusters.is_known)
+
     @torch.no_grad()
     def observe(self, features: Tensor, unlabeled_features: Tensor, index: Tensor, step: int, progress: float) -> None:
         """Follows one step: aligns a new set, counts transitions, renews the cluster map when due, renews `targets`.
@@ -146,8 +170,7 @@ class SelfLabeler(nn.Module):
         unlabeled_logits = self.instance_head(unlabeled_features)
         self.tracker.update(index, unlabeled_logits.argmax(dim=1))
         self.clusters.update_frequencies(unlabeled_logits)
-        is_due = step % self.options.map_every == 0 or not self.clusters.is_known
-        if is_due and progress >= self.options.warmup:
+        if self.options.map != "merge" and self._is_due(step, progress):
             self.update_map()
         self.targets.copy_(self.label(logits).repeat(self.num_views))
         if self.clusters.is_known:
@@ -157,16 +180,20 @@ class SelfLabeler(nn.Module):
 
     def update_map(self) -> None:
         """Groups the instance classes into clusters, by their transitions or their mean features."""
-        names = None
-        if len(self.initial_clusters):
-            names = majority_clusters(self.tracker.bank, self.initial_clusters, len(self.samples), self.num_clusters)
-        if self.options.map != "features":
-            self.clusters.update_map(self.tracker.matrix, self.options.map, names)
+        names = self._initial_names()
+        if (by := self.options.map) == "kmedoids" or by == "spectral":
+            self.clusters.update_map(self.tracker.matrix, by, names)
             return
         counts = torch.bincount(self.tracker.bank + 1, minlength=len(self.samples) + 1)[1:]  # without the unvisited
         groups = group_features(self.samples.mean_features, counts, self.num_clusters)
         if len(groups):
             self.clusters.follow(groups, names)
+
+    def _initial_names(self) -> Tensor | None:
+        """Cluster of each instance class in the clustering to start from, if there is one."""
+        if not len(self.initial_clusters):
+            return None
+        return majority_clusters(self.tracker.bank, self.initial_clusters, len(self.samples), self.num_clusters)
 
     def label(self, logits: Tensor) -> Tensor:
         """Cluster labels (m,) int64 of this process's pseudo-labeled samples, -1 where in doubt.

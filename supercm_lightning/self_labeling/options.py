@@ -31,7 +31,8 @@ class ASDOptions:
             then.
         map_every: Steps between two cluster maps, >= 1.
         map: How instance classes are grouped into clusters: `kmedoids` or `spectral` by transitions, see
-            `group_classes`; `features`, see `group_features`, for clusters of unequal size.
+            `group_classes`; `features`, see `group_features`, for clusters of unequal size; `merge`: an instance class
+            belongs to the cluster of most of its samples in `merge_clusters` of their features.
         agreement: Use a cluster label only where the prediction of the instance head falls into the same cluster.
 
     Raises:
@@ -55,7 +56,7 @@ class ASDOptions:
     window: int | float = 0.3
     warmup: float = 0.3
     map_every: int = 50
-    map: Literal["kmedoids", "spectral", "features"] = "kmedoids"
+    map: Literal["kmedoids", "spectral", "features", "merge"] = "kmedoids"
     agreement: bool = True
 
     def __post_init__(self) -> None:
@@ -64,7 +65,7 @@ class ASDOptions:
             asd_sampler=(self.sampler, ("prototype", "random")),
             asd_cost=(self.cost, ("logit", "feature")),
             asd_solver=(self.solver, ("exact", "sinkhorn")),
-            asd_map=(self.map, ("kmedoids", "spectral", "features")),
+            asd_map=(self.map, ("kmedoids", "spectral", "features", "merge")),
         )
         check_range(1, asd_samples=self.samples, asd_pool=self.pool, asd_hold=self.hold, asd_map_every=self.map_every)
         check_range(0, 1, asd_prototype_start=self.prototype_start)

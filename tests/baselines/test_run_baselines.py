@@ -42,7 +42,7 @@ def test_every_method_with_labels_solves_what_is_easy(make) -> None:
 
 def test_every_method_without_labels_gives_clusters() -> None:
     torch.manual_seed(0)
-    names = [name for name in default_names("no labels") if name != "umap_mixture"]  # compiles for half a minute
+    names = [name for name in default_names("no labels") if "umap" not in name]  # compiles for half a minute
     rows = run_baselines(ClusteringDataModule("digits", num_rows=600), names)
     assert [row["method"] for row in rows] == ["kmeans", "gaussian_mixture", "spectral"]
     assert all(row["test/acc"] > 0.5 and row["test/nmi"] > 0.5 and row["test/ari"] > 0.4 for row in rows), rows
@@ -50,7 +50,7 @@ def test_every_method_without_labels_gives_clusters() -> None:
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_labels_of_pool_and_test_play_no_part(name: str) -> None:
-    if name == "umap_mixture":
+    if "umap" in name:
         pytest.skip("compiles for half a minute")
     # A method receives neither; with the labels of a test twice as long, the first half is predicted alike.
     x, y = (part.numpy() for part in blobs(60))

@@ -1,6 +1,8 @@
 """The adaptor without a trainer: it finds groups, its losses have no side effects, it goes on after loading."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +34,8 @@ def run(labeler: SelfLabeler, features: Tensor, steps: range, total: int, learn:
         labeler.tracker.resize(labeler.options.window_steps(total))
         if labeler.starts_set(step):
             labeler.sample(lambda positions: features[positions], stream, step / total)
+        if labeler.merges(step, step / total):
+            labeler.merge(lambda positions: features[positions], stream)
         chosen, _ = labeler.samples.shard
         noise = 0.3 * torch.randn(2 * len(chosen) + 2 * len(index), 6, generator=stream)
         inputs = features[torch.cat([chosen, chosen, index, index])] + noise
@@ -44,10 +48,11 @@ def run(labeler: SelfLabeler, features: Tensor, steps: range, total: int, learn:
             optimizer.step()
 
 
-def test_separate_groups_are_found() -> None:
+@pytest.mark.parametrize("by", ["kmedoids", "merge"])
+def test_separate_groups_are_found(by: Any) -> None:
     features, group = groups()
     torch.manual_seed(0)
-    labeler = SelfLabeler(6, 3, QUICK, len(features))
+    labeler = SelfLabeler(6, 3, replace(QUICK, map=by), len(features))
     run(labeler, features, range(80), 80)
     cluster = labeler.clusters(labeler.instance_head(features).argmax(dim=1))
     pairs = torch.bincount(3 * group + cluster, minlength=9).view(3, 3)
@@ -55,6 +60,19 @@ def test_separate_groups_are_found() -> None:
     assert len(pairs.argmax(dim=1).unique()) == 3
     assert bool((labeler.targets >= 0).any())
     assert labeler.label_agreement > 0.8  # also after few steps
+
+
+def test_merge_gives_instance_classes_without_a_sample_no_new_cluster() -> None:
+    """Two large groups and a small one; the last instance class has no sample."""
+    sizes = torch.tensor([60, 60, 12])
+    features = torch.eye(3, 6).repeat_interleave(sizes, dim=0) + 0.02 * torch.rand(132, 6)
+    labeler = SelfLabeler(6, 3, ASDOptions(samples=4, map="merge", warmup=0.0), 132)
+    labeler.merge(lambda index: features[index], torch.Generator())
+    assert not labeler.clusters.is_known  # nothing was predicted yet
+    labeler.tracker.bank.copy_(torch.arange(3).repeat_interleave(sizes))
+    labeler.clusters.set_map(torch.tensor([0, 1, 2, 1]))
+    labeler.merge(lambda index: features[index], torch.Generator())
+    assert labeler.clusters.cluster_of.tolist() == [0, 1, 2, 1]
 
 
 def test_losses_have_no_side_effects_and_reach_head_and_features() -> None:
