@@ -1,12 +1,15 @@
 """Trains each method that keeps state for 20,000 steps and watches memory, open files and speed.
 
     python benchmarks/endurance.py
+    python benchmarks/endurance.py --steps 4000 --samples 10000 10000000
 
-One line per run: resident memory, open files and the time of a step in the first and in the last tenth of the training,
-after a tenth for warming up. Logs, validation and checkpoints are on, as in any run.
+One line per run: memory that is on no disk, open files and the time of a step in the first and in the last tenth of the
+training, after a tenth for warming up. Logs, validation and checkpoints are on, as in any run. The second command
+trains on so many features, half of them a source in ten files and half a target.
 """
 
 import argparse
+import json
 import os
 import resource
 import time
@@ -14,7 +17,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from supercm_lightning.data.sources.npz import Blocks, save_npz
 
 RUNS = {
     name: (name.partition("+")[0], *(f"--trainer.callbacks+={callback}" for callback in name.split("+")[1:]))
@@ -41,15 +47,13 @@ class Watch(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes the state of the process."""
         duration = 1000 * (time.process_time() - self._clock) / STEPS
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        memory = pages * resource.getpagesize() / 2**20
+        resident, mapped = map(int, Path("/proc/self/statm").read_text().split()[1:3])
+        memory = (resident - mapped) * resource.getpagesize() / 2**20
         self.rows.append((memory, len(os.listdir("/proc/self/fd")), duration))
 
 
 def endure(name: str, steps: int, folder: Path) -> list[tuple[float, int, float]]:
     """Trains one method through the command line."""
-    from supercm_lightning.cli import run
-
     method, *options = RUNS[name]
     sizes = ["--data.unlabeled_batch_size", "10", "--data.steps_per_epoch", str(STEPS)]
     if method.startswith("ASD"):
@@ -64,10 +68,34 @@ def endure(name: str, steps: int, folder: Path) -> list[tuple[float, int, float]
             "10",
             *sizes,
         ]
+    return train(method, [*data, *options], steps, folder / name)
+
+
+def endure_features(count: int, steps: int, folder: Path) -> list[tuple[float, int, float]]:
+    """Trains two domains of so many features of 16 numbers, which are written first."""
+    folder = folder / f"features_{count}"
+    files = {f"source_{number}": count // 20 for number in range(10)} | {"target": count // 2}
+    for number, (name, size) in enumerate(files.items()):
+        if not (folder / f"{name}.npz").exists():
+            stream = np.random.default_rng(number)
+            blocks = (stream.normal(size=(min(100_000, size - at), 16)).astype("f2") for at in range(0, size, 100_000))
+            features = Blocks((size, 16), "float16", blocks)
+            save_npz(folder / f"{name}.npz", {"features": features}, {"labels": np.arange(size) % 10})
+    sources, target = list(files)[:10], list(files)[10]
+    data = ["--data", "FeatureDataModule", "--data.root", str(folder), "--data.source", json.dumps(sources)]
+    sizes = ["--data.num_val", "1000", "--data.steps_per_epoch", str(STEPS), "--trainer.limit_test_batches", "0"]
+    method = ["--model.backbone", "identity", "--trainer.limit_val_batches", "1"]
+    return train("SuperCM", [*data, "--data.target", target, *sizes, *method], steps, folder)
+
+
+def train(method: str, options: list[str], steps: int, folder: Path) -> list[tuple[float, int, float]]:
+    """Trains by the command line; gives what was watched."""
+    from supercm_lightning.cli import run
+
     length = ["--trainer.max_epochs", str(steps // STEPS), "--trainer.accelerator", "cpu"]
     quiet = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
-    watch = ["--trainer.callbacks+=benchmarks.endurance.Watch", "--trainer.default_root_dir", str(folder / name)]
-    run(["fit", "--model", method, *data, *length, *quiet, *options, *watch])
+    watch = ["--trainer.callbacks+=benchmarks.endurance.Watch", "--trainer.default_root_dir", str(folder)]
+    run(["fit", "--model", method, *length, *quiet, *options, *watch])
     # The parser's instance of this module: its rows, if this file runs as a script, are not those of `__main__`.
     from benchmarks.endurance import Watch as Watched
 
@@ -89,14 +117,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=tuple(RUNS))
+    parser.add_argument("--samples", nargs="+", type=int, default=(), help="of features, in place of the runs")
     parser.add_argument("--folder", type=Path, default=Path("endurance"))
     arguments = parser.parse_args()
-    print("| run | resident memory, MiB | open files | processor time per step, ms |\n|---|---|---|---|")
-    for name in arguments.runs:
+    print("| run | memory, MiB | open files | processor time per step, ms |\n|---|---|---|---|")
+    for name in arguments.samples or arguments.runs:
         # One process each, so that one method's memory is not the next one's.
         child = os.fork()
         if not child:
-            print(line(name, endure(name, arguments.steps, arguments.folder)), flush=True)
+            watched = (endure_features if arguments.samples else endure)(name, arguments.steps, arguments.folder)
+            print(line(f"{name:,} samples" if arguments.samples else name, watched), flush=True)
             os._exit(0)
         if os.waitpid(child, 0)[1]:
             raise SystemExit(f"{name} failed.")
