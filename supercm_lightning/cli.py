@@ -2,7 +2,6 @@
 
 import io
 import json
-import logging
 import re
 import signal
 import sys
@@ -43,6 +42,7 @@ from supercm_lightning.methods import predict_files
 from supercm_lightning.utils.checkpoints import AtomicCheckpointIO, check_classes, check_method, read_checkpoint
 from supercm_lightning.utils.configs import found_configs
 from supercm_lightning.utils.help import asked_help, class_help
+from supercm_lightning.utils.loggers import without_messages
 from supercm_lightning.utils.options import SuperCMError, user_error
 from supercm_lightning.utils.overview import answer
 from supercm_lightning.utils.parser import CommandParser, errors_in_one_line, find_local_modules
@@ -242,10 +242,6 @@ class SuperCMCLI(LightningCLI):
                 rank_zero_info(line)
 
 
-def _is_no_advertisement(record: logging.LogRecord) -> bool:
-    return "Tip: For seamless cloud" not in record.getMessage()
-
-
 def run(args: ArgsType = None, extra_callbacks: Sequence[Callback] = ()) -> SuperCMCLI:
     """Runs the command line from Python.
 
@@ -263,8 +259,10 @@ def run(args: ArgsType = None, extra_callbacks: Sequence[Callback] = ()) -> Supe
     """
     args = sys.argv[1:] if args is None else args
     args = found_configs(args) if isinstance(args, list) else args
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
-    with warnings.catch_warnings():
+    with (
+        warnings.catch_warnings(),
+        without_messages("lightning.pytorch.utilities.rank_zero", "Tip: For seamless cloud"),
+    ):
         for message in _WARNINGS:
             warnings.filterwarnings("ignore", message)
         try:

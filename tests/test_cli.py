@@ -2,6 +2,8 @@
 
 import csv
 import json
+import logging
+import os
 import re
 import subprocess
 import sys
@@ -294,9 +296,27 @@ def test_without_arguments_there_is_an_example(capsys: pytest.CaptureFixture[str
 
 
 def test_run_leaves_path_and_warnings_of_the_process_alone() -> None:
-    before = list(sys.path), list(warnings.filters)
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    before = list(sys.path), list(warnings.filters), list(logger.filters)
     run(["fit", "--model", "Supervised", *DIGITS, *QUICK, "--trainer.fast_dev_run", "true"])
-    assert (sys.path, warnings.filters) == before
+    assert (sys.path, warnings.filters, logger.filters) == before
+
+
+@pytest.mark.slow
+def test_names_of_classes_are_written_in_any_locale() -> None:
+    for name, shade in (("Käse", 9), ("花", 200)):
+        Path("images", name).mkdir(parents=True)
+        for number in range(6):
+            Image.new("RGB", (8, 8), (shade, number, 0)).save(f"images/{name}/{number}.png")
+    data = ["--data", "SemiSupervisedDataModule", "--data.dataset", "folder", "--data.root", "images"]
+    sizes = ["--data.num_labeled", "4", "--data.num_val", "2", "--data.num_test", "2"]
+    command = [sys.executable, "-m", "supercm_lightning", "fit", "--model", "Supervised", *data, *sizes, *QUICK]
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(command, env=os.environ | locale, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    (table,) = Path().rglob("test_predictions.csv")
+    labels = {row["label"] for row in csv.DictReader(table.read_text(encoding="utf-8").splitlines())}
+    assert labels <= {r"K\udcc3\udca4se", r"\udce8\udc8a\udcb1"}  # the bytes of which ASCII has no letters
 
 
 def test_options_of_all_bases_are_listed_with_their_meaning(capsys: pytest.CaptureFixture[str]) -> None:

@@ -186,6 +186,30 @@ def test_runs_of_one_slurm_job_have_folders_of_their_own(monkeypatch: pytest.Mon
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_prediction_in_the_same_slurm_job_leaves_the_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    start("runs", "--trainer.max_epochs", "1")
+    config = Path("runs/lightning_logs/777/config.yaml").read_bytes()
+    (checkpoint,) = Path("runs").rglob("*.ckpt")
+    run(
+        [
+            "predict",
+            *RUN[1:-2],
+            "--model",
+            "SuperCM",
+            "--trainer.default_root_dir",
+            "runs",
+            "--ckpt_path",
+            str(checkpoint),
+        ]
+    )
+    assert Path("runs/lightning_logs/777/config.yaml").read_bytes() == config
+    start("runs", "--trainer.max_epochs", "1")  # goes on with what is complete
+    assert folders("runs") == ["777", "777_1"]
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_a_requeued_job_goes_on_with_runs_of_its_own_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)

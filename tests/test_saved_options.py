@@ -76,6 +76,15 @@ def test_a_resumed_schedule_has_the_new_rate() -> None:
     assert rates[0] == pytest.approx([0.01 * 1.006**-0.75, 0.1 * 1.006**-0.75])
 
 
+@pytest.mark.parametrize("change", [{"optimizer": "sgd"}, {"lr_schedule": "constant"}], ids=str)
+def test_another_optimizer_or_schedule_is_refused(change: dict[str, Any]) -> None:
+    data = SemiSupervisedDataModule(num_labeled=20, steps_per_epoch=2)
+    trained(data, lr_schedule="cosine")
+    model = Supervised(num_classes=10, input_shape=(1, 8, 8), **{"lr_schedule": "cosine"} | change)
+    with pytest.raises(SuperCMError, match=f"{next(iter(change))}=.*: the checkpoint was trained with"):
+        trainer(max_steps=5).fit(model, datamodule=data, ckpt_path="a.ckpt")
+
+
 @pytest.mark.parametrize("standardize", ["joint", "domain"])
 def test_features_are_standardized_as_in_the_training(standardize: Any) -> None:
     stream = np.random.default_rng(0)

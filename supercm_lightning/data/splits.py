@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -199,8 +200,9 @@ def check_label_range(labels: Tensor, num_classes: int, what: str) -> None:
 def check_labels(labels: Tensor, num_classes: int, class_names: Sequence[str] | None, what: str) -> None:
     """Checks that labels (n,) lie in [0, num_classes) and every class has a sample; the error names the classes."""
     check_label_range(labels, num_classes, what)
-    missing = (torch.bincount(labels, minlength=num_classes) == 0).nonzero().flatten().tolist()
-    if missing:
-        names = ", ".join(str(class_names[k]) if class_names else str(k) for k in missing[:10])
-        found = f"{len(missing)} of {num_classes} classes have no labeled sample ({names})"
+    present = set(labels.tolist())
+    if count := num_classes - len(present):
+        missing = islice((k for k in range(num_classes) if k not in present), 10)
+        names = ", ".join(str(class_names[k]) if class_names else str(k) for k in missing)
+        found = f"{count} of {num_classes} classes have no labeled sample ({names})"
         raise SuperCMError(f"{what}: {found}. Raise num_labeled or add labels.")

@@ -53,6 +53,7 @@ def build_optimizer(
         if parameters := [p for p in group["params"] if id(p) not in taken]:
             distinct.insert(0, group | {"params": parameters})
     options = _DEFAULTS.get(name, {}) | (options or {})
+    check_range(0, 1, momentum=options.get("momentum"))
     if not options.get("momentum"):
         options.pop("nesterov", None)
     try:
@@ -137,10 +138,15 @@ class Optimized(Classifier):
         """Lets a resumed training have another learning rate and weight decay than before.
 
         Raises:
-            SuperCMError: If they differ, and there are several optimizers.
+            SuperCMError: If optimizer or schedule differ, or a rate differs and there are several optimizers.
         """
         super().on_load_checkpoint(checkpoint)
         saved, given = checkpoint.get("hyper_parameters", {}), self.hparams
+        for name in ("optimizer", "lr_schedule"):
+            if name in saved and saved[name] != given[name] and checkpoint.get("optimizer_states"):
+                raise SuperCMError(
+                    f"{name}={given[name]}: the checkpoint was trained with {saved[name]}; resume with it."
+                )
         changed = [n for n in ("lr", "weight_decay", "backbone_lr_scale") if n in saved and saved[n] != given[n]]
         if not changed or not (states := checkpoint.get("optimizer_states")):
             return

@@ -87,7 +87,12 @@ def build_backbone(name: str, input_shape: tuple[int, ...], **kwargs: Any) -> nn
             f"backbone {name!r} takes {expected}, but the inputs have shape {shape}; choose one of "
             f"{', '.join(others)}, or give a module of your own."
         )
-    return build(shape, **kwargs)
+    try:
+        return build(shape, **kwargs)
+    except TypeError as error:
+        if not kwargs:
+            raise
+        raise SuperCMError(f"backbone_options={kwargs}: {name} refuses them ({error}).") from error
 
 
 def _timm_constructor(name: str) -> Callable[..., nn.Module]:

@@ -17,6 +17,15 @@ def before_batch_transfer(module: LightningModule, batch: Any, dataloader_idx: i
     return module._on_before_batch_transfer(batch, dataloader_idx)
 
 
+def datamodule_of_call(trainer: Trainer) -> Any:
+    """The data module that was given to the running or last call of a trainer; `trainer.datamodule` is older, if any.
+
+    None where that call had loaders: `fit` with a data module and then `test` with loaders of other samples.
+    """
+    selector = trainer._data_connector._datahook_selector
+    return selector.datamodule if selector is not None else None
+
+
 def is_compiled(module: nn.Module) -> bool:
     """Whether `module.compile()` was called; a second call would compile again."""
     return module._compiled_call_impl is not None

@@ -23,3 +23,17 @@ def logger_level(level: int, *names: str) -> Iterator[None]:
     finally:
         for logger, own in zip(loggers, before, strict=True):
             logger.setLevel(own)
+
+
+@contextmanager
+def without_messages(logger: str, text: str) -> Iterator[None]:
+    """Leaves out messages of a named logger that hold a text."""
+
+    def others(record: logging.LogRecord) -> bool:
+        return text not in record.getMessage()
+
+    logging.getLogger(logger).addFilter(others)
+    try:
+        yield
+    finally:
+        logging.getLogger(logger).removeFilter(others)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from supercm_lightning import EMA, AdaptationScores, Method, RunSummary, SuperCM, Supervised, metrics
 from supercm_lightning.cli import run as supercm
@@ -261,7 +261,8 @@ def test_the_command_line_adds_it_for_two_domains_alone(tmp_path):
     assert not added(["--data=SemiSupervisedDataModule", "--data.num_labeled=20", "--data.steps_per_epoch=1"])
 
 
-def test_choosing_by_labels_of_the_target_is_warned_of():
-    trainer = Trainer(accelerator="cpu", logger=False, callbacks=[ModelCheckpoint(monitor="oracle/target_acc")])
+@pytest.mark.parametrize("kind", [ModelCheckpoint, EarlyStopping])
+def test_choosing_by_labels_of_the_target_is_warned_of(kind):
+    trainer = Trainer(accelerator="cpu", logger=False, callbacks=[kind(monitor="oracle/target_acc")])
     with pytest.warns(UserWarning, match="monitor=oracle/target_acc chooses by labels of the target"):
         AdaptationScores().setup(trainer, None, "fit")

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
 
 from supercm_lightning import (
     ASD,
@@ -21,7 +22,7 @@ from supercm_lightning import (
     SuperCM,
     Supervised,
 )
-from supercm_lightning.callbacks import RunSummary
+from supercm_lightning.callbacks import PredictionWriter, RunSummary
 from supercm_lightning.callbacks.runs import run_summary
 from supercm_lightning.callbacks.runs.run_summary import _forwarded_samples, _plain
 
@@ -115,6 +116,17 @@ def test_summary_lies_in_the_folder_of_the_logger(short, tmp_path):
     short.run([RunSummary()], logger=CSVLogger(tmp_path, "runs"), log_every_n_steps=1)
     assert read(tmp_path / "runs" / "version_0")["steps"] == 12
     assert not (tmp_path / "summary.json").exists()
+
+
+def test_loaders_of_other_samples_have_no_interval_and_no_names_of_the_data_module(short, tmp_path):
+    trainer, model, _ = short.run([RunSummary(), PredictionWriter()])
+    data = trainer.datamodule
+    trainer.test(model, datamodule=data, verbose=False)
+    assert read(tmp_path)["test_accuracy_interval"] is not None
+    x, y = data.arrays("test")
+    other = DataLoader(TensorDataset(torch.from_numpy(x[:8]), torch.from_numpy(y[:8])), batch_size=4)
+    trainer.test(model, dataloaders=other, verbose=False)
+    assert read(tmp_path)["test_accuracy_interval"] is None
 
 
 def test_a_new_fit_does_not_inherit_the_metrics_of_the_old_one(short, tmp_path):

@@ -61,6 +61,11 @@ def test_the_first_rows_alone(mnist: None) -> None:
     assert data.samples["test"].index.tolist() == list(range(7))
 
 
+def test_the_first_rows_of_class_folders_are_of_all_classes(image_folder: Callable[..., Path]) -> None:
+    data = set_up("folder", str(image_folder({f"c{k}": 8 for k in range(5)})), num_rows=20)
+    assert set(data.samples["test"].labels.tolist()) == set(range(5))
+
+
 @pytest.mark.parametrize("protocol", ["whole", "split"])
 def test_clustered_rows_show_no_label(mnist: None, protocol: str) -> None:
     data = set_up("mnist", protocol=protocol)

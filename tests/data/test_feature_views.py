@@ -9,6 +9,7 @@ import torch
 
 from supercm_lightning import ClusteringDataModule, FeatureDataModule, methods
 from supercm_lightning.data.transforms.features import FeatureView, feature_views
+from supercm_lightning.utils.options import SuperCMError
 
 N, D = 60, 5
 Y = np.arange(N) % 3
@@ -156,10 +157,38 @@ class TestIdentity:
         with pytest.raises(ValueError, match=message):
             FeatureDataModule(write(**wrong))
 
-    def test_tensors_without_numbers(self) -> None:
-        torch.save({"features": torch.empty(N, D, device="meta"), "labels": torch.from_numpy(Y)}, "a.pt")
-        with pytest.raises(ValueError, match="features must be"):
+    @pytest.mark.filterwarnings("ignore:.*(quantize|Sparse|TypedStorage)")
+    @pytest.mark.parametrize(
+        "features",
+        [
+            lambda x: x.to("meta"),
+            lambda x: x.to_sparse(),
+            lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.quint8),
+            lambda x: x.to(torch.complex64),
+        ],
+        ids=["meta", "sparse", "quantized", "complex"],
+    )
+    def test_tensors_without_numbers(self, features: Any) -> None:
+        torch.save({"features": features(torch.from_numpy(X)), "labels": torch.from_numpy(Y)}, "a.pt")
+        with pytest.raises(SuperCMError, match="features must be"):
             FeatureDataModule("a.pt")
+
+    def test_two_classes_of_one_name(self) -> None:
+        with pytest.raises(SuperCMError, match=r"two classes have one name \(ape, ape, bee\)"):
+            FeatureDataModule(write(classes=["ape", "bee", "ape"]))
+
+    def test_labels_that_are_no_numbers_of_classes(self) -> None:
+        with pytest.raises(SuperCMError, match="labels up to 1,000,000,000 for 60 samples"):
+            FeatureDataModule(write(labels=np.where(Y == 2, 10**9, Y)))
+
+    @pytest.mark.parametrize("split", ["val", "test", "unlabeled"])
+    def test_a_link_to_the_file_of_the_training(self, split: str) -> None:
+        Path("b.npz").symlink_to(write())
+        with pytest.raises(SuperCMError, match=f"labeled and {split} are the same"):
+            FeatureDataModule("a.npz", **{split: "b.npz"})
+        if split == "unlabeled":
+            with pytest.raises(SuperCMError, match="source and target are the same"):
+                FeatureDataModule(source="a.npz", target="b.npz")
 
     def test_a_user_that_is_not_there(self) -> None:
         with pytest.raises(ValueError, match="user"):

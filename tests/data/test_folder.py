@@ -1,5 +1,7 @@
 """A user's own image files."""
 
+import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +90,33 @@ class TestLayouts:
         assert data.class_names == ("a", "b")
         assert len(data.samples["labeled"]) == 6
         assert not len(data.samples["unlabeled"])
+
+    def test_the_order_of_the_file_system_is_no_matter(self, image_folder, monkeypatch):
+        root = image_folder({"labeled/a/x": 2, "labeled/b/x": 2})
+        for link in ("labeled/a/k", "labeled/a/z"):
+            (root / link).symlink_to("x")
+
+        class Entries:
+            def __init__(self, path: Path, backwards: bool) -> None:
+                self.entries = iter(sorted(scandir(path), key=lambda entry: entry.name, reverse=backwards))
+
+            def __enter__(self):
+                return self.entries
+
+            def __exit__(self, *_):
+                pass
+
+            def __next__(self):
+                return next(self.entries)
+
+            def __iter__(self):
+                return self.entries
+
+        scandir, found = os.scandir, []
+        for backwards in (False, True):
+            monkeypatch.setattr(os, "scandir", partial(Entries, backwards=backwards))
+            found.append(files(folder(root), "labeled"))
+        assert found[0] == found[1]
 
     def test_linked_folders_are_followed(self, image_folder, tmp_path: Path):
         root = image_folder({"labeled/a": 1, "labeled/b": 1})

@@ -61,10 +61,10 @@ def files(data: Any, split: str) -> set[str]:
     return {part.store.ids[number] for number in part.index.tolist()}
 
 
-def fitted(data: Any, method: Any = Supervised, steps: int = 2, **options: Any) -> str:
+def fitted(data: Any, method: Any = Supervised, steps: int = 2, ckpt_path: str | None = None, **options: Any) -> str:
     model = method(num_classes=data.num_classes, input_shape=data.input_shape, **options)
     trainer = Trainer(max_steps=steps, limit_val_batches=0, enable_checkpointing=False, **QUIET)
-    trainer.fit(model, data)
+    trainer.fit(model, data, ckpt_path=ckpt_path)
     trainer.save_checkpoint("run.ckpt")
     return "run.ckpt"
 
@@ -179,6 +179,9 @@ def test_another_seed_is_refused_and_the_default_takes_the_checkpoints_split():
         score(data_of(split_seed=5))
     with pytest.raises(SuperCMError, match="num_labeled=8"):
         score(data_of(num_labeled=8))
+    for options in ({"split_seed": 5}, {"num_labeled": 8}):
+        with pytest.raises(SuperCMError, match=f"{next(iter(options))}="):
+            fitted(data_of(**options), steps=3, ckpt_path="run.ckpt")
 
 
 def test_digits_take_the_split_of_the_checkpoint():
@@ -251,10 +254,11 @@ def test_state_of_a_sample_follows_it(method: Any):
 
 
 # ------------------------------------------------------------------------------------------------------- split files
-def test_a_split_file_means_files_not_numbers():
+@pytest.mark.parametrize("change", [rename, relabel])
+def test_a_split_file_means_files_not_numbers(change: Any):
     photographs()
     before = read(split_file="split.json")
-    rename(before)
+    change(before)
     Path("photographs", min(files(before, "unlabeled") - {"train/cat/00.png"})).unlink(missing_ok=True)
     add(before)
     with pytest.warns(UserWarning, match="split_file=split.json: the samples differ"):

@@ -115,7 +115,8 @@ def test_several_files_are_one_store_without_being_read() -> None:
     assert isinstance(plain, ArrayStore)
 
 
-def test_a_large_file_takes_memory_for_what_is_read_alone() -> None:
+@pytest.mark.parametrize("standardize", [None, "joint"])
+def test_a_large_file_takes_memory_for_what_is_read_alone(standardize: Any) -> None:
     with zipfile.ZipFile("a.npz", "w") as archive, archive.open("features.npy", "w", force_zip64=True) as member:
         shape = (1 << 16, 1024)
         np.lib.format.write_array_header_1_0(member, {"descr": "<f4", "fortran_order": False, "shape": shape})
@@ -123,7 +124,7 @@ def test_a_large_file_takes_memory_for_what_is_read_alone() -> None:
             member.write(bytes(1 << 22))
     np.savez("b.npz", features=np.ones((30, 1024), "f4"), labels=Y[:30])
     before = anonymous_memory()
-    data = FeatureDataModule("b.npz", unlabeled="a.npz")
+    data = FeatureDataModule("b.npz", unlabeled="a.npz", standardize=standardize)
     data.setup("fit")
     data.samples["unlabeled"].fetch(torch.arange(0, 1 << 16, 100), torch.device("cpu"))
     assert anonymous_memory() - before < 64 << 20

@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from supercm_lightning.data import SemiSupervisedDataModule
+from supercm_lightning.utils.options import SuperCMError
 
 IMAGES = torch.randint(0, 256, (40, 3, 6, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(40) % 4
@@ -175,6 +176,62 @@ class TestBadInput:
     def test_items_without_label(self):
         with pytest.raises(ValueError, match=r"must yield \(image, label\) pairs"):
             module(Items(lambda row: IMAGES[row]))
+
+    @pytest.mark.parametrize("kind", ["items", "targets", "tensors"])
+    @pytest.mark.parametrize("labels", [LABELS + 0.7, torch.eye(4)[LABELS], LABELS - 5], ids=["0.7", "one hot", "-5"])
+    def test_labels_that_are_no_whole_numbers(self, kind, labels):
+        data = {
+            "items": Items(lambda row: (IMAGES[row], labels[row])),
+            "targets": Items(lambda row: (IMAGES[row], row % 4), targets=labels),
+            "tensors": TensorDataset(IMAGES, labels),
+        }[kind]
+        with pytest.raises(SuperCMError, match="labels"):
+            module(data)
+
+    @pytest.mark.parametrize("label", ["abcd", [None] * 4], ids=["words", "none"])
+    def test_labels_that_are_no_numbers(self, label):
+        with pytest.raises(SuperCMError, match="its labels are no numbers"):
+            module(Items(lambda row: (IMAGES[row], label[row % 4])))
+
+    def test_listed_labels_that_items_contradict(self):
+        with pytest.raises(SuperCMError, match="lists the label 0 for its first item, which has 1"):
+            module(Items(lambda row: (IMAGES[row], (row + 1) % 4), targets=LABELS.tolist()))
+
+    def test_fewer_items_than_the_length_says(self):
+        with pytest.raises(SuperCMError, match="no sample 40, but its length is 50"):
+            module(Items(lambda row: (IMAGES[row], row % 4), 50))
+
+    @pytest.mark.parametrize("kind", ["dataset", "unlabeled"])
+    @pytest.mark.parametrize("length", [None, 40])
+    def test_samples_that_come_in_turn(self, kind, length):
+        class Stream(IterableDataset[Any]):
+            def __iter__(self):
+                return zip(IMAGES, LABELS, strict=True)
+
+        if length:
+            Stream.__len__ = lambda self: length  # type: ignore[attr-defined]
+        sets = {"dataset": TensorDataset(IMAGES, LABELS)} | {kind: Stream()}
+        with pytest.raises(SuperCMError, match=f"{kind}: Stream gives its samples in turn"):
+            module(**sets)
+
+    @pytest.mark.parametrize("kind", ["unlabeled", "val", "test"])
+    def test_one_data_set_for_training_and_another_split(self, kind):
+        data = TensorDataset(IMAGES, LABELS)
+        with pytest.raises(SuperCMError, match=f"{kind}: is the data set of dataset itself"):
+            module(data, **{kind: data})
+
+    @pytest.mark.parametrize("kind", [Items, TensorDataset])
+    def test_an_image_that_is_not_a_number(self, kind, gather):
+        floats = torch.rand(40, 3, 6, 5)
+        floats[17, 0, 0, 0] = torch.nan
+        data = TensorDataset(floats, LABELS) if kind is TensorDataset else Items(lambda row: (floats[row], row % 4))
+        with pytest.raises(SuperCMError, match="sample 17 has a value that is NaN"):
+            gather(module(data), "labeled")
+
+    @pytest.mark.parametrize("array", [np.array([[["a"]]]), np.array([[[{}]]], dtype=object)], ids=["words", "objects"])
+    def test_arrays_that_are_no_numbers(self, array):
+        with pytest.raises(SuperCMError, match="sample 0 is no image of Pillow and no array of numbers"):
+            module(Items(lambda row: (array, row % 4)))
 
     def test_one_hot_labels(self):
         with pytest.raises(ValueError, match="labels of shape"):

@@ -232,7 +232,11 @@ def test_optimizers_are_found_by_name(name: str, options: Any, expected: dict[st
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
-    [("adamm", None, "optimizer='adamm'.*adam"), ("sgd", {"beta": 1}, "optimizer_options=.*beta")],
+    [
+        ("adamm", None, "optimizer='adamm'.*adam"),
+        ("sgd", {"beta": 1}, "optimizer_options=.*beta"),
+        ("sgd", {"momentum": 1.5}, "momentum=1.5"),
+    ],
 )
 def test_unknown_optimizers_and_options_are_named(name: str, options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):

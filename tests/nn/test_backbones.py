@@ -7,6 +7,7 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
 from supercm_lightning.nn import SmallCNN, WideResNet, build_backbone, evaluating
+from supercm_lightning.utils.options import SuperCMError
 
 
 def parameters(module: nn.Module) -> int:
@@ -98,6 +99,12 @@ def test_wide_resnet_is_initialised_by_fan_out() -> None:
 def test_wide_resnet_refuses_an_impossible_depth(depth: int) -> None:
     with pytest.raises(ValueError, match=f"depth={depth}"):
         WideResNet(depth=depth)
+
+
+@pytest.mark.parametrize("name", ["small_cnn", "resnet10t"])
+def test_options_that_a_backbone_does_not_have_are_named(name: str) -> None:
+    with pytest.raises(SuperCMError, match=rf"backbone_options={{'foo': 1}}: {name} refuses them"):
+        build_backbone(name, (3, 32, 32), foo=1)
 
 
 @pytest.mark.parametrize(

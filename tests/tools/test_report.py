@@ -171,6 +171,16 @@ def test_damaged_and_odd_files_of_a_run_leave_a_page(folder: Path, name: str, co
     assert "Configuration" in Path("copy/report.html").read_text()
 
 
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"data_options": {}, "samples": {}}'])
+def test_a_damaged_summary_is_named(content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("run").mkdir()
+    Path("run/summary.json").write_text(content)
+    with pytest.raises(SystemExit, match="2"):
+        main(["report", "run"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "run/summary.json is no summary of a run" in line
+
+
 def test_no_file_that_a_link_leads_to_is_on_the_page(folder: Path) -> None:
     Path("copy").mkdir()
     shutil.copy(folder / "summary.json", "copy")

@@ -13,7 +13,13 @@ from torch.utils.data import DataLoader
 
 import supercm_lightning
 from supercm_lightning.utils import lightning_private
-from supercm_lightning.utils.lightning_private import before_batch_transfer, is_compiled, trainer_of, without_iterator
+from supercm_lightning.utils.lightning_private import (
+    before_batch_transfer,
+    datamodule_of_call,
+    is_compiled,
+    trainer_of,
+    without_iterator,
+)
 
 
 class Doubling(LightningDataModule):
@@ -84,6 +90,18 @@ def test_trainer_of_a_module_is_one_or_none():
     assert trainer_of(module) is None
     module.trainer = trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     assert trainer_of(module) is trainer
+
+
+def test_datamodule_of_call_is_not_that_of_an_earlier_one():
+    data, module = Doubling(), Probe()
+    data.test_dataloader = lambda: DataLoader(torch.ones(1, 2))
+    module.test_step = lambda batch, batch_idx: None
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    assert datamodule_of_call(trainer) is None
+    trainer.test(module, datamodule=data)
+    assert datamodule_of_call(trainer) is data
+    trainer.test(module, dataloaders=DataLoader(torch.ones(1, 2)))
+    assert (datamodule_of_call(trainer), trainer.datamodule) == (None, data)
 
 
 def test_the_command_line_takes_options_of_checkpoints_in_one_place():

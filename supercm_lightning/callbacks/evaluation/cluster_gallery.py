@@ -18,6 +18,7 @@ from supercm_lightning.data import ViewDataModule
 from supercm_lightning.metrics import ClusteringAccuracy
 from supercm_lightning.nn import evaluating
 from supercm_lightning.utils.files import write_atomically
+from supercm_lightning.utils.lightning_private import datamodule_of_call
 from supercm_lightning.utils.options import check_range
 from supercm_lightning.utils.text import printable
 from supercm_lightning.utils.trainer import datamodule_of, is_dry_run
@@ -106,7 +107,7 @@ class ClusterGallery(Callback):
 
     # ---------------------------------------------------------------------------------------------------- drawing
     def _draw(self, trainer: Trainer, pl_module: LightningModule, split: str, name: str) -> None:
-        table, data = self._table.gather(), datamodule_of(trainer)
+        table, data = self._table.gather(), datamodule_of_call(trainer)
         if not table or not isinstance(data, ViewDataModule) or is_dry_run(trainer):
             return
         if not sample_images(data, split, table["index"][:1], _SIZE, self.root):

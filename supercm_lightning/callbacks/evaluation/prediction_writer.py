@@ -15,9 +15,10 @@ from supercm_lightning.callbacks.evaluation.cluster_names import name_clusters
 from supercm_lightning.callbacks.evaluation.sample_table import SampleTable
 from supercm_lightning.contracts import ClassModel, ViewConsumer, ViewData
 from supercm_lightning.utils.files import write_atomically
+from supercm_lightning.utils.lightning_private import datamodule_of_call
 from supercm_lightning.utils.options import SuperCMError
 from supercm_lightning.utils.text import printable, table_cell
-from supercm_lightning.utils.trainer import datamodule_of, is_dry_run
+from supercm_lightning.utils.trainer import is_dry_run
 
 
 class PredictionWriter(Callback):
@@ -115,7 +116,7 @@ class PredictionWriter(Callback):
         tables = [table for table in tables if table]
         if not tables:
             return 0
-        data = datamodule_of(trainer)
+        data = datamodule_of_call(trainer)
         clusters = has_clusters(trainer.lightning_module)
         parts = [self._columns(table, split, data, clusters) for table in tables]
         columns = {name: [value for part in parts for value in part[name]] for name in parts[0]}

@@ -21,6 +21,7 @@ from supercm_lightning.callbacks.evaluation.prediction_collapse import Predictio
 from supercm_lightning.callbacks.runs.run_text import checkpoint_card
 from supercm_lightning.contracts import ViewData
 from supercm_lightning.utils.files import write_atomically
+from supercm_lightning.utils.lightning_private import datamodule_of_call
 from supercm_lightning.utils.random import run_seed
 from supercm_lightning.utils.trainer import callbacks_of, datamodule_of, is_dry_run
 
@@ -186,7 +187,7 @@ def _collapse(trainer: Trainer) -> str | None:
 
 def accuracy_interval(trainer: Trainer, metrics: Mapping[str, float]) -> tuple[float, float] | None:
     """95 % interval of the `test/acc` that a trainer found; None for clusters, and an unknown number of samples."""
-    data = datamodule_of(trainer)
+    data = datamodule_of_call(trainer)
     count = len(data.samples.get("test", ())) if isinstance(data, ViewData) else 0
     shortened = isinstance(trainer.limit_test_batches, int) or trainer.limit_test_batches != 1
     if "test/acc" not in metrics or "test/nmi" in metrics or not count or shortened:

@@ -221,12 +221,22 @@ def _load(option: str, path: Path, labels: Labels) -> dict[str, Any]:
         tensors: dict[str, Any] = {name: torch.as_tensor(content[name]) for name in arrays & content.keys()}
     except (TypeError, ValueError, RuntimeError) as error:
         raise SuperCMError(f"{option}={path}: features and labels must be arrays of numbers ({error}).") from error
-    if odd := [name for name, one in tensors.items() if one.is_quantized or one.is_meta]:
-        raise SuperCMError(f"{option}={path}: {odd[0]} must be an array of plain numbers, of a type that NumPy has.")
+    if odd := [
+        name
+        for name, one in tensors.items()
+        if one.is_quantized or one.is_meta or one.is_complex() or one.layout != torch.strided
+    ]:
+        raise SuperCMError(
+            f"{option}={path}: {odd[0]} must be a dense array of real numbers, of a type that NumPy has."
+        )
     for name in {"classes", "files"} & content.keys():
         if np.ndim(content[name]) != 1:
             raise SuperCMError(f"{option}={path}: {name} must be a list of names.")
         tensors[name] = [unicodedata.normalize("NFC", str(value)) for value in content[name]]
     if "classes" in tensors:
         tensors["classes"] = tuple(tensors["classes"])
+        if len({*tensors["classes"]}) < len(tensors["classes"]):
+            raise SuperCMError(
+                f"{option}={path}: two classes have one name ({', '.join(sorted(tensors['classes'])[:9])})."
+            )
     return tensors | {"origin": {name: str(content[name]) for name in _NETWORK if name in content}}

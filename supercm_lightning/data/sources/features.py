@@ -10,6 +10,7 @@ from torch import Tensor
 from supercm_lightning.data.sources.base import Defaults, Source
 from supercm_lightning.data.sources.feature_store import FeatureStore, Labels, located, read_features
 from supercm_lightning.data.sources.stores import Store, join
+from supercm_lightning.data.sources.worker_stores import classes_of
 from supercm_lightning.utils.options import SuperCMError
 
 
@@ -34,16 +35,20 @@ class FeatureSource(Source):
         self.labels, self.options = labels or {}, options or {}
         self.splits = {split: [located(given, root) for given in parts] for split, parts in splits.items()}
         train = self.options.get("train", "train")
-        if any(part in self.splits["train"] for part in self.splits.get("unlabeled", ())):
-            (same,) = self.splits["unlabeled"]
-            raise SuperCMError(f"{train} and {self.options.get('unlabeled', 'unlabeled')} are the same, {same}.")
-        files = [part for part in self.splits["train"] if isinstance(part, Path)]
-        if len({file.resolve() for file in files}) < len(files):
+        places = {
+            split: [p.resolve() if isinstance(p, Path) else p for p in parts] for split, parts in self.splits.items()
+        }
+        for split in {*self.splits} - {"train"}:
+            for part, place in zip(self.splits[split], places[split], strict=True):
+                if place in places["train"]:
+                    raise SuperCMError(f"{train} and {self.options.get(split, split)} are the same, {part}.")
+        files = [place for place in places["train"] if isinstance(place, Path)]
+        if len({*files}) < len(files):
             raise SuperCMError(f"{train}: a file is named twice; its samples would be trained on and held out.")
         first, self.class_names = self._open("train", self.splits["train"][0])
         self.sample_shape, self.origin = tuple(first.data.shape[1:]), first.origin
         known = [first.labels, *(self._like_first("train", part).labels for part in self.splits["train"][1:])]
-        self.num_classes = len(self.class_names or ()) or int(torch.cat(known).max()) + 1 or None
+        self.num_classes = len(self.class_names or ()) or classes_of(torch.cat(known), train)
         self.defaults = defaults or Defaults()
 
     def _open(self, split: str, part: Any) -> tuple[FeatureStore, tuple[str, ...] | None]:

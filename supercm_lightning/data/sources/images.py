@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
+from PIL.ImageFile import ImageFile
 from rich.progress import track
 from torch import Tensor
 
@@ -130,6 +131,8 @@ def pixels_of(
     It is brought to a square of `image_size`, where given: `keep_aspect` resizes the shorter side and cuts out the
     center, instead of resizing both sides. Else a shorter side above `at_most` is brought to this length, bicubic.
     """
+    tiles = [str(tile[-1]) for tile in image.tile] if isinstance(image, ImageFile) else []  # none once pixels are read
+    is_deep = any(kind in tile for tile in tiles for kind in ("B;16", "A;16"))
     turn = _TURNS.get(_orientation(image))
     if (side := image_size or (at_most and 2 * at_most)) is not None:
         # JPEG can be decoded at a fraction of its size, which large photographs gain from.
@@ -141,7 +144,13 @@ def pixels_of(
         image = Image.fromarray((values * 255).round().astype(np.uint8))
     if image.mode.startswith("I"):
         # Pillow cuts 16-bit values off at 255 when it converts them.
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+        values = np.asarray(image)
+        is_deep, largest = False, int(values.max(initial=0)) >> 8
+        if not (values.min(initial=0) >= 0 and (16 <= largest < 256 or not values.any())):
+            raise ValueError(f"values up to {int(values.max())} have no known scale; convert it to 8 bits")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    if is_deep and 0 < np.asarray(image).max(initial=0) < 16:
+        raise ValueError("16 bits of which 12 are used have no known scale; convert it to 8 bits")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         opaque = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", opaque.size, (255, 255, 255, 255)), opaque)

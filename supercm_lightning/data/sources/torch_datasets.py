@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence, Sized
 from typing import Any, cast
 
 import torch
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from supercm_lightning.data.sources.base import Source
 from supercm_lightning.data.sources.names import normalized
 from supercm_lightning.data.sources.stores import ArrayStore, Store, join
-from supercm_lightning.data.sources.worker_stores import DatasetStore, listed_labels
+from supercm_lightning.data.sources.worker_stores import DatasetStore, classes_of, listed_labels, whole_numbers
 from supercm_lightning.utils.options import SuperCMError
 
 
@@ -32,6 +32,13 @@ class TorchSource(Source):
         image_size: int | None = None,
     ) -> None:
         self.name, self.input_size = type(train[0]).__name__, image_size
+        for split, dataset in {option: train[0], **others}.items():
+            if isinstance(dataset, IterableDataset) or not (dataset is None or isinstance(dataset, Sized)):
+                raise SuperCMError(
+                    f"{split}: {type(dataset).__name__} gives its samples in turn; give it len() and []."
+                )
+            if split != option and any(dataset is one for one in train):
+                raise SuperCMError(f"{split}: is the data set of {option} itself; leave it out, or give other samples.")
         self.in_memory, self.without_labels = in_memory, without_labels
         self.splits = {"train": list(train)}
         self.splits |= {split: [dataset] for split, dataset in others.items() if dataset is not None}
@@ -54,8 +61,9 @@ class TorchSource(Source):
                 ours, theirs = (", ".join(names[:5]) for names in (other, expected))
                 raise SuperCMError(f"{split}: its classes are {ours}, those of {option} {theirs}. Number both alike.")
         self._train = None if num_classes or self.class_names else self._stores("train")
-        largest = max((int(store.labels.max()) for store in self._train or ()), default=-1)
-        self.num_classes = num_classes or len(self.class_names or ()) or (largest + 1) or None
+        self.num_classes = num_classes or len(self.class_names or ()) or None
+        if self._train is not None:
+            self.num_classes = classes_of(torch.cat([store.labels for store in self._train]), option)
 
     def _stores(self, split: str) -> list[Store]:
         stores: list[Store] = []
@@ -64,7 +72,11 @@ class TorchSource(Source):
             labels = torch.full((len(cast(Sized, dataset)),), -1) if hidden else None
             if isinstance(dataset, TensorDataset):
                 data, *known = dataset.tensors
-                stores.append(ArrayStore(data, known[0].long() if labels is None else labels))
+                if data.is_floating_point() and not (finite := data.flatten(1).isfinite().all(1)).all():
+                    raise SuperCMError(
+                        f"{split}: sample {int(finite.int().argmin())} has a value that is NaN or infinite."
+                    )
+                stores.append(ArrayStore(data, whole_numbers(known[0], split) if labels is None else labels))
             else:
                 stores.append(DatasetStore(dataset, labels, self.sample_shape))
         return stores

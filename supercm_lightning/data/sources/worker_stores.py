@@ -167,18 +167,35 @@ class DatasetStore(WorkerStore):
         found = labels if labels is not None else listed_labels(dataset)
         if found is None:
             numbers = images.progress(range(count), f"Reading {count:,} labels", count)
-            found = [_label(dataset[number]) for number in numbers]
+            found = [_label(self._item(number)) for number in numbers]
         self.labels = whole_numbers(found, name)
+        own = _parts(self._item(0))[1:2] if labels is None else []
+        if own and isinstance(own[0], int | Tensor) and not torch.equal(whole_numbers(own, name), self.labels[:1]):
+            raise SuperCMError(f"{name}: lists the label {self.labels[0]} for its first item, which has {own[0]}.")
         if len(self.labels) != count:
             raise SuperCMError(f"{name}: {len(self.labels)} labels for {count} items.")
 
     def __getitem__(self, number: int) -> Tensor:
         """One sample as a tensor."""
-        item = self.dataset[number]
-        image = item[0] if isinstance(item, (tuple, list)) else item
+        name, image = type(self.dataset).__name__, _parts(self._item(number))[0]
         if isinstance(image, Image.Image):
             return images.pixels_of(image, images.channels_of(image), None)
-        return torch.as_tensor(image)
+        try:
+            image = torch.as_tensor(image)
+        except (TypeError, ValueError) as error:
+            raise SuperCMError(
+                f"{name}: sample {number} is no image of Pillow and no array of numbers ({error})."
+            ) from error
+        if image.is_floating_point() and not image.isfinite().all():
+            raise SuperCMError(f"{name}: sample {number} has a value that is NaN or infinite.")
+        return image
+
+    def _item(self, number: int) -> Any:
+        try:
+            return self.dataset[number]
+        except IndexError as error:
+            length = f"its length is {len(cast(Sized, self.dataset))}"
+            raise SuperCMError(f"{type(self.dataset).__name__}: no sample {number}, but {length} ({error}).") from error
 
     def content(self) -> int:
         """A number for the data set: its type and length, and three of its items unless they are random."""
@@ -191,6 +208,10 @@ class DatasetStore(WorkerStore):
         return content_number(torch.tensor(fixed), type(self.dataset).__name__, count)
 
 
+def _parts(item: Any) -> list[Any]:
+    return list(item) if isinstance(item, tuple | list) else [item]
+
+
 def listed_labels(dataset: Dataset[Any]) -> Any:
     """Labels that a data set lists as `targets` or `labels`, if they are those that its items carry; else None."""
     if getattr(dataset, "target_transform", None) is not None:
@@ -201,9 +222,19 @@ def listed_labels(dataset: Dataset[Any]) -> Any:
 
 
 def _label(item: Any) -> Any:
-    if not isinstance(item, (tuple, list)) or len(item) < 2:
+    if len(_parts(item)) < 2:
         raise SuperCMError("A labeled data set must yield (image, label) pairs.")
     return item[1]
+
+
+def classes_of(labels: Tensor, name: str) -> int | None:
+    """Number of classes of a training set by its labels (N,); None where all are unknown."""
+    count = int(labels.max()) + 1
+    if count > len(labels):
+        raise SuperCMError(
+            f"{name}: labels up to {count - 1:,} for {len(labels):,} samples. Number the classes from 0 on."
+        )
+    return count or None
 
 
 def whole_numbers(labels: Any, name: str) -> Tensor:

@@ -44,15 +44,19 @@ def report(run: Path, output: Path | None = None) -> Path:
         folders = ", ".join(str(file.parent) for file in found[:5])
         raise SuperCMError(f"run={run}: holds {len(found)} runs, {folders} …; give the folder of one.")
     folder = found[0].parent
-    summary = json.loads(found[0].read_text())
-    domains = _domains(summary["data_options"])
+    try:
+        summary = json.loads(found[0].read_text(encoding="utf-8"))
+        domains = _domains(summary["data_options"])
+        facts = _facts(folder, summary, domains)
+    except (KeyError, TypeError, ValueError) as error:
+        raise SuperCMError(f"run={run}: {found[0]} is no summary of a run ({error!r}); run it again.") from error
     config = folder / "config.yaml"
     predictions = _predictions(folder / "test_predictions.csv", clusters="test/nmi" in summary["metrics"])
     page = _TEMPLATES.get_template("report.html").render(
         title=run_title(summary["model"], summary["data"], summary["data_options"]),
         summary=summary,
         domains=domains,
-        facts=({"test accuracy": predictions["accuracy"]} if predictions else {}) | _facts(folder, summary, domains),
+        facts=({"test accuracy": predictions["accuracy"]} if predictions else {}) | facts,
         metrics={name: f"{summary['metrics'][name]:.4f}" for name in sorted(summary["metrics"], key=_stage)},
         curves=_curves(folder / "metrics.csv"),
         predictions=predictions,
