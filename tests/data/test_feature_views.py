@@ -66,11 +66,18 @@ def test_methods_that_need_views_say_how_to_get_them(trainer: Any) -> None:
     trainer().fit(model, datamodule=noisy)
 
 
-def test_noise_is_added() -> None:
-    stream = torch.Generator().manual_seed(0)
-    assert float(FeatureView(noise=2.0)(torch.ones(2000, 4), stream).std()) == pytest.approx(2, rel=0.05)
-    with pytest.raises(ValueError, match="strong_noise"):
-        feature_views((0, 0), strong_noise=-1.0)
+def test_what_is_random_on_top() -> None:
+    x, stream = torch.ones(2000, 4), torch.Generator().manual_seed(0)
+    dropped = FeatureView(dropout=0.25)(x, stream)
+    assert dropped.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert float(dropped.mean()) == pytest.approx(1, abs=0.05)
+    mixed = FeatureView(mixup=0.3)(torch.arange(2000.0).view(-1, 1) % 2, stream)
+    assert set(mixed.round().flatten().tolist()) == {0, 1}
+    assert float((mixed - mixed.round()).abs().max()) == pytest.approx(0.3, abs=0.01)
+    assert float(FeatureView(noise=2.0)(x, stream).std()) == pytest.approx(2, rel=0.05)
+    for wrong in ({"strong_dropout": 1.0}, {"strong_mixup": 0.6}, {"strong_noise": -1.0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            feature_views((0, 0), **wrong)
 
 
 def test_views_of_another_number_or_shape_are_refused() -> None:

@@ -59,6 +59,8 @@ class FeatureDataModule(ViewDataModule):
             labeled and unlabeled (`joint`), or of the training samples of each domain by itself (`domain`).
         noise: Standard deviation of the noise in the weak view, the clean vector or a stored weak one.
         strong_noise: Noise in the strong view, a stored strong one, or where there are none the weak one.
+        strong_dropout: Probability that a feature of the strong view is set to zero.
+        strong_mixup: Largest weight of another sample in the strong view, at most 0.5.
         images: Folder of images in place of files; their features are written into a folder below `root`, once.
             `source` and `target` are then names of domains.
         backbone: For `images`, the network.
@@ -99,6 +101,8 @@ class FeatureDataModule(ViewDataModule):
         standardize: Literal["joint", "domain"] | None = None,
         noise: float = 0.0,
         strong_noise: float = 0.0,
+        strong_dropout: float = 0.0,
+        strong_mixup: float = 0.0,
         predict_on: str = "test",
         oracle_labels: bool = False,
         images: str | Path | None = None,
@@ -109,7 +113,7 @@ class FeatureDataModule(ViewDataModule):
         predict_on = str(new) if isinstance(new, Path) and new.exists() and predict_on not in SIDES else predict_on
         super().__init__(eval_batch_size, steps_per_epoch, predict_on, 0)
         self.labeled_batch_size, self.unlabeled_batch_size = labeled_batch_size, unlabeled_batch_size
-        feature_views((0, 0), noise, strong_noise)  # checks them
+        feature_views((0, 0), noise, strong_noise, strong_dropout, strong_mixup)  # checks them
         check_choice(standardize=(standardize, ("joint", "domain", None)))
         if images is not None:
             domains = {"source": [source] if isinstance(source, str) else source, "target": target}
@@ -184,4 +188,5 @@ class FeatureDataModule(ViewDataModule):
     def configure_augmentations(self) -> dict[str, Any]:
         """The weak and, where there is one, the strong view: a stored one, and what is random on top."""
         assert isinstance(self.source, FeatureSource)
-        return dict(feature_views(self.source.views, self.hparams.noise, self.hparams.strong_noise))
+        given = [self.hparams[name] for name in ("noise", "strong_noise", "strong_dropout", "strong_mixup")]
+        return dict(feature_views(self.source.views, *given))

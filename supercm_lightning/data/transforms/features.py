@@ -1,4 +1,4 @@
-"""Views of frozen features: one of those stored with a sample, with noise on top."""
+"""Views of frozen features: one of those stored with a sample, with noise, dropout and mixing on top."""
 
 from dataclasses import dataclass
 
@@ -25,17 +25,21 @@ class CleanFeatures(Normalization):
 
 @dataclass(frozen=True)
 class FeatureView:
-    """One of some stored vectors of each sample, with noise.
+    """One of some stored vectors of each sample, changed at random.
 
     Attributes:
         first: Number of the first of these vectors; 0 is the clean one.
         count: Their number.
         noise: Standard deviation of the noise that is added.
+        dropout: Probability in [0, 0.99] that a feature is set to zero; the others grow by 1 / (1 - dropout).
+        mixup: Largest weight in [0, 0.5] of another sample of the batch.
     """
 
     first: int = 0
     count: int = 1
     noise: float = 0.0
+    dropout: float = 0.0
+    mixup: float = 0.0
 
     def __call__(self, samples: Tensor, stream: torch.Generator) -> Tensor:
         """Makes the view (n, d) of samples (n, d), or (n, 1 + v + s, d) with stored views."""
@@ -44,21 +48,35 @@ class FeatureView:
             chosen = torch.randint(self.count, (n,), generator=stream, device=device)
             samples = samples[torch.arange(n, device=device), self.first + chosen]
         samples = samples.float()
+        if self.mixup:
+            weight = self.mixup * torch.rand(n, 1, generator=stream, device=device)
+            samples = samples.lerp(samples[torch.randperm(n, generator=stream, device=device)], weight)
+        if self.dropout:
+            kept = torch.rand(samples.shape, generator=stream, device=device) >= self.dropout
+            samples = samples * kept / (1 - self.dropout)
         if self.noise:
             samples = samples + self.noise * torch.randn(samples.shape, generator=stream, device=device)
         return samples
 
 
-def feature_views(stored: tuple[int, int], noise: float = 0.0, strong_noise: float = 0.0) -> dict[str, FeatureView]:
+def feature_views(
+    stored: tuple[int, int],
+    noise: float = 0.0,
+    strong_noise: float = 0.0,
+    strong_dropout: float = 0.0,
+    strong_mixup: float = 0.0,
+) -> dict[str, FeatureView]:
     """The named views of frozen features: `weak` and, where there is something that makes one, `strong`.
 
     `stored` has the numbers of weak and of strong views that are stored with each sample. The weak view is the clean
     vector or a stored weak one; the strong view a stored strong one, or without such the weak one.
     """
     check_range(0, noise=noise, strong_noise=strong_noise)
+    check_range(0, 0.99, strong_dropout=strong_dropout)
+    check_range(0, 0.5, strong_mixup=strong_mixup)
     weak, strong = stored
     views = {"weak": FeatureView(0, 1 + weak, noise)}
-    if strong or strong_noise:
+    if strong or strong_noise or strong_dropout or strong_mixup:
         first, count = (1 + weak, strong) if strong else (0, 1 + weak)
-        views["strong"] = FeatureView(first, count, strong_noise)
+        views["strong"] = FeatureView(first, count, strong_noise, strong_dropout, strong_mixup)
     return views
