@@ -63,8 +63,8 @@ def gray() -> torch.Tensor:
 
 
 def test_the_sheet_has_the_surest_the_most_doubtful_and_the_mistaken(sheets: list[Any]) -> None:
-    samples = TensorDataset(gray(), torch.tensor(LABELS))
-    data = SemiSupervisedDataModule(samples, unlabeled=gray(), test=samples)
+    samples, test = (TensorDataset(gray(), torch.tensor(LABELS)) for _ in range(2))
+    data = SemiSupervisedDataModule(samples, unlabeled=gray(), test=test)
     data.class_names = ("cat", "dog")
     model = ByHand(num_classes=2, input_shape=(1, 8, 8))
     trainer_of(ClusterGallery(columns=2)).test(model, data, verbose=False)
