@@ -20,8 +20,6 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from supercm_lightning.data.sources.npz import Blocks, save_npz
-
 RUNS = {
     name: (name.partition("+")[0], *(f"--trainer.callbacks+={callback}" for callback in name.split("+")[1:]))
     for name in (
@@ -75,12 +73,12 @@ def endure_features(count: int, steps: int, folder: Path) -> list[tuple[float, i
     """Trains two domains of so many features of 16 numbers, which are written first."""
     folder = folder / f"features_{count}"
     files = {f"source_{number}": count // 20 for number in range(10)} | {"target": count // 2}
+    folder.mkdir(parents=True, exist_ok=True)
     for number, (name, size) in enumerate(files.items()):
         if not (folder / f"{name}.npz").exists():
             stream = np.random.default_rng(number)
             blocks = (stream.normal(size=(min(100_000, size - at), 16)).astype("f2") for at in range(0, size, 100_000))
-            features = Blocks((size, 16), "float16", blocks)
-            save_npz(folder / f"{name}.npz", {"features": features}, {"labels": np.arange(size) % 10})
+            np.savez(folder / f"{name}.npz", features=np.concatenate([*blocks]), labels=np.arange(size) % 10)
     sources, target = list(files)[:10], list(files)[10]
     data = ["--data", "FeatureDataModule", "--data.root", str(folder), "--data.source", json.dumps(sources)]
     sizes = ["--data.num_val", "1000", "--data.steps_per_epoch", str(STEPS), "--trainer.limit_test_batches", "0"]

@@ -73,4 +73,4 @@ def eager_options(kind: type[Method]) -> dict[str, Any]:
 
 def weight_options(model: Method) -> list[str]:
     """Names of the options that weigh a method's unlabeled terms."""
-    return [name for name in model.hparams if name == "beta" or name.endswith("_weight")]
+    return [name for name in model.hparams if name == "beta" or (name.endswith("_weight") and name != "class_weight")]

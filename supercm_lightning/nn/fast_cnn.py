@@ -16,8 +16,8 @@ class FastCNN(nn.Module):
 
     757,000 parameters and 38 million multiply-adds for an image of 32x32 in the default widths, a fifteenth of those of
     ResNet-18. After Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", arXiv 2404.00498, narrower. The
-    whitening is made of cosines over channels and pixels in place of the principal components of the training images,
-    from which it differs little, so that the network depends on no data. Convolutions start as identities, as there.
+    whitening is made of cosines over channels and pixels, which differ little from the principal components of the
+    training images used there, so that the network depends on no data. Convolutions start as identities, as there.
 
     Args:
         in_channels: Channels of the images, of any size from 9x9.
