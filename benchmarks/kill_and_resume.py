@@ -76,7 +76,10 @@ def run_and_kill(arguments: list[str], folder: Path, step: int, delay: float = 0
 def last_step(folder: Path) -> int:
     """The last step that a run's table holds, -1 for none."""
     for table in folder.glob("lightning_logs/*/metrics.csv"):
-        lines = table.read_text().splitlines()
+        try:
+            lines = table.read_text().splitlines()
+        except FileNotFoundError:  # a run that starts over has just deleted it
+            continue
         if len(lines) > 1 and (step := lines[-1].split(",")[lines[0].split(",").index("step") :][:1]) and step[0]:
             return int(step[0])
     return -1
