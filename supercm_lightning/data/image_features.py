@@ -87,8 +87,8 @@ def extract_features(
         accelerator: As in Lightning's Trainer: `auto`, `cpu`, `gpu`, …
         devices: How many devices, or which; with `cpu` the number of processes.
         num_nodes: Number of machines.
-        precision: As in Lightning's Trainer. `bf16-mixed` is more than twice as fast on processors that multiply
-            bfloat16; features differ by less than a hundredth.
+        precision: As in Lightning's Trainer. `bf16-mixed` is faster on processors that multiply bfloat16; features
+            differ slightly, so that all files of a training need the same.
         trainer: From Python, one of `feature_trainer` in place of these four.
 
     Returns:

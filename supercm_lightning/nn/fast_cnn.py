@@ -1,4 +1,4 @@
-"""A small convolutional network that learns images of 32x32 in a few minutes of one CPU core."""
+"""A small convolutional network for images of 32x32, quick to train on a CPU."""
 
 import math
 from itertools import pairwise

@@ -1,5 +1,6 @@
 """Every run has a folder of its own, whoever starts at the same time, and half-written runs are passed over."""
 
+import csv
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import pytest
 import yaml
 
 from supercm_lightning.callbacks.runs import run_folder
+from supercm_lightning.callbacks.runs.metrics_table import MetricsTable, drop_rows
 from supercm_lightning.callbacks.runs.run_folder import local_folder, new_run, resumed_run
 from supercm_lightning.cli import main, run
 from supercm_lightning.utils.options import SuperCMError
@@ -116,6 +118,22 @@ def test_a_file_system_without_locks_is_named(monkeypatch: pytest.MonkeyPatch) -
         folder = new_run(Path())
     folder.close(failed=False)
     assert folder.version == "version_0"
+
+
+def test_a_run_resumed_in_its_test_has_one_test_in_its_table() -> None:
+    # After its last step a resumed run logs its test at the step before, which is not repeated.
+    table = MetricsTable(Path("lightning_logs/version_0").absolute())
+    table.file.parent.mkdir(parents=True)
+    for step, values in (
+        (79, {"train/ce": 0.5}),
+        (79, {"val/acc": 0.8}),
+        (79, {"test/acc": 0.7}),
+        (80, {"val/acc": 1}),
+    ):
+        table.log_metrics(values, step)
+    drop_rows(table.file, 80)
+    kept = list(csv.DictReader(table.file.read_text().splitlines()))
+    assert [{name for name, value in row.items() if value} - {"step"} for row in kept] == [{"train/ce"}, {"val/acc"}]
 
 
 def test_two_that_fail_at_once_do_not_stumble_over_each_other() -> None:

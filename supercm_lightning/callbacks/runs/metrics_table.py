@@ -51,13 +51,21 @@ class MetricsTable(CSVLogger):
 
 
 def drop_rows(file: Path, start: int) -> None:
-    """Drops the rows of a table of `MetricsTable`, if there is one, from a step on; 0 deletes the file."""
+    """Drops what a resumed run logs again from a table of `MetricsTable`, if there is one; 0 deletes the file.
+
+    These are the steps from `start` on and its test, which Lightning may have logged at the step before.
+    """
     if not start:
         file.unlink(missing_ok=True)
     elif file.exists():
         columns, rows = _read(file)
-        # A row without its last column was cut off when the process was killed.
-        _write(file, columns, [row for row in rows if row[columns[-1]] is not None and int(row["step"] or 0) < start])
+        _write(file, columns, [row for row in rows if not _comes_again(row, columns[-1], start)])
+
+
+def _comes_again(row: dict[str, str], last: str, start: int) -> bool:
+    # A row without its last column was cut off when the process was killed.
+    is_test = any(value for name, value in row.items() if name.startswith("test/"))
+    return row[last] is None or is_test or int(row["step"] or 0) >= start
 
 
 def _read(file: Path) -> tuple[list[str], list[dict[str, str]]]:

@@ -1,6 +1,7 @@
 """Samples stay in the split that they had, whatever becomes of the data."""
 
 import filecmp
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -104,8 +105,8 @@ class KnownSamples(ViewPipeline):
         self._report(saved, present, self.samples)
         self.former_unlabeled = torch.from_numpy(saved["unlabeled"].find(present["unlabeled"]))
 
-    def _read_splits(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _read_splits(self) -> None: ...
 
     @property
     def _stage(self) -> TrainerFn | None:
